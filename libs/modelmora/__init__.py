@@ -1,0 +1,30 @@
+"""ModelMora's client library: `Client` and `AsyncClient`, the errors they raise, and the generated protos.
+
+Imported lazily (PEP 562), so that `import modelmora` costs nothing and needs no gRPC.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modelmora.aio import AsyncClient as AsyncClient
+    from modelmora.client import Client as Client
+    from modelmora.errors import ModelMoraError as ModelMoraError
+
+__version__ = "0.1.0"
+__all__ = ["AsyncClient", "Client", "ModelMoraError", "__version__"]
+
+_HOMES = {"Client": "modelmora.client", "AsyncClient": "modelmora.aio", "ModelMoraError": "modelmora.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'modelmora' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
