@@ -1,0 +1,165 @@
+"""The tests have teeth: each row of tests/mutants/*.toml puts one real bug into a copy of the tree, and the test it
+names must then fail. A failure counts only when the mutated file was imported and the test itself failed, in its call:
+neither a collection error nor a broken fixture kills a mutant.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKERS = 2
+RUN_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug: `find` (exactly once in `file`) becomes `replace`, and `test` must notice."""
+
+    name: str
+    why: str
+    file: str
+    find: str
+    replace: str
+    test: str
+
+
+def mutants() -> list[Mutant]:
+    """Every row of every file; unknown or missing keys are a TypeError."""
+    found: list[Mutant] = []
+    for path in sorted(Path(__file__).parent.glob("*.toml")):
+        found += [Mutant(**row) for row in tomllib.loads(path.read_text()).get("mutant", [])]
+    return found
+
+
+ALL = mutants()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one pytest run over the named test did."""
+
+    failures: int
+    errors: int
+    passed: int
+    skipped: int
+    imported: bool
+    output: str
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> SimpleQueue[Path]:
+    """One copy of the tree for each worker."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    names = [name for name in listing.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+    copies: SimpleQueue[Path] = SimpleQueue()
+    for _ in range(WORKERS):
+        root = tmp_path_factory.mktemp("tree")
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
+        copies.put(root)
+    return copies
+
+
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest, trees: SimpleQueue[Path]) -> Iterator[dict[str, Future[Outcome]]]:
+    """Runs the mutants that this session selected, two at a time, from the moment the first result is wanted."""
+    wanted = {
+        item.callspec.params["mutant"].name
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "mutant" in item.callspec.params
+    }
+    with ThreadPoolExecutor(WORKERS) as pool:
+        yield {mutant.name: pool.submit(_run_mutant, mutant, trees) for mutant in ALL if mutant.name in wanted}
+        pool.shutdown(cancel_futures=True)
+
+
+def test_mutants_have_names_of_their_own() -> None:
+    names = [mutant.name for mutant in ALL]
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.timeout(600)
+def test_the_named_tests_pass_without_a_mutant(trees: SimpleQueue[Path]) -> None:
+    root = trees.get()
+    try:
+        outcome = _run_tests(root, sorted({mutant.test for mutant in ALL}), None)
+    finally:
+        trees.put(root)
+    assert (outcome.failures, outcome.errors, outcome.skipped) == (0, 0, 0), outcome.output
+    assert outcome.passed > 0
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.name)
+def test_the_named_test_fails_with(mutant: Mutant, outcomes: dict[str, Future[Outcome]]) -> None:
+    outcome = outcomes[mutant.name].result()
+    assert outcome.imported, f"{mutant.file} was never imported from the copy:\n{outcome.output}"
+    assert outcome.failures, f"{mutant.test} does not notice: {mutant.why}\n{outcome.output}"
+
+
+def _run_mutant(mutant: Mutant, trees: SimpleQueue[Path]) -> Outcome:
+    root = trees.get()
+    target = root / mutant.file
+    try:
+        before = target.read_text()
+        count = before.count(mutant.find)
+        if count != 1:
+            raise AssertionError(f"{mutant.file} holds the text to find {count} times, not once: {mutant.find!r}")
+        marker = root / "imported"
+        marker.unlink(missing_ok=True)
+        # The last line tells that this very file was executed, in whichever process. A mutant that breaks the import
+        # itself never gets there.
+        witness = f'\n__import__("pathlib").Path({str(marker)!r}).touch()\n'
+        target.write_text(before.replace(mutant.find, mutant.replace) + witness)
+        try:
+            return _run_tests(root, [mutant.test], marker)
+        finally:
+            target.write_text(before)
+    finally:
+        trees.put(root)
+
+
+def _run_tests(root: Path, tests: list[str], marker: Path | None) -> Outcome:
+    report = root / "report.xml"
+    report.unlink(missing_ok=True)
+    places = [root / "libs", root / "services", root / "tests"]
+    environ = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, places)), PYTHONDONTWRITEBYTECODE="1")
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--timeout=60", f"--junitxml={report}", *tests]
+    if any("hypothesis" in (root / test.partition("::")[0]).read_text() for test in tests):
+        command[3:3] = ["-p", "mutants.settle"]
+    if marker:
+        command.insert(3, "-x")
+    try:
+        done = subprocess.run(
+            command, cwd=root, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=RUN_SECONDS if marker else 600, check=False,
+        )  # fmt: skip
+        output = done.stdout[-4000:] + done.stderr[-2000:]
+    except subprocess.TimeoutExpired as late:
+        output = f"still running after {late.timeout} s"
+    if not report.exists():
+        return Outcome(0, 1, 0, 0, marker is not None and marker.exists(), output)
+    suite = ElementTree.parse(report).getroot().find("testsuite")  # noqa: S314 - pytest wrote it a moment ago
+    assert suite is not None
+    failures, errors, skipped = (int(suite.get(key, "0")) for key in ("failures", "errors", "skipped"))
+    passed = int(suite.get("tests", "0")) - failures - errors - skipped
+    return Outcome(failures, errors, passed, skipped, marker is not None and marker.exists(), output)
