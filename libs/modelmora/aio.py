@@ -1,0 +1,491 @@
+"""The client for asyncio: `modelmora.client` with `await`."""
+
+# The generated stubs carry no types; what a method answers is declared here.
+# mypy: disable-error-code="no-untyped-call, no-any-return"
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from modelmora import errors, requests
+from modelmora.client import WATCH_SECONDS, Connection
+from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
+from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
+from modelmora.observability.v1 import observability_pb2, observability_pb2_grpc
+from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
+from modelmora.requests import Embeddings
+from modelmora.status import error_from_rpc
+
+if TYPE_CHECKING:
+    from modelmora.requests import FloatArray
+
+__all__ = ["AsyncClient"]
+
+T = TypeVar("T")
+
+
+class AsyncClient(Connection):
+    """`modelmora.Client` for asyncio: the same methods, awaited; lists and watches are asynchronous iterators.
+
+        async with modelmora.AsyncClient() as client:
+            vectors = await client.embed("sentence-transformers/all-MiniLM-L6-v2", ["one text", "another"])
+
+    Make and use it in one event loop. A cancelled call leaves the server's queue at once.
+    """
+
+    def _open(self) -> None:
+        if self._credentials is None:
+            self.channel = grpc.aio.insecure_channel(self.target, options=self._options)
+        else:
+            self.channel = grpc.aio.secure_channel(self.target, self._credentials, options=self._options)
+        self.registry = registry_pb2_grpc.RegistryServiceStub(self.channel)
+        """Raw stub: pass `metadata=client.metadata` and `timeout` yourself; it raises grpc.RpcError."""
+        self.lifecycle = lifecycle_pb2_grpc.LifecycleServiceStub(self.channel)
+        self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
+        self.observability = observability_pb2_grpc.ObservabilityServiceStub(self.channel)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection and every call on it. May be called twice."""
+        await self.channel.close()
+
+    # Inference.
+
+    async def embed(
+        self,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        normalize: bool | None = None,
+        truncate: bool | None = None,
+        dimensions: int | None = None,
+        priority: str | int | None = None,
+        precision: str | None = None,
+        timeout: float | None = None,
+    ) -> FloatArray:
+        """One vector for each text, in order: float32 [texts, dimensions]; [dimensions] when `texts` is a plain string.
+
+        Where numpy is not installed: a list of `array('f')`, or one. Any number of texts; more than 2048 go in several
+        calls, all to the same version. `normalize` (default true) scales to length 1; `truncate` (default true) cuts
+        texts over the model's limit, else TextTooLong; `dimensions` keeps the first n; `priority` is low, medium or
+        high; `precision="exact"` demands the engine's exact profile.
+        """
+        return (
+            await self.embed_detailed(
+                model,
+                texts,
+                normalize=normalize,
+                truncate=truncate,
+                dimensions=dimensions,
+                priority=priority,
+                precision=precision,
+                timeout=timeout,
+            )
+        ).vectors
+
+    async def embed_detailed(
+        self,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        normalize: bool | None = None,
+        truncate: bool | None = None,
+        dimensions: int | None = None,
+        priority: str | int | None = None,
+        precision: str | None = None,
+        timeout: float | None = None,
+    ) -> Embeddings:
+        """`embed` with tokens, timings, the version and engine profile that answered, and the energy estimate."""
+        deadline = self._deadline(timeout)
+        answers: list[inference_pb2.EmbedResponse] = []
+        single = isinstance(texts, str)
+        for request in requests.embed_requests(
+            model,
+            [texts] if isinstance(texts, str) else texts,
+            normalize=normalize,
+            truncate=truncate,
+            dimensions=dimensions,
+            priority=priority,
+            precision=precision,
+        ):
+            if answers:
+                request.model = answers[0].model_version  # an alias may move between two calls
+            answers.append(await self._until(deadline, self.inference.Embed, request))
+        return requests.embeddings_of(answers, single=single)
+
+    async def queue(self, model: str = "", *, timeout: float | None = None) -> list[inference_pb2.Queue]:
+        """What waits for each version, or for one."""
+        request = inference_pb2.GetQueueRequest(model=model)
+        return list((await self._call(self.inference.GetQueue, request, timeout)).queues)
+
+    # Registry: models.
+
+    async def create_model(
+        self,
+        model_id: str,
+        *,
+        task_type: str | int | None = None,
+        display_name: str = "",
+        description: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        validate_only: bool = False,
+        timeout: float | None = None,
+    ) -> registry_pb2.Model:
+        """Registers `org/repo` without any version. ModelExists."""
+        request = registry_pb2.CreateModelRequest(
+            model_id=model_id,
+            model=registry_pb2.Model(
+                display_name=display_name,
+                description=description,
+                task_type=requests.task_type_value(task_type),
+                labels=labels or {},
+            ),
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        return (await self._call(self.registry.CreateModel, request, timeout)).model
+
+    async def get_model(self, name: str, *, timeout: float | None = None) -> registry_pb2.Model:
+        """ModelNotFound."""
+        return (await self._call(self.registry.GetModel, registry_pb2.GetModelRequest(name=name), timeout)).model
+
+    async def list_models(
+        self, *, filter: str = "", order_by: str = "", page_size: int = 100, timeout: float | None = None
+    ) -> AsyncIterator[registry_pb2.Model]:
+        """All models, fetched page by page; `timeout` is that of one page."""
+        request = registry_pb2.ListModelsRequest(page_size=page_size, filter=filter, order_by=order_by)
+        async for page in self._pages(self.registry.ListModels, request, timeout):
+            for item in page.models:
+                yield item
+
+    async def update_model(
+        self,
+        name: str,
+        *,
+        task_type: str | int | None = None,
+        display_name: str | None = None,
+        description: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        etag: str = "",
+        timeout: float | None = None,
+    ) -> registry_pb2.Model:
+        """Changes what is given. Conflict when `etag` is stale."""
+        request = registry_pb2.UpdateModelRequest(model=registry_pb2.Model(name=name, labels=labels or {}), etag=etag)
+        changes = {"task_type": task_type, "display_name": display_name, "description": description, "labels": labels}
+        request.update_mask.paths.extend(field for field, value in changes.items() if value is not None)
+        request.model.task_type = requests.task_type_value(task_type)
+        request.model.display_name = display_name or ""
+        request.model.description = description or ""
+        # With an etag a repetition would meet its own first attempt as a conflict.
+        return (await self._call(self.registry.UpdateModel, request, timeout, idempotent=not etag)).model
+
+    async def delete_model(
+        self, name: str, *, force: bool = False, etag: str = "", timeout: float | None = None
+    ) -> None:
+        """Deletes a model; with `force` its versions too. VersionInUse while any of them is loaded."""
+        request = registry_pb2.DeleteModelRequest(name=name, etag=etag, force=force)
+        await self._call(self.registry.DeleteModel, request, timeout, idempotent=False)
+
+    async def set_alias(
+        self, name: str, alias: str, version: str, *, etag: str = "", timeout: float | None = None
+    ) -> registry_pb2.Model:
+        """Points an alias at a version; an empty `version` removes it."""
+        request = registry_pb2.SetAliasRequest(name=name, alias=alias, version=version, etag=etag)
+        return (await self._call(self.registry.SetAlias, request, timeout, idempotent=not etag)).model
+
+    async def resolve(self, reference: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:
+        """The immutable version that a reference means now. VersionNotReady."""
+        request = registry_pb2.ResolveModelRequest(reference=reference)
+        return (await self._call(self.registry.ResolveModel, request, timeout)).model_version
+
+    # Registry: versions.
+
+    async def create_version(
+        self,
+        model: str,
+        version: str,
+        *,
+        path: str | None = None,
+        hub: str | None = None,
+        revision: str | None = None,
+        empty: bool = False,
+        engine: str = "",
+        task_type: str | int | None = None,
+        engine_options: Mapping[str, Any] | None = None,
+        memory_bytes: int | None = None,
+        accelerator_memory_bytes: int | None = None,
+        cpu_threads: int | None = None,
+        expected_checksums: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        validate_only: bool = False,
+        timeout: float | None = None,
+    ) -> registry_pb2.ModelVersion:
+        """Registers a version of a model that exists; answers at once, in CREATING. See `wait_ready`. VersionExists."""
+        request = registry_pb2.CreateModelVersionRequest(
+            parent=model,
+            model_version=registry_pb2.ModelVersion(
+                version=version,
+                engine=engine,
+                task_type=requests.task_type_value(task_type),
+                source=requests.source_of(path=path, hub=hub, revision=revision, empty=empty),
+                engine_options=requests.options_of(engine_options),
+                resource_requirements=requests.requirements_of(memory_bytes, accelerator_memory_bytes, cpu_threads),
+            ),
+            expected_checksums=expected_checksums or {},
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        return (await self._call(self.registry.CreateModelVersion, request, timeout)).model_version
+
+    async def import_model(
+        self,
+        model_id: str = "",
+        version: str = "",
+        *,
+        path: str | None = None,
+        hub: str | None = None,
+        revision: str | None = None,
+        empty: bool = False,
+        engine: str = "",
+        task_type: str | int | None = None,
+        engine_options: Mapping[str, Any] | None = None,
+        memory_bytes: int | None = None,
+        accelerator_memory_bytes: int | None = None,
+        cpu_threads: int | None = None,
+        expected_checksums: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        validate_only: bool = False,
+        timeout: float | None = None,
+    ) -> registry_pb2.ModelVersion:
+        """Registers the model if it is new and a version from a folder of the server (`path`), the Hub (`hub`,
+        `revision`) or without files (`empty`). Answers at once, in CREATING; see `wait_ready` and `watch_version`.
+        """
+        request = registry_pb2.ImportModelRequest(
+            model_id=model_id,
+            version=version,
+            source=requests.source_of(path=path, hub=hub, revision=revision, empty=empty),
+            engine=engine,
+            task_type=requests.task_type_value(task_type),
+            engine_options=requests.options_of(engine_options),
+            resource_requirements=requests.requirements_of(memory_bytes, accelerator_memory_bytes, cpu_threads),
+            expected_checksums=expected_checksums or {},
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        return (await self._call(self.registry.ImportModel, request, timeout)).model_version
+
+    async def get_version(self, name: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:
+        """ModelNotFound, VersionNotFound."""
+        request = registry_pb2.GetModelVersionRequest(name=name)
+        return (await self._call(self.registry.GetModelVersion, request, timeout)).model_version
+
+    async def list_versions(
+        self, model: str, *, filter: str = "", order_by: str = "", page_size: int = 100, timeout: float | None = None
+    ) -> AsyncIterator[registry_pb2.ModelVersion]:
+        """All versions of a model, newest first, fetched page by page; `timeout` is that of one page."""
+        request = registry_pb2.ListModelVersionsRequest(
+            parent=model, page_size=page_size, filter=filter, order_by=order_by
+        )
+        async for page in self._pages(self.registry.ListModelVersions, request, timeout):
+            for item in page.model_versions:
+                yield item
+
+    def watch_version(
+        self, name: str, *, cursor: str = "", timeout: float | None = None
+    ) -> AsyncIterator[registry_pb2.WatchModelVersionResponse]:
+        """The version now and after every change, until it is READY, FAILED or deleted. Without `timeout` for ever."""
+        return self._watch(
+            self.registry.WatchModelVersion,
+            lambda cursor: registry_pb2.WatchModelVersionRequest(name=name, cursor=cursor),
+            cursor,
+            timeout,
+        )
+
+    async def wait_ready(
+        self,
+        name: str,
+        *,
+        on_change: Callable[[registry_pb2.ModelVersion], object] | None = None,
+        timeout: float | None = None,
+    ) -> registry_pb2.ModelVersion:
+        """Waits until a version is READY. Raises what made it fail, for example ChecksumMismatch. Without `timeout` it
+        waits as long as the import takes.
+        """
+        async for event in self.watch_version(name, timeout=timeout):
+            if event.deleted:
+                raise errors.VersionNotFound(f"{name} was deleted")
+            if on_change is not None:
+                on_change(event.model_version)
+            if event.model_version.state == registry_pb2.MODEL_VERSION_STATE_READY:
+                return event.model_version
+            if event.model_version.state == registry_pb2.MODEL_VERSION_STATE_FAILED:
+                raise requests.error_from_failure(event.model_version.failure)
+        raise errors.VersionNotReady(f"the server ended the watch of {name} before it was ready")
+
+    async def delete_version(
+        self, name: str, *, force: bool = False, etag: str = "", timeout: float | None = None
+    ) -> None:
+        """VersionIsCurrent unless `force`; VersionInUse while it is loaded."""
+        request = registry_pb2.DeleteModelVersionRequest(name=name, etag=etag, force=force)
+        await self._call(self.registry.DeleteModelVersion, request, timeout, idempotent=False)
+
+    # Lifecycle.
+
+    async def load(
+        self, model: str, *, wait: bool = True, pin: bool = False, timeout: float | None = None
+    ) -> lifecycle_pb2.Replica:
+        """Brings a version into memory. NeverFits, MemoryBusy, LoadFailed. Embed loads by itself when it must."""
+        request = lifecycle_pb2.LoadModelRequest(model=model, wait=wait, pin=pin)
+        return (await self._call(self.lifecycle.LoadModel, request, timeout)).replica
+
+    async def unload(
+        self, model: str, *, force: bool = False, wait: bool = True, timeout: float | None = None
+    ) -> list[lifecycle_pb2.Replica]:
+        """Ends the processes of a version. VersionInUse while it is busy, unless `force`. ReplicaNotFound."""
+        request = lifecycle_pb2.UnloadModelRequest(model=model, force=force, wait=wait)
+        return list((await self._call(self.lifecycle.UnloadModel, request, timeout, idempotent=False)).replicas)
+
+    async def get_replica(self, name: str, *, timeout: float | None = None) -> lifecycle_pb2.Replica:
+        """ReplicaNotFound."""
+        return (
+            await self._call(self.lifecycle.GetReplica, lifecycle_pb2.GetReplicaRequest(name=name), timeout)
+        ).replica
+
+    async def list_replicas(
+        self, *, filter: str = "", page_size: int = 100, timeout: float | None = None
+    ) -> AsyncIterator[lifecycle_pb2.Replica]:
+        """What is in memory, fetched page by page."""
+        request = lifecycle_pb2.ListReplicasRequest(page_size=page_size, filter=filter)
+        async for page in self._pages(self.lifecycle.ListReplicas, request, timeout):
+            for item in page.replicas:
+                yield item
+
+    def watch_replicas(
+        self, *, cursor: str = "", timeout: float | None = None
+    ) -> AsyncIterator[lifecycle_pb2.WatchReplicasResponse]:
+        """Every replica as it is now, then each transition. After `reset` everything known before is void."""
+        return self._watch(
+            self.lifecycle.WatchReplicas,
+            lambda cursor: lifecycle_pb2.WatchReplicasRequest(cursor=cursor),
+            cursor,
+            timeout,
+        )
+
+    async def memory(self, *, timeout: float | None = None) -> list[lifecycle_pb2.DeviceLedger]:
+        """Budget, charges and free bytes of each device."""
+        return list((await self._call(self.lifecycle.GetMemory, lifecycle_pb2.GetMemoryRequest(), timeout)).devices)
+
+    # Observability.
+
+    async def health(self, *, timeout: float | None = None) -> observability_pb2.GetHealthResponse:
+        """The state of every component."""
+        return await self._call(self.observability.GetHealth, observability_pb2.GetHealthRequest(), timeout)
+
+    async def system(self, *, timeout: float | None = None) -> observability_pb2.GetSystemInfoResponse:
+        """Versions and hardware."""
+        return await self._call(self.observability.GetSystemInfo, observability_pb2.GetSystemInfoRequest(), timeout)
+
+    async def devices(self, *, timeout: float | None = None) -> list[observability_pb2.Device]:
+        """Main memory and accelerators."""
+        request = observability_pb2.ListDevicesRequest()
+        return list((await self._call(self.observability.ListDevices, request, timeout)).devices)
+
+    async def storage(self, *, timeout: float | None = None) -> observability_pb2.StorageInfo:
+        """Disk space under the data folder."""
+        request = observability_pb2.GetStorageInfoRequest()
+        return (await self._call(self.observability.GetStorageInfo, request, timeout)).storage
+
+    async def wait_serving(self, service: str = "", *, timeout: float | None = None) -> None:
+        """Returns as soon as the server, or one full service name, is SERVING (grpc.health.v1); connects until then.
+        DeadlineExceeded.
+        """
+        deadline = self._deadline(timeout)
+        watch: Any = self.channel.unary_stream("/grpc.health.v1.Health/Watch")  # bytes in, bytes out
+        while (remaining := deadline - time.monotonic()) > 0:
+            stream = watch(
+                requests.health_check(service), timeout=remaining, metadata=self.metadata, wait_for_ready=True
+            )
+            try:
+                async for answer in stream:
+                    if requests.is_serving(answer):
+                        return
+            except grpc.aio.AioRpcError as failure:
+                error = error_from_rpc(failure)
+                if not isinstance(error, errors.Unavailable):
+                    raise error from failure
+                await asyncio.sleep(min(0.05, remaining))  # the connection was lost, or the server is stopping
+            finally:
+                stream.cancel()
+        raise errors.DeadlineExceeded(f"{self.target} was not serving in time")
+
+    # How calls are made.
+
+    async def _call(
+        self, rpc: Callable[..., Awaitable[T]], request: Any, timeout: float | None, *, idempotent: bool = True
+    ) -> T:
+        return await self._until(self._deadline(timeout), rpc, request, idempotent=idempotent)
+
+    async def _until(
+        self, deadline: float, rpc: Callable[..., Awaitable[T]], request: Any, *, idempotent: bool = True
+    ) -> T:
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                answer = await rpc(request, timeout=max(deadline - time.monotonic(), 0.0), metadata=self.metadata)
+            except grpc.aio.AioRpcError as failure:
+                error = error_from_rpc(failure)
+                if not idempotent:
+                    raise error from failure
+            else:
+                self._budget.succeeded()
+                return answer
+            await asyncio.sleep(self._pause_seconds(error, attempt, deadline))
+
+    async def _pages(self, rpc: Callable[..., Awaitable[T]], request: Any, timeout: float | None) -> AsyncIterator[T]:
+        while True:
+            page: Any = await self._call(rpc, request, timeout)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def _watch(
+        self, rpc: Callable[..., Any], request: Callable[[str], Any], cursor: str, timeout: float | None
+    ) -> AsyncIterator[Any]:
+        deadline = float("inf") if timeout is None else self._deadline(timeout)
+        attempt = 0
+        while True:
+            attempt += 1
+            stream = rpc(
+                request(cursor),
+                timeout=max(min(deadline - time.monotonic(), WATCH_SECONDS), 0.0),
+                metadata=self.metadata,
+            )
+            try:
+                async for event in stream:
+                    attempt, cursor = 0, event.cursor or cursor
+                    self._budget.succeeded()
+                    yield event
+                return
+            except grpc.aio.AioRpcError as failure:
+                error = error_from_rpc(failure)
+            finally:
+                stream.cancel()
+            await asyncio.sleep(self._watch_pause_seconds(error, attempt, deadline))

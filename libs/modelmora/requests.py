@@ -1,0 +1,254 @@
+"""Requests and answers of the SDK as values: what `Client` and `AsyncClient` send and what they make of the answer.
+
+Everything here is pure; the two clients differ only in how they wait.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from modelmora import errors
+from modelmora.common.v1 import common_pb2
+from modelmora.inference.v1 import inference_pb2
+from modelmora.registry.v1 import registry_pb2
+
+if TYPE_CHECKING:
+    import numpy
+    import numpy.typing
+
+    FloatArray: TypeAlias = numpy.typing.NDArray[numpy.float32]
+    """float32, [texts, dimensions] or [dimensions]; where numpy is absent a list of `array('f')`, or one."""
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+MAX_TEXTS = 2048
+"""Texts in one Embed call; more are sent in several."""
+_MAX_CALL_BYTES = 16 * 1024 * 1024
+"""Text bytes in one Embed call: far below every message limit, so that a corpus goes through as it is."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The answer to `embed_detailed`: vectors with what they cost and what made them."""
+
+    data: bytes
+    """Little-endian float32, row after row."""
+    shape: tuple[int, int]
+    """(texts, dimensions)"""
+    single: bool
+    """One text was asked for, as a plain string: `vectors` has one dimension less."""
+    input_tokens: tuple[int, ...]
+    """For each text."""
+    truncated: tuple[bool, ...]
+    """For each text: whether its end was cut off."""
+    usage: common_pb2.TokenUsage
+    timings: common_pb2.Timings
+    """Summed when the texts went in several calls."""
+    model_version: str
+    """Resource name of the version that answered."""
+    digest: str
+    engine_profile: common_pb2.EngineProfile
+    energy: common_pb2.EnergyEstimate | None
+
+    @cached_property
+    def vectors(self) -> FloatArray:
+        """float32 [texts, dimensions], or [dimensions] for a single text; see `FloatArray`."""
+        try:
+            import numpy
+        except ImportError:
+            rows: Any = self.rows()
+            return rows[0] if self.single else rows  # type: ignore[no-any-return]
+        matrix = numpy.frombuffer(self.data, dtype="<f4").astype(numpy.float32).reshape(self.shape)
+        return matrix[0] if self.single else matrix
+
+    def rows(self) -> list[array[float]]:
+        """One `array('f')` for each text; needs no numpy."""
+        flat: array[float] = array("f")
+        flat.frombytes(self.data)
+        if sys.byteorder == "big":
+            flat.byteswap()
+        width = self.shape[1]
+        return [flat[start : start + width] for start in range(0, len(flat), width)]
+
+
+def embed_requests(
+    model: str,
+    texts: Sequence[str],
+    *,
+    normalize: bool | None,
+    truncate: bool | None,
+    dimensions: int | None,
+    priority: str | int | None,
+    precision: str | None,
+) -> Iterator[inference_pb2.EmbedRequest]:
+    """One request for every group of texts that fits into a call; no texts still make one request, for its error."""
+    for group in _groups(texts):
+        request = inference_pb2.EmbedRequest(
+            model=model,
+            texts=group,
+            priority=priority_value(priority),
+            encoding=inference_pb2.VECTOR_ENCODING_BYTES,
+            precision=precision or "",
+        )
+        if normalize is not None:
+            request.normalize = normalize
+        if truncate is not None:
+            request.truncate = truncate
+        if dimensions is not None:
+            request.dimensions = dimensions
+        yield request
+
+
+def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    start = size = 0
+    for end, text in enumerate(texts):
+        # A character is at most 4 bytes of UTF-8, and encoding every text only to count it would double the work.
+        text_bytes = 4 * len(text)
+        if end > start and (end - start == MAX_TEXTS or size + text_bytes > _MAX_CALL_BYTES):
+            yield texts[start:end]
+            start, size = end, 0
+        size += text_bytes
+    yield texts[start:]
+
+
+def embeddings_of(answers: Sequence[inference_pb2.EmbedResponse], *, single: bool) -> Embeddings:
+    """Puts the answers of one `embed` together, in order. InternalError when a tensor is not what was asked for."""
+    usage, timings = common_pb2.TokenUsage(), common_pb2.Timings()
+    parts: list[bytes] = []
+    count, width = 0, None
+    for answer in answers:
+        shape, tensor = tuple(answer.vectors.shape), answer.vectors
+        if (
+            tensor.data_type != common_pb2.DATA_TYPE_FP32
+            or len(shape) != 2
+            or len(tensor.data) != 4 * shape[0] * shape[1]
+        ):
+            raise errors.InternalError(
+                f"the server answered with a tensor of shape {shape} and {len(tensor.data)} bytes"
+            )
+        if width not in (None, shape[1]):
+            raise errors.InternalError(f"the server answered with vectors of {width} and of {shape[1]} dimensions")
+        count, width = count + shape[0], shape[1]
+        parts.append(tensor.data)
+        usage.input_tokens += answer.usage.input_tokens
+        usage.output_tokens += answer.usage.output_tokens
+        for part in ("queue", "tokenise", "compute", "total"):
+            if answer.timings.HasField(part):
+                duration = getattr(timings, part)
+                duration.FromNanoseconds(duration.ToNanoseconds() + getattr(answer.timings, part).ToNanoseconds())
+    first = answers[0]
+    energy = [answer.energy for answer in answers if answer.HasField("energy")]
+    return Embeddings(
+        data=parts[0] if len(parts) == 1 else b"".join(parts),
+        shape=(count, width or 0),
+        single=single,
+        input_tokens=tuple(entry.input_tokens for answer in answers for entry in answer.embeddings),
+        truncated=tuple(entry.truncated for answer in answers for entry in answer.embeddings),
+        usage=usage,
+        timings=timings,
+        model_version=first.model_version,
+        digest=first.digest,
+        engine_profile=first.engine_profile,
+        energy=common_pb2.EnergyEstimate(
+            energy_wh=sum(estimate.energy_wh for estimate in energy),
+            emissions_gco2e=sum(estimate.emissions_gco2e for estimate in energy),
+            method=energy[0].method,
+        )
+        if energy
+        else None,
+    )
+
+
+def priority_value(priority: str | int | None) -> common_pb2.Priority:
+    """`low`, `medium`, `high`, or the enum's number."""
+    return _enum_value(common_pb2.Priority, "PRIORITY_", "priority", priority)  # type: ignore[no-any-return]
+
+
+def task_type_value(task_type: str | int | None) -> common_pb2.TaskType:
+    """The word as in `txt2embed`, or the enum's number."""
+    return _enum_value(common_pb2.TaskType, "TASK_TYPE_", "task_type", task_type)  # type: ignore[no-any-return]
+
+
+def _enum_value(enum: Any, prefix: str, field: str, value: str | int | None) -> Any:
+    if value is None or isinstance(value, int):
+        return value or 0
+    name = prefix + value.upper().replace("-", "_")
+    if name not in enum.keys():  # noqa: SIM118  an enum wrapper is no mapping
+        words = ", ".join(word(key, prefix) for key in enum.keys() if not key.endswith("_UNSPECIFIED"))  # noqa: SIM118
+        raise errors.InvalidArgument.at(field, f"{value!r} is none of {words}")
+    return enum.Value(name)
+
+
+def word(name: str, prefix: str) -> str:
+    """The lower-case word of an enum name: `TASK_TYPE_TXT2EMBED` is `txt2embed`."""
+    return name.removeprefix(prefix).lower()
+
+
+def source_of(*, path: str | None, hub: str | None, revision: str | None, empty: bool) -> registry_pb2.ModelSource:
+    """Exactly one of a folder on the registry's machine, a Hub repository, or no files."""
+    if sum((path is not None, hub is not None, empty)) != 1:
+        raise errors.InvalidArgument.at("source", "give exactly one of path, hub and empty")
+    if revision is not None and hub is None:
+        raise errors.InvalidArgument.at("source.hub.revision", "only a Hub source has a revision")
+    if path is not None:
+        return registry_pb2.ModelSource(local=registry_pb2.LocalSource(path=path))
+    if hub is not None:
+        source = registry_pb2.HubSource(repo_id=hub)
+        if revision is not None:
+            source.revision = revision
+        return registry_pb2.ModelSource(hub=source)
+    return registry_pb2.ModelSource(empty=registry_pb2.EmptySource())
+
+
+def requirements_of(
+    memory_bytes: int | None, accelerator_memory_bytes: int | None, cpu_threads: int | None
+) -> registry_pb2.ResourceRequirements | None:
+    if memory_bytes is None and accelerator_memory_bytes is None and cpu_threads is None:
+        return None
+    requirements = registry_pb2.ResourceRequirements(
+        memory_bytes=memory_bytes or 0, accelerator_memory_bytes=accelerator_memory_bytes or 0
+    )
+    if cpu_threads is not None:
+        requirements.cpu_threads = cpu_threads
+    return requirements
+
+
+def options_of(engine_options: Mapping[str, Any] | None) -> Any:
+    """A `google.protobuf.Struct`, or None where nothing was given."""
+    from google.protobuf import struct_pb2
+
+    if engine_options is None:
+        return None
+    options = struct_pb2.Struct()
+    options.update(dict(engine_options))
+    return options
+
+
+def error_from_failure(failure: registry_pb2.Failure) -> errors.ModelMoraError:
+    """The named error of a version that ended FAILED."""
+    for base in errors.BASES.values():
+        found = [cls for cls in (base, *_below(base)) if cls.__name__ == failure.reason]
+        if found:
+            return found[0](failure.message or None)
+    return errors.FailedPrecondition(f"{failure.reason}: {failure.message}")
+
+
+def _below(cls: type[errors.ModelMoraError]) -> Iterator[type[errors.ModelMoraError]]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _below(subclass)
+
+
+def health_check(service: str) -> bytes:
+    """A grpc.health.v1.HealthCheckRequest, written by hand: one string field is no reason for one more dependency."""
+    name = service.encode()
+    return b"\x0a" + bytes([len(name)]) + name if name else b""
+
+
+def is_serving(answer: bytes) -> bool:
+    """Whether a grpc.health.v1.HealthCheckResponse says SERVING (field 1, value 1)."""
+    return answer == b"\x08\x01"

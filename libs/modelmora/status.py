@@ -1,0 +1,51 @@
+"""From a gRPC status back to the error that left the server.
+
+The server packs a named error as `google.rpc.Status` with ErrorInfo (class name and ids), BadRequest (field paths) and
+RetryInfo into the trailing metadata; this is the way back. Nothing here imports grpc.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from modelmora.errors import FieldViolation, MessageTooLarge, ModelMoraError, class_for
+
+if TYPE_CHECKING:
+    import grpc
+
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+def error_from_rpc(error: grpc.RpcError) -> ModelMoraError:
+    """The named error of a failed call."""
+    trailing: Any = error.trailing_metadata() or ()  # pairs, whatever the stubs say
+    details = next((value for key, value in trailing if key == DETAILS_KEY), None)
+    return error_from_status(error.code().name, error.details() or "", details)
+
+
+def error_from_status(code_name: str, message: str, details_bin: bytes | None) -> ModelMoraError:
+    """The named error of a status: `code_name` as in grpc.StatusCode, `details_bin` a serialised google.rpc.Status."""
+    reason, metadata, fields, retry_after = "", {}, [], None
+    try:
+        for detail in status_pb2.Status.FromString(details_bin or b"").details:
+            info, bad, retry = (
+                error_details_pb2.ErrorInfo(),
+                error_details_pb2.BadRequest(),
+                error_details_pb2.RetryInfo(),
+            )
+            if detail.Unpack(info):
+                reason, metadata = info.reason, dict(info.metadata)
+            elif detail.Unpack(bad):
+                fields = [FieldViolation(violation.field, violation.description) for violation in bad.field_violations]
+            elif detail.Unpack(retry):
+                retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+    except DecodeError:
+        pass  # somebody between us wrote something else there; code and message still hold
+    if not reason and code_name == "RESOURCE_EXHAUSTED" and "larger than max" in message:
+        return MessageTooLarge(message)  # gRPC's own check, on either side
+    error = class_for(code_name, reason)(message or None, fields=fields, retry_after_seconds=retry_after)
+    error.metadata = metadata
+    return error

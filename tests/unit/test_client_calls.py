@@ -1,0 +1,297 @@
+"""How both clients make calls: retries, deadlines, errors, cursors, against a small gRPC server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from modelmora import AsyncClient, Client, errors
+from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
+from modelmora.retry import RetryPolicy
+
+FAST = RetryPolicy(attempts=4, first_delay_seconds=0.001, max_delay_seconds=0.002)
+
+
+def _packed(message: Any) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def fail(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, *, retry_ms: int | None = None) -> None:
+    details = [
+        _packed(error_details_pb2.ErrorInfo(reason=reason, domain="modelmora", metadata={"model": "a/b"})),
+        _packed(
+            error_details_pb2.BadRequest(
+                field_violations=[error_details_pb2.BadRequest.FieldViolation(field="name", description="is bad")]
+            )
+        ),
+    ]
+    if retry_ms is not None:
+        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=retry_ms * 10**6))))
+    status = status_pb2.Status(code=code.value[0], message="said so", details=details)
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    context.abort(code, "said so")
+
+
+class Registry(registry_pb2_grpc.RegistryServiceServicer):
+    """Answers as the test says: each RPC runs `script(attempt, request, context)`."""
+
+    def __init__(self) -> None:
+        self.script: Callable[[int, Any, grpc.ServicerContext], Any] = lambda *_: None
+        self.seen: list[Any] = []
+        self.headers: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+
+    def _answer(self, request: Any, context: grpc.ServicerContext) -> Any:
+        with self._lock:
+            self.seen.append(request)
+            self.headers.append(dict(context.invocation_metadata()))
+            attempt = len(self.seen)
+        return self.script(attempt, request, context)
+
+    GetModel = CreateModel = DeleteModel = ListModels = UpdateModel = WatchModelVersion = _answer  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, Registry]]:
+    registry = Registry()
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}", registry
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def registry(server: tuple[str, Registry]) -> Registry:
+    server[1].seen.clear()
+    server[1].headers.clear()
+    return server[1]
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def call(request: pytest.FixtureRequest, server: tuple[str, Registry]) -> Callable[..., Any]:
+    """`call("get_model", "a/b")` through either client, iterators collected."""
+
+    def blocking(method: str, *args: Any, client: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        with Client(server[0], **{"retry": FAST, **(client or {})}) as connection:
+            answer = getattr(connection, method)(*args, **kwargs)
+            return list(answer) if hasattr(answer, "__next__") else answer
+
+    async def awaited(method: str, *args: Any, client: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        async with AsyncClient(server[0], **{"retry": FAST, **(client or {})}) as connection:
+            answer = getattr(connection, method)(*args, **kwargs)
+            return [item async for item in answer] if hasattr(answer, "__anext__") else await answer
+
+    return blocking if request.param == "blocking" else lambda *args, **kwargs: asyncio.run(awaited(*args, **kwargs))
+
+
+def test_a_named_error_arrives_as_the_class_that_left(registry: Registry, call: Callable[..., Any]) -> None:
+    registry.script = lambda _, __, context: fail(context, grpc.StatusCode.NOT_FOUND, "ModelNotFound")
+    with pytest.raises(errors.ModelNotFound) as raised:
+        call("get_model", "a/b")
+    assert raised.value.message == "said so"
+    assert raised.value.metadata == {"model": "a/b"}
+    assert raised.value.fields == (errors.FieldViolation("name", "is bad"),)
+    assert len(registry.seen) == 1
+
+
+def test_an_unknown_reason_is_still_caught_by_its_status(registry: Registry, call: Callable[..., Any]) -> None:
+    registry.script = lambda _, __, context: fail(context, grpc.StatusCode.FAILED_PRECONDITION, "FromTheFuture")
+    with pytest.raises(errors.FailedPrecondition) as raised:
+        call("get_model", "a/b")
+    assert raised.value.reason == "FromTheFuture"
+
+
+def test_damaged_details_leave_the_status(registry: Registry, call: Callable[..., Any]) -> None:
+    def damaged(_: int, __: Any, context: grpc.ServicerContext) -> None:
+        context.set_trailing_metadata((("grpc-status-details-bin", b"\xff\xff\xff"),))
+        context.abort(grpc.StatusCode.ABORTED, "torn")
+
+    registry.script = damaged
+    with pytest.raises(errors.Aborted, match="torn"):
+        call("get_model", "a/b")
+
+
+def test_unavailable_is_retried_until_it_answers(registry: Registry, call: Callable[..., Any]) -> None:
+    def script(attempt: int, _: Any, context: grpc.ServicerContext) -> Any:
+        if attempt < 3:
+            fail(context, grpc.StatusCode.UNAVAILABLE, "DatabaseUnavailable")
+        return registry_pb2.GetModelResponse(model=registry_pb2.Model(name="models/a/b"))
+
+    registry.script = script
+    assert call("get_model", "a/b").name == "models/a/b"
+    assert len(registry.seen) == 3
+
+
+def test_a_creating_call_repeats_its_request_id(registry: Registry, call: Callable[..., Any]) -> None:
+    def script(attempt: int, _: Any, context: grpc.ServicerContext) -> Any:
+        if attempt < 3:
+            fail(context, grpc.StatusCode.UNAVAILABLE, "DatabaseUnavailable")
+        return registry_pb2.CreateModelResponse()
+
+    registry.script = script
+    call("create_model", "a/b")
+    assert len({request.request_id for request in registry.seen}) == 1
+    assert registry.seen[0].request_id
+    call("create_model", "a/b")
+    assert len({request.request_id for request in registry.seen}) == 2
+
+
+@pytest.mark.parametrize(("method", "args"), [("delete_model", ("a/b",)), ("update_model", ("a/b",))])
+def test_what_may_not_be_repeated_is_sent_once(
+    registry: Registry, call: Callable[..., Any], method: str, args: tuple[str, ...]
+) -> None:
+    registry.script = lambda _, __, context: fail(context, grpc.StatusCode.UNAVAILABLE, "ShuttingDown", retry_ms=1)
+    with pytest.raises(errors.ShuttingDown):
+        call(method, *args, **({"etag": "1"} if method == "update_model" else {}))
+    assert len(registry.seen) == 1
+
+
+def test_a_delay_beyond_the_deadline_is_not_waited_for(registry: Registry, call: Callable[..., Any]) -> None:
+    registry.script = lambda _, __, context: fail(
+        context, grpc.StatusCode.RESOURCE_EXHAUSTED, "QueueFull", retry_ms=900
+    )
+    start = time.monotonic()
+    with pytest.raises(errors.QueueFull) as raised:
+        call("get_model", "a/b", timeout=0.5)
+    assert time.monotonic() - start < 0.5
+    assert raised.value.retry_after_seconds == pytest.approx(0.9)
+    assert len(registry.seen) == 1
+
+
+def test_the_budget_of_a_client_ends_its_retries(server: tuple[str, Registry], registry: Registry) -> None:
+    registry.script = lambda _, __, context: fail(context, grpc.StatusCode.UNAVAILABLE, "DatabaseUnavailable")
+    with Client(server[0], retry=FAST) as client:
+        for _ in range(10):
+            with pytest.raises(errors.DatabaseUnavailable):
+                client.get_model("a/b")
+    assert len(registry.seen) == 10 + 10, "ten calls and the budget of ten retries"
+
+
+def test_the_deadline_covers_all_attempts(registry: Registry, call: Callable[..., Any]) -> None:
+    remaining: list[float] = []
+
+    def script(_: int, __: Any, context: grpc.ServicerContext) -> Any:
+        remaining.append(context.time_remaining() or -1)
+        fail(context, grpc.StatusCode.UNAVAILABLE, "DatabaseUnavailable", retry_ms=80)
+
+    registry.script = script
+    with pytest.raises(errors.DatabaseUnavailable):
+        call("get_model", "a/b", timeout=2)
+    assert len(remaining) == 4
+    assert remaining[0] - remaining[-1] >= 0.1  # gRPC rounds deadlines on the wire
+
+
+def test_a_silent_server_is_a_deadline_exceeded(registry: Registry, call: Callable[..., Any]) -> None:
+    gone = threading.Event()
+
+    def script(_: int, __: Any, context: grpc.ServicerContext) -> Any:
+        context.add_callback(gone.set)
+        gone.wait(10)
+        return registry_pb2.GetModelResponse()
+
+    registry.script = script
+    with pytest.raises(errors.DeadlineExceeded):
+        call("get_model", "a/b", timeout=0.2)
+
+
+def test_nobody_listening_is_unavailable() -> None:
+    with Client("127.0.0.1:1", retry=FAST) as client, pytest.raises(errors.Unavailable):
+        client.get_model("a/b", timeout=5)
+
+
+def test_the_token_goes_with_every_call(registry: Registry, call: Callable[..., Any]) -> None:
+    registry.script = lambda *_: registry_pb2.GetModelResponse()
+    call("get_model", "a/b", client={"token": "secret", "metadata": [("x-tenant", "t")]})
+    assert registry.headers[0]["authorization"] == "Bearer secret"
+    assert registry.headers[0]["x-tenant"] == "t"
+
+
+def test_target_and_token_come_from_the_environment(
+    server: tuple[str, Registry], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELMORA_TARGET", server[0])
+    monkeypatch.setenv("MODELMORA_TOKEN", "from-env")
+    registry.script = lambda *_: registry_pb2.GetModelResponse()
+    with Client() as client:
+        client.get_model("a/b")
+    with Client(token="") as client:
+        client.get_model("a/b")
+    assert [headers.get("authorization") for headers in registry.headers] == ["Bearer from-env", None]
+
+
+def test_a_list_fetches_every_page(registry: Registry, call: Callable[..., Any]) -> None:
+    def script(_: int, request: registry_pb2.ListModelsRequest, __: grpc.ServicerContext) -> Any:
+        page = int(request.page_token or 0)
+        return registry_pb2.ListModelsResponse(
+            models=[registry_pb2.Model(name=f"models/a/{page}{row}") for row in range(2)],
+            next_page_token=str(page + 1) if page < 2 else "",
+        )
+
+    registry.script = script
+    assert [model.name[-2:] for model in call("list_models")] == ["00", "01", "10", "11", "20", "21"]
+
+
+def test_a_watch_resumes_after_its_last_cursor(registry: Registry, call: Callable[..., Any]) -> None:
+    def script(attempt: int, _: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        for step in (1, 2):
+            cursor = str(2 * attempt - 2 + step)
+            yield registry_pb2.WatchModelVersionResponse(
+                model_version=registry_pb2.ModelVersion(revision=int(cursor)), cursor=cursor
+            )
+        if attempt < 3:
+            fail(context, grpc.StatusCode.UNAVAILABLE, "ShuttingDown", retry_ms=1)
+
+    registry.script = script
+    revisions = [event.model_version.revision for event in call("watch_version", "a/b@1")]
+    assert revisions == [1, 2, 3, 4, 5, 6]
+    assert [request.cursor for request in registry.seen] == ["", "2", "4"]
+
+
+def test_waiting_for_a_version_raises_why_it_failed(registry: Registry, call: Callable[..., Any]) -> None:
+    def script(*_: Any) -> Iterator[Any]:
+        yield registry_pb2.WatchModelVersionResponse(
+            model_version=registry_pb2.ModelVersion(state=registry_pb2.MODEL_VERSION_STATE_CREATING)
+        )
+        yield registry_pb2.WatchModelVersionResponse(
+            model_version=registry_pb2.ModelVersion(
+                state=registry_pb2.MODEL_VERSION_STATE_FAILED,
+                failure=registry_pb2.Failure(reason="ChecksumMismatch", message="model.bin"),
+            )
+        )
+
+    registry.script = script
+    states: list[int] = []
+    with pytest.raises(errors.ChecksumMismatch, match=r"model\.bin"):
+        call("wait_ready", "a/b@1", on_change=lambda version: states.append(version.state))
+    assert states == [registry_pb2.MODEL_VERSION_STATE_CREATING, registry_pb2.MODEL_VERSION_STATE_FAILED]
+
+
+def test_a_watch_without_end_stops_at_its_deadline(registry: Registry, call: Callable[..., Any]) -> None:
+    def script(_: int, __: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        yield registry_pb2.WatchModelVersionResponse(cursor="1")
+        gone = threading.Event()
+        context.add_callback(gone.set)
+        gone.wait(10)
+
+    registry.script = script
+    with pytest.raises(errors.DeadlineExceeded):
+        call("watch_version", "a/b@1", timeout=0.3)
+
+
+def test_a_bad_timeout_is_named() -> None:
+    for timeout in (0, -1, float("nan")):
+        with pytest.raises(errors.InvalidArgument) as raised:
+            Client(timeout=timeout)
+        assert raised.value.fields[0].field == "timeout"
