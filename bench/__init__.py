@@ -1,0 +1,1 @@
+"""What targets are measured with: `make bench`."""
