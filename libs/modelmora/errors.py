@@ -213,6 +213,21 @@ class DatabaseUnavailable(Unavailable):
     """The database is not reachable at the moment."""
 
 
+# Host and data folder.
+
+
+class DataFolderInUse(FailedPrecondition):
+    """Another process works on this data folder; stop it or name another folder in MODELMORA_DATA_DIR."""
+
+
+class DataFolderUnusable(FailedPrecondition):
+    """The data folder cannot be used as it is; the message says what to change."""
+
+
+class DatabaseFailed(FailedPrecondition):
+    """The database does not start; its last lines say why."""
+
+
 # Lifecycle.
 
 
