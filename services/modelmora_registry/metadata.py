@@ -1,0 +1,155 @@
+"""What the files of a model tell about it, read instead of typed in. Pure: file names and parsed JSON go in.
+
+What is unknown stays unset. Knows the layout of sentence-transformers: `modules.json` names the modules, the folder of
+the first one holds the lengths, Pooling and Dense say how long an embedding is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from modelmora.errors import UnsafeFile
+
+from modelmora_registry.domain import ModelLimits, TaskType, Value
+
+MODULES_FILE = "modules.json"
+TRUSTED_MODULES = "sentence_transformers."
+_LENGTH_FILES = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json")
+_POOLING_FLAGS = (
+    "pooling_mode_cls_token",
+    "pooling_mode_max_tokens",
+    "pooling_mode_mean_tokens",
+    "pooling_mode_mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens",
+    "pooling_mode_lasttoken",
+)
+
+
+class Kind(Value):
+    """What a set of file names says; None where it says nothing."""
+
+    engine: str | None = None
+    task_type: TaskType | None = None
+
+
+_PICKLES = frozenset(["bin", "pt", "pth", "pkl", "pickle", "ckpt", "joblib", "dill", "h5", "keras", "pdparams"])
+"""Endings of weights that run code when they are read."""
+_OTHER_WEIGHTS = frozenset(["ot", "msgpack", "onnx", "onnx_data", "gguf", "tflite", "mlmodel", "xml"]) | _PICKLES
+_EXPORT_FOLDERS = ("onnx/", "openvino/", "coreml/")
+
+
+def pickle_problem(path: str) -> str | None:
+    """Why a file of this name is taken for code; None when it is not. OpenVINO keeps plain numbers in `.bin`."""
+    name = path.rsplit("/", 1)[-1].lower()
+    ending = name.rsplit(".", 1)[-1] if "." in name else ""
+    if ending not in _PICKLES or name.startswith("openvino_"):
+        return None
+    return f".{ending} weights can run code when they are read; use safetensors, or set registry.allow_pickle"
+
+
+def looks_like_pickle(path: str, head: bytes) -> bool:
+    """Whether the first bytes are those of a pickle or of torch's zip, whatever the name says.
+
+    A safetensors file begins with a length that can look like one, so it is left to its own reader.
+    """
+    if path.endswith((".safetensors", ".npz", ".zip")):
+        return False
+    return head[:4] == b"PK\x03\x04" or (len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5)
+
+
+def wanted_of(paths: Collection[str]) -> list[str]:
+    """Those files of a Hub repository that an import takes: no code, no hidden files, no second copy of the weights.
+
+    Repositories keep the same weights in many formats. Where a folder has safetensors, other formats beside them are
+    left out; pickles without safetensors beside them stay, to be refused.
+    """
+    safe_folders = {path.rpartition("/")[0] for path in paths if path.endswith(".safetensors")}
+    wanted = []
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        ending = name.rsplit(".", 1)[-1].lower()
+        spare = (ending in _OTHER_WEIGHTS and folder in safe_folders) or (
+            "" in safe_folders and path.startswith(_EXPORT_FOLDERS)
+        )
+        if not (spare or ending in ("py", "pyc") or any(part.startswith(".") for part in path.split("/"))):
+            wanted.append(path)
+    return sorted(wanted)
+
+
+def kind_of(paths: Collection[str]) -> Kind:
+    """The engine and the task of a model with these files."""
+    if MODULES_FILE in paths:
+        return Kind(engine="sentence_transformers", task_type=TaskType.TXT2EMBED)
+    return Kind()
+
+
+def config_paths(paths: Collection[str]) -> list[str]:
+    """The JSON files that `limits_of` wants to see."""
+    names = {MODULES_FILE, "config.json", "tokenizer_config.json", *_LENGTH_FILES}
+    return sorted(path for path in paths if path.rsplit("/", 1)[-1] in names)
+
+
+def check_modules(modules: Any) -> None:
+    """Raises UnsafeFile when `modules.json` names classes outside sentence-transformers: they would be code to run."""
+    for module in modules if isinstance(modules, list) else ():
+        kind = module.get("type") if isinstance(module, Mapping) else None
+        if not (isinstance(kind, str) and kind.startswith(TRUSTED_MODULES)):
+            raise UnsafeFile(f"{MODULES_FILE} names the class {kind!r}; only those of sentence-transformers are run")
+
+
+def limits_of(configs: Mapping[str, Any]) -> ModelLimits:
+    """Longest input in tokens and length of an embedding, from the parsed files of `config_paths`."""
+    modules = configs.get(MODULES_FILE)
+    if not isinstance(modules, list):
+        return ModelLimits()
+    folders = [
+        (module.get("path", ""), str(module.get("type", "")).rsplit(".", 1)[-1])
+        for module in modules
+        if isinstance(module, Mapping) and isinstance(module.get("path", ""), str)
+    ]
+    return ModelLimits(
+        max_input_tokens=_max_input_tokens(configs, folders[0][0] if folders else ""),
+        embedding_dimensions=_embedding_dimensions(configs, folders),
+    )
+
+
+def _max_input_tokens(configs: Mapping[str, Any], folder: str) -> int | None:
+    for name in _LENGTH_FILES:
+        if known := _positive(_config(configs, folder, name), "max_seq_length"):
+            return known
+    # A tokenizer without a limit says 1e30, which _positive drops.
+    bounds = [
+        _positive(_config(configs, folder, "config.json"), "max_position_embeddings"),
+        _positive(_config(configs, folder, "tokenizer_config.json"), "model_max_length"),
+    ]
+    return min((bound for bound in bounds if bound), default=None)
+
+
+def _embedding_dimensions(configs: Mapping[str, Any], folders: list[tuple[str, str]]) -> int | None:
+    dimensions = _positive(_config(configs, folders[0][0], "config.json"), "hidden_size") if folders else None
+    for folder, kind in folders:
+        config = _config(configs, folder, "config.json")
+        if kind == "Pooling":
+            width = _positive(config, "embedding_dimension") or _positive(config, "word_embedding_dimension")
+            dimensions = width * _pooling_modes(config) if width else dimensions
+        elif kind == "Dense":
+            dimensions = _positive(config, "out_features") or dimensions
+    return dimensions
+
+
+def _pooling_modes(config: Mapping[str, Any]) -> int:
+    modes = config.get("pooling_mode")
+    if isinstance(modes, list):
+        return max(1, len(modes))
+    return 1 if isinstance(modes, str) else max(1, sum(config.get(flag) is True for flag in _POOLING_FLAGS))
+
+
+def _config(configs: Mapping[str, Any], folder: str, name: str) -> Mapping[str, Any]:
+    config = configs.get(f"{folder.strip('/')}/{name}" if folder.strip("/") else name)
+    return config if isinstance(config, Mapping) else {}
+
+
+def _positive(config: Mapping[str, Any], key: str) -> int | None:
+    value = config.get(key)
+    return value if type(value) is int and 0 < value < 2**31 else None
