@@ -1,0 +1,53 @@
+"""Platforms as processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from e2e.rig import MINILM, minilm_folder, no_process_left
+from modelmora.lifecycle.v1 import lifecycle_pb2
+
+from bench.up import Up
+
+StartUp = Callable[..., Up]
+
+
+def model_root_settings() -> dict[str, str]:
+    """Lets the registry read the starter model's files."""
+    return {"REGISTRY_MODEL_ROOTS": str(minilm_folder())}
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One platform for all tests that do it no harm, with the real MiniLM loaded."""
+    up = Up(tmp_path_factory.mktemp("platform") / "data", settings=model_root_settings())
+    up.start()
+    try:
+        up.add_model(MINILM, engine="sentence_transformers", folder=minilm_folder())
+        up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=MINILM, wait=True), timeout=120)
+        yield up
+    finally:
+        up.stop()
+    no_process_left(up.data_dir)
+
+
+@pytest.fixture
+def start_up(tmp_path: Path) -> Iterator[StartUp]:
+    """Starts platforms of a test's own, by default on the data folder `tmp_path/data`. All are ended afterwards."""
+    started: list[Up] = []
+
+    def start(settings: Mapping[str, str] | None = None, *, name: str = "data", ready: bool = True) -> Up:
+        up = Up(tmp_path / name, settings=settings)
+        started.append(up)
+        if ready:
+            up.start()
+        return up
+
+    yield start
+    for up in started:
+        try:
+            up.stop()
+        finally:
+            no_process_left(up.data_dir)
