@@ -1,0 +1,292 @@
+"""The engine seam: what the worker knows of an engine, on one screen, and the table of engines.
+
+A new engine is one file with a class that has these members, one row in TABLE, and the engine conformance test. Third
+parties publish an `EngineRow` in the entry-point group `modelmora.engines` instead of the row.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import importlib.metadata
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from modelmora import errors
+from modelmora.errors import FieldViolation
+
+ENTRY_POINT_GROUP: Final = "modelmora.engines"
+
+
+class Batching(enum.Enum):
+    """STATIC: our queue builds the batches. CONTINUOUS: the engine schedules itself; we admit, order and limit."""
+
+    STATIC = "static"
+    CONTINUOUS = "continuous"
+
+
+class Text(Protocol):
+    """One text of a batch; worker.v1 TextEntry is one. `dimensions` 0: all."""
+
+    text: str
+    truncate: bool
+    normalize: bool
+    dimensions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What decides how an engine computes."""
+
+    backend: str
+    precision: str
+    library_versions: Mapping[str, str] = field(default_factory=dict)
+    batch_rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What to run, where. `devices` has the bytes granted on each; `options` only the engine understands."""
+
+    engine: str
+    artifact_path: str = ""
+    model_version: str = ""
+    devices: Sequence[tuple[str, int]] = ()
+    dtype: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    task: str = ""
+    cpu_threads: int = 0
+    profile: Profile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a load has led to: bytes by device beyond the worker's own (empty: measure the process), and limits."""
+
+    memory_bytes: Mapping[str, int]
+    profile: Profile
+    max_input_tokens: int
+    embedding_dimensions: int
+    max_batch_tokens: int
+    max_batch_entries: int
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Rows to compute together, in parallel lists; `items` is the engine's own form of each. Rows may be dropped."""
+
+    positions: list[int]
+    input_tokens: list[int]
+    truncated: list[bool]
+    items: list[Any]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A batch made ready: micro-batches in the order to compute them, and the rows that failed alone already."""
+
+    micro_batches: list[MicroBatch] = field(default_factory=list)
+    failed: list[tuple[int, errors.ModelMoraError]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Rows:
+    """Results of a micro-batch: row i has `dimensions[i]` little-endian float32 in `data`; a failed row has none."""
+
+    data: bytes
+    dimensions: list[int]
+    failed: list[tuple[int, errors.ModelMoraError]] = field(default_factory=list)
+    """(position, error) of the rows that failed alone."""
+
+
+class Engine(Protocol):
+    """One model version. `load`, `infer`, `stream` and `close` are called on one thread, `prepare` on another while
+    `infer` runs, never twice at once."""
+
+    batching: Batching
+
+    def load(self, spec: EngineSpec, progress: Callable[[str, int, int], None]) -> Footprint:
+        """Loads, telling `progress(stage, done_bytes, total_bytes)`. Raises InvalidModelFiles, InvalidArgument, …"""
+
+    def prepare(self, texts: Sequence[Text]) -> Prepared:
+        """Tokenises, sorts and cuts a batch; computes nothing. Every row is in one micro-batch or failed."""
+
+    def infer(self, batch: MicroBatch) -> Rows:
+        """Computes one micro-batch."""
+
+    def stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """Answers bit by bit. Raises TaskNotSupported where the engine does not generate."""
+
+    def close(self) -> None:
+        """Lets go of memory and devices; may be called twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One engine option: its type (bool, int, float or str), bounds, choices, default, and what it does."""
+
+    type: type
+    about: str
+    default: bool | int | float | str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRow:
+    """One row of the engine table. `module` is `package.module:Class`, imported only in the worker."""
+
+    name: str
+    module: str
+    tasks: frozenset[str]
+    needs_files: bool
+    extra: str = ""
+    """The extra of our distribution that brings its libraries; empty: none needed."""
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+_LIMITS: Final = {
+    "max_batch_entries": Option(int, "texts in one batch at most", minimum=1, maximum=100_000),
+    "max_batch_tokens": Option(int, "tokens in one batch at most", minimum=1, maximum=100_000_000),
+    "max_input_tokens": Option(int, "tokens of one text at most", minimum=1, maximum=10_000_000),
+}
+_DAY = 86_400.0
+_TERABYTE = 1 << 40
+
+TABLE: Final[Mapping[str, EngineRow]] = {
+    row.name: row
+    for row in (
+        EngineRow(
+            name="echo",
+            module="modelmora_worker.engines.echo:EchoEngine",
+            tasks=frozenset({"txt2embed"}),
+            needs_files=False,
+            options={
+                **_LIMITS,
+                "dimensions": Option(int, "length of a vector", default=8, minimum=1, maximum=16_384),
+                "delay_seconds": Option(float, "time of a batch", default=0.0, minimum=0, maximum=_DAY),
+                "delay_per_token_seconds": Option(float, "time of a token", default=0.0, minimum=0, maximum=_DAY),
+                "load_seconds": Option(float, "time of the load", default=0.0, minimum=0, maximum=_DAY),
+                "memory_bytes": Option(int, "memory taken at load", default=0, minimum=0, maximum=_TERABYTE),
+                "leak_bytes_per_batch": Option(int, "memory lost by a batch", default=0, minimum=0, maximum=_TERABYTE),
+                "hang_after_batches": Option(int, "batches before it hangs", minimum=0),
+                "hold_gil_seconds": Option(float, "holds the interpreter", default=0.0, minimum=0, maximum=3600),
+                "crash_after_batches": Option(int, "batches before it kills itself", minimum=0),
+                "crash_on_text": Option(str, "kills itself on a text with this in it"),
+                "fail_on_text": Option(str, "fails a text with this in it"),
+                "oom_after_batches": Option(int, "batches before it runs out of memory", minimum=0),
+                "fail_load": Option(str, "fails the load with this message"),
+                "micro_batch_entries": Option(int, "texts computed together", minimum=1, maximum=100_000),
+                "seed": Option(int, "of the vectors", default=0, minimum=0, maximum=2**53),
+            },
+        ),
+        EngineRow(
+            name="sentence_transformers",
+            module="modelmora_worker.engines.sentence_transformers:SentenceTransformersEngine",
+            tasks=frozenset({"txt2embed"}),
+            needs_files=True,
+            extra="torch",
+            options={
+                **_LIMITS,
+                "micro_batch_tokens": Option(
+                    int, "padded tokens computed together", default=512, minimum=16, maximum=1_000_000
+                ),
+            },
+        ),
+    )
+}
+
+
+def find_row(name: str) -> EngineRow:
+    """The row of this name, ours or a third party's. Raises EngineNotFound."""
+    row = TABLE.get(name)
+    if row is not None:
+        return row
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
+        found = entry.load()
+        if isinstance(found, EngineRow) and found.name == name:
+            return found
+    known = ", ".join(sorted(TABLE))
+    raise errors.EngineNotFound(
+        f"no engine has the name {name!r}; there are {known}", fields=[FieldViolation("engine", f"one of {known}")]
+    )
+
+
+def all_rows() -> Mapping[str, EngineRow]:
+    """Our rows and those of third parties whose entry points load; ours win."""
+    rows: dict[str, EngineRow] = {}
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            found = entry.load()
+        except (ImportError, AttributeError):
+            continue
+        if isinstance(found, EngineRow):
+            rows[found.name] = found
+    return {**rows, **TABLE}
+
+
+def check_options(row: EngineRow, options: Mapping[str, object]) -> list[FieldViolation]:
+    """What is wrong with these options; paths are relative to them (`delay_seconds`). Pure."""
+    found = []
+    for key in sorted(options):
+        option = row.options.get(key)
+        if option is None:
+            found.append(FieldViolation(key, f"engine {row.name} has no such option"))
+        else:
+            wrong = _check_value(option, options[key])
+            if wrong:
+                found.append(FieldViolation(key, wrong))
+    return found
+
+
+def read_options(row: EngineRow, options: Mapping[str, object]) -> dict[str, Any]:
+    """The options with defaults, in their types. Raises InvalidArgument with `engine_options.<key>`."""
+    wrong = [FieldViolation(f"engine_options.{v.field}", v.description) for v in check_options(row, options)]
+    if wrong:
+        raise errors.InvalidArgument("; ".join(f"{v.field}: {v.description}" for v in wrong), fields=wrong)
+    values = {key: option.default for key, option in row.options.items()}
+    for key, value in options.items():
+        values[key] = row.options[key].type(value)
+    return values
+
+
+def _check_value(option: Option, value: object) -> str:
+    """What is wrong with the value; empty: nothing. Numbers come as float from JSON, so 8.0 is a whole number."""
+    if option.type in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"must be a number, not {value!r}"
+        if not math.isfinite(value):
+            return "must be finite"
+        if option.type is int and value != int(value):
+            return f"must be a whole number, not {value!r}"
+        if option.minimum is not None and value < option.minimum:
+            return f"must be at least {option.minimum:g}"
+        if option.maximum is not None and value > option.maximum:
+            return f"must be at most {option.maximum:g}"
+        return ""
+    if not isinstance(value, option.type):
+        return f"must be a {'yes or no' if option.type is bool else 'text'}, not {value!r}"
+    if option.choices and value not in option.choices:
+        return f"must be one of {', '.join(option.choices)}"
+    return ""
+
+
+def open_engine(row: EngineRow) -> Engine:
+    """An engine, not loaded yet. Raises EngineUnavailable where its libraries are missing."""
+    module, _, name = row.module.partition(":")
+    try:
+        engine: Engine = getattr(importlib.import_module(module), name)()
+    except ImportError as error:
+        raise engine_unavailable(row, error) from error
+    return engine
+
+
+def engine_unavailable(row: EngineRow, error: ImportError) -> errors.EngineUnavailable:
+    """The error that says what to install."""
+    remedy = f"; install modelmora[{row.extra}]" if row.extra else ""
+    return errors.EngineUnavailable(
+        f"engine {row.name} cannot be imported ({error}){remedy}", engine=row.name, extra=row.extra
+    )

@@ -1,0 +1,159 @@
+"""The echo engine: vectors made from the text itself, and every way an engine can go wrong, by option.
+
+It makes scheduler and lifecycle rules testable in milliseconds and lets users rehearse capacity plans. A vector is a
+function of (seed, text) alone and has unit length, so a swapped row shows; tokens are words.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import mmap
+import os
+import signal
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from modelmora import errors
+
+from modelmora_worker.engines import base
+
+MAX_BATCH_ENTRIES = 1024
+MAX_BATCH_TOKENS = 1 << 20
+MAX_INPUT_TOKENS = 1 << 16
+
+
+def vector(seed: int, text: str, dimensions: int) -> list[float]:
+    """Unit vector of (seed, text): the values of SHAKE-128 as numbers in [-1, 1), normalised."""
+    shake = hashlib.shake_128(b"%d\0%s" % (seed, text.encode("utf-8", "surrogatepass")))
+    return unit([v / 32768.0 for v in struct.unpack(f"<{dimensions}h", shake.digest(2 * dimensions))])
+
+
+def unit(values: Sequence[float]) -> list[float]:
+    """The same direction with length 1; zeros stay."""
+    length = math.sqrt(math.fsum(v * v for v in values))
+    return [v / length for v in values] if length else list(values)
+
+
+class EchoEngine:
+    """See the table row for what each option does."""
+
+    batching = base.Batching.STATIC
+
+    def __init__(self) -> None:
+        self._options: dict[str, Any] = {}
+        self._batches = 0
+        self._memory: list[mmap.mmap] = []
+        self._max_input_tokens = MAX_INPUT_TOKENS
+
+    def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
+        self._options = options = base.read_options(base.TABLE["echo"], spec.options)
+        total = options["memory_bytes"]
+        progress("memory", 0, total)
+        if total:
+            self._memory.append(_touched(total))
+        if options["load_seconds"]:
+            time.sleep(options["load_seconds"])
+        if options["fail_load"]:
+            raise errors.LoadFailed(options["fail_load"])
+        progress("ready", total, total)
+        self._max_input_tokens = options["max_input_tokens"] or MAX_INPUT_TOKENS
+        return base.Footprint(
+            memory_bytes={},
+            profile=base.Profile(backend="echo", precision="fp32", batch_rule="none"),
+            max_input_tokens=self._max_input_tokens,
+            embedding_dimensions=options["dimensions"],
+            max_batch_tokens=options["max_batch_tokens"] or MAX_BATCH_TOKENS,
+            max_batch_entries=options["max_batch_entries"] or MAX_BATCH_ENTRIES,
+        )
+
+    def prepare(self, texts: Sequence[base.Text]) -> base.Prepared:
+        prepared = base.Prepared()
+        batch = base.MicroBatch([], [], [], [])
+        most = self._options["micro_batch_entries"] or len(texts)
+        for position, entry in enumerate(texts):
+            words = entry.text.split()
+            limit = self._max_input_tokens
+            if len(words) > limit and not entry.truncate:
+                error = errors.TextTooLong(f"the text has {len(words)} tokens, the model takes {limit}")
+                prepared.failed.append((position, error))
+                continue
+            if entry.dimensions > self._options["dimensions"]:
+                prepared.failed.append((position, too_many_dimensions(entry.dimensions, self._options["dimensions"])))
+                continue
+            if not batch.positions or len(batch.positions) >= most:
+                batch = base.MicroBatch([], [], [], [])
+                prepared.micro_batches.append(batch)
+            batch.positions.append(position)
+            batch.input_tokens.append(min(len(words), limit))
+            batch.truncated.append(len(words) > limit)
+            batch.items.append((" ".join(words[:limit]) if len(words) > limit else entry.text, entry))
+        return prepared
+
+    def infer(self, batch: base.MicroBatch) -> base.Rows:
+        options = self._options
+        self._misbehave([text for text, _ in batch.items])
+        delay = options["delay_seconds"] + options["delay_per_token_seconds"] * sum(batch.input_tokens)
+        if delay:
+            time.sleep(delay)
+        rows = base.Rows(b"", [])
+        parts = []
+        for position, (text, entry) in zip(batch.positions, batch.items, strict=True):
+            if options["fail_on_text"] and options["fail_on_text"] in text:
+                rows.failed.append((position, errors.InvalidArgument("the text is one this engine was told to fail")))
+                rows.dimensions.append(0)
+                continue
+            values = vector(options["seed"], text, options["dimensions"])
+            if entry.dimensions:
+                values = values[: entry.dimensions]
+                if entry.normalize:
+                    values = unit(values)
+            rows.dimensions.append(len(values))
+            parts.append(struct.pack(f"<{len(values)}f", *values))
+        rows.data = b"".join(parts)
+        return rows
+
+    def stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        raise errors.TaskNotSupported("engine echo does not generate")
+
+    def close(self) -> None:
+        for memory in self._memory:
+            memory.close()
+        self._memory.clear()
+
+    def _misbehave(self, texts: Sequence[str]) -> None:
+        options = self._options
+        before, self._batches = self._batches, self._batches + 1
+
+        def due(name: str) -> bool:
+            return options[name] is not None and before >= options[name]
+
+        if due("crash_after_batches") or (
+            options["crash_on_text"] and any(options["crash_on_text"] in text for text in texts)
+        ):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if due("oom_after_batches"):
+            raise MemoryError("engine echo was told to run out of memory")
+        if options["leak_bytes_per_batch"]:
+            self._memory.append(_touched(options["leak_bytes_per_batch"]))
+        if options["hold_gil_seconds"]:
+            # PyDLL, unlike CDLL, calls without releasing the interpreter lock.
+            ctypes.PyDLL(None).usleep(int(options["hold_gil_seconds"] * 1e6))
+        while due("hang_after_batches"):
+            time.sleep(3600)
+
+
+def too_many_dimensions(asked: int, there: int) -> errors.InvalidArgument:
+    """The error for a row that asks for more dimensions than the model has."""
+    return errors.InvalidArgument.at("dimensions", f"{asked} asked for, the model has {there}")
+
+
+def _touched(size: int) -> mmap.mmap:
+    """So much private memory, every page written."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for start in range(0, size, mmap.PAGESIZE):
+        memory[start] = 1
+    return memory

@@ -1,0 +1,292 @@
+"""The worker's two threads: one tokenises and sorts the next batch while the other computes the present one.
+
+All calls of `load`, `infer`, `stream` and `close` are made on the compute thread (OpenMP pools and some engines belong to
+the thread that made them). While it has nothing to do it prepares a batch itself, which saves the hop when there is no
+load; the prepare thread works only while something computes, and at most one batch ahead.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from modelmora import errors
+
+from modelmora_worker.engines import base
+
+log = logging.getLogger("worker")
+
+EXIT_OUT_OF_MEMORY: Final = 70
+"""Exit status after an engine ran out of memory: nobody knows what state it is in."""
+
+
+@dataclass(slots=True)
+class Failure:
+    """A row that failed alone."""
+
+    position: int
+    error: errors.ModelMoraError
+
+
+@dataclass(slots=True)
+class Done:
+    """Rows that are answered: computed ones in `rows` by the order of `batch`, and failed ones."""
+
+    batch: base.MicroBatch | None
+    rows: base.Rows | None
+    failed: list[Failure]
+    tokenise_seconds: float
+    compute_seconds: float
+    last: bool
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """A batch on its way: what was asked, until when, what was withdrawn meanwhile, and who is answered."""
+
+    texts: Sequence[base.Text]
+    deadlines: Sequence[float]
+    """By position; empty: none."""
+    answer: Callable[[Done], None]
+    fail: Callable[[errors.ModelMoraError], None]
+    cancelled: bool = False
+    dropped: set[int] = field(default_factory=set)
+    prepared: base.Prepared | None = None
+    tokenise_seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Streaming:
+    """A request that is answered bit by bit."""
+
+    request: Mapping[str, Any]
+    emit: Callable[[Mapping[str, Any], bool], None]
+    fail: Callable[[errors.ModelMoraError], None]
+    cancelled: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Loading:
+    """The one load."""
+
+    work: Callable[[], base.Engine]
+    loaded: Callable[[base.Engine], None]
+    fail: Callable[[errors.ModelMoraError], None]
+    cancelled: bool = False
+
+
+Job = Batch | Streaming | Loading
+
+
+class Pipeline:
+    """Runs jobs in the order of arrival. `submit` and `stop` from any thread."""
+
+    def __init__(self, idle: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._idle = idle
+        self._clock = clock
+        self._engine: base.Engine | None = None
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._ahead = threading.Condition(self._lock)
+        self._preparing = threading.Lock()
+        self._inbox: deque[Job] = deque()
+        self._ready: deque[Batch] = deque()
+        self._ahead_of: Batch | None = None
+        self._busy = False
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._compute_loop, name="compute", daemon=True),
+            threading.Thread(target=self._prepare_loop, name="prepare", daemon=True),
+        ]
+        # Counted by the compute thread alone; read from any.
+        self.batches = 0
+        self.entries = 0
+        self.compute_seconds = 0.0
+        self.computing_since: float | None = None
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Job) -> None:
+        with self._lock:
+            self._inbox.append(job)
+            if self._busy:
+                self._ahead.notify()
+            else:
+                self._work.notify()
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs not finished."""
+        with self._lock:
+            return len(self._inbox) + len(self._ready) + (self._ahead_of is not None) + self._busy
+
+    def stop(self, timeout_seconds: float) -> None:
+        """Ends both threads after the running micro-batch and closes the engine."""
+        with self._lock:
+            self._stopping = True
+            self._work.notify()
+            self._ahead.notify()
+        for thread in self._threads:
+            thread.join(timeout_seconds)
+
+    # The two threads.
+
+    def _compute_loop(self) -> None:
+        while True:
+            with self._lock:
+                self._busy = False
+                idle = not (self._inbox or self._ready or self._ahead_of)
+            if idle:
+                self._idle()
+            with self._lock:
+                # A batch that is being prepared came before what is in the inbox.
+                while not self._stopping and not self._ready and (not self._inbox or self._ahead_of):
+                    self._work.wait()
+                if self._stopping:
+                    break
+                job = self._ready.popleft() if self._ready else self._inbox.popleft()
+                self._busy = True
+                self._ahead.notify()
+            self._run(job)
+        if self._engine is not None:
+            self._engine.close()
+
+    def _prepare_loop(self) -> None:
+        while True:
+            with self._lock:
+                while not self._stopping and not (
+                    self._busy and not self._ready and self._inbox and isinstance(self._inbox[0], Batch)
+                ):
+                    self._ahead.wait()
+                if self._stopping:
+                    return
+                job = self._inbox.popleft()
+                assert isinstance(job, Batch)
+                self._ahead_of = job
+            ready = self._prepare(job)
+            with self._lock:
+                self._ahead_of = None
+                if ready:
+                    self._ready.append(job)
+                self._work.notify()
+
+    def _run(self, job: Job) -> None:
+        try:
+            if isinstance(job, Batch):
+                if job.prepared is not None or self._prepare(job):
+                    self._compute(job)
+            elif isinstance(job, Streaming):
+                self._stream(job)
+            else:
+                self._engine = job.work()
+                job.loaded(self._engine)
+        except errors.ModelMoraError as error:
+            job.fail(error)
+        except MemoryError as error:
+            if isinstance(job, Loading):
+                job.fail(errors.LoadFailed("the engine ran out of memory while it loaded"))
+            else:
+                _die_out_of_memory(error)
+        except Exception as error:  # The worker's engine call: an engine may raise anything.
+            log.exception("the engine failed")
+            cause = f"{type(error).__name__}: {error}"
+            job.fail(errors.LoadFailed(cause) if isinstance(job, Loading) else errors.InternalError(cause))
+
+    def _prepare(self, batch: Batch) -> bool:
+        """Prepares; False: there is nothing left to compute and the batch is answered."""
+        if batch.cancelled:
+            batch.fail(errors.Cancelled())
+            return False
+        assert self._engine is not None
+        start = self._clock()
+        try:
+            with self._preparing:
+                batch.prepared = self._engine.prepare(batch.texts)
+        except errors.ModelMoraError as error:
+            batch.fail(error)
+            return False
+        except MemoryError as error:
+            _die_out_of_memory(error)
+        except Exception as error:  # The worker's engine call.
+            log.exception("the engine failed")
+            batch.fail(errors.InternalError(f"{type(error).__name__}: {error}"))
+            return False
+        batch.tokenise_seconds = self._clock() - start
+        return True
+
+    def _compute(self, batch: Batch) -> None:
+        assert batch.prepared is not None and self._engine is not None
+        failed = [Failure(*pair) for pair in batch.prepared.failed]
+        tokenise_seconds = batch.tokenise_seconds
+        pending = deque(batch.prepared.micro_batches)
+        self.batches += 1
+        while pending:
+            if batch.cancelled:
+                batch.fail(errors.Cancelled())
+                return
+            micro_batch = pending.popleft()
+            failed += drop_dead(micro_batch, batch.deadlines, batch.dropped, self._clock())
+            if not micro_batch.positions:
+                continue
+            start = self.computing_since = self._clock()
+            try:
+                rows = self._engine.infer(micro_batch)
+            finally:
+                self.computing_since = None
+            seconds = self._clock() - start
+            self.compute_seconds += seconds
+            self.entries += len(micro_batch.positions)
+            failed += [Failure(*pair) for pair in rows.failed]
+            batch.answer(Done(micro_batch, rows, failed, tokenise_seconds, seconds, last=not pending))
+            if not pending:
+                return
+            failed, tokenise_seconds = [], 0.0
+        batch.answer(Done(None, None, failed, tokenise_seconds, 0.0, last=True))
+
+    def _stream(self, job: Streaming) -> None:
+        assert self._engine is not None
+        for output in self._engine.stream(job.request):
+            if job.cancelled:
+                raise errors.Cancelled()
+            job.emit(output, False)
+        job.emit({}, True)
+
+
+def drop_dead(batch: base.MicroBatch, deadlines: Sequence[float], dropped: set[int], now: float) -> list[Failure]:
+    """Takes withdrawn and expired rows out of a micro-batch, in place; the failures to answer them with."""
+    if not deadlines and not dropped:
+        return []
+    failed: list[Failure] = []
+    alive: list[int] = []
+    for index, position in enumerate(batch.positions):
+        if position in dropped:
+            failed.append(Failure(position, errors.Cancelled()))
+        elif deadlines and deadlines[position] <= now:
+            failed.append(
+                Failure(position, errors.DeadlineExceeded("the deadline passed before the computation began"))
+            )
+        else:
+            alive.append(index)
+    if failed:
+        batch.positions = [batch.positions[i] for i in alive]
+        batch.input_tokens = [batch.input_tokens[i] for i in alive]
+        batch.truncated = [batch.truncated[i] for i in alive]
+        batch.items = [batch.items[i] for i in alive]
+    return failed
+
+
+def _die_out_of_memory(error: MemoryError) -> None:
+    """Ends the process: after this an engine may be in any state, and a fresh worker is cheap."""
+    traceback.print_exception(error)
+    print("the engine ran out of memory; the worker ends", file=sys.stderr, flush=True)
+    os._exit(EXIT_OUT_OF_MEMORY)

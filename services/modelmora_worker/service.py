@@ -1,0 +1,454 @@
+"""The worker's conversation (worker/v1): who may say what, and what becomes of it. One engine, one model version.
+
+The wire has the main thread; engine calls have the two threads of the pipeline. State that both need is in the pipeline
+(under its lock) or is written by one of them only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hmac import compare_digest
+from typing import Any, Final
+
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct
+from modelmora import errors
+from modelmora.common.v1 import common_pb2
+from modelmora.worker.v1 import worker_pb2
+from modelmora_runtime.framing import Connection, FrameServer
+
+from modelmora_worker import pipeline as pipelines
+from modelmora_worker.engines import base
+
+log = logging.getLogger("worker")
+
+WIRE_VERSION: Final = 1
+HELLO_TIMEOUT_SECONDS = 5.0
+STUCK_SECONDS = 60.0
+"""A micro-batch that takes longer makes the worker call itself UNHEALTHY."""
+FIRST_CONTROL_SECONDS = 60.0
+CONTROL_LOSS_SECONDS = 30.0
+"""Without a control connection for so long the worker is nobody's and ends."""
+MIN_WATCH_SECONDS = 0.01
+
+
+@dataclass(eq=False)
+class _Session:
+    """What a connection may do and has running."""
+
+    key: bytes = b""
+    control: bool = False
+    jobs: dict[int, pipelines.Job] = field(default_factory=dict)
+    watches: set[int] = field(default_factory=set)
+
+
+class WorkerService:
+    """Receiver of a FrameServer. `attach` it before the server runs."""
+
+    def __init__(self, control_key: bytes) -> None:
+        self._control_key = control_key
+        self._lease_keys: set[bytes] = set()
+        self._pipeline = pipelines.Pipeline(self._idle)
+        self._server: FrameServer | None = None
+        self._controls = 0
+        self._had_control = False
+        self._load_asked = False
+        self._loaded = False
+        self._draining = False
+        self._drains: list[tuple[Connection, int]] = []
+
+    def attach(self, server: FrameServer) -> None:
+        self._server = server
+        self._pipeline.start()
+        server.call_later(FIRST_CONTROL_SECONDS, self._end_if_abandoned)
+
+    def drain(self) -> None:
+        """Takes no more work and ends the server when nothing runs. From any thread and signal handlers."""
+        self._serving.call_soon(self._start_drain)
+
+    def close(self) -> None:
+        """After the server has ended."""
+        self._pipeline.stop(timeout_seconds=5.0)
+
+    # Receiver.
+
+    def on_accepted(self, connection: Connection) -> None:
+        connection.data = None
+
+        def check() -> None:
+            if connection.data is None:
+                connection.close("no-hello")
+
+        self._serving.call_later(HELLO_TIMEOUT_SECONDS, check)
+
+    def on_message(self, connection: Connection, request_id: int, message: bytes) -> None:
+        session = connection.data
+        request = self._parse(connection, message)
+        if request is None:
+            return
+        assert isinstance(session, _Session)  # Without hello a peer has no credit for a message.
+        kind = request.WhichOneof("message")
+        if request_id in session.jobs:
+            connection.close("request-id-in-use")
+        elif kind == "infer":
+            self._infer(connection, session, request_id, request.infer, len(message))
+        elif kind == "stream":
+            self._stream(connection, session, request_id, request.stream, len(message))
+        elif kind == "load":
+            self._load(connection, session, request_id, request.load, len(message))
+        else:
+            connection.close(f"not-a-data-message: {kind}")
+
+    def on_control(self, connection: Connection, request_id: int, message: bytes) -> None:
+        request = self._parse(connection, message)
+        if request is None:
+            return
+        kind = request.WhichOneof("message")
+        session = connection.data
+        if kind == "hello" and session is None:
+            self._hello(connection, request_id, request.hello)
+        elif not isinstance(session, _Session):
+            connection.close("no-hello")
+        elif kind == "cancel":
+            self._cancel(connection, session, request_id, request.cancel)
+        elif not session.control:
+            self._refuse(connection, request_id, errors.PermissionDenied(f"a lease key does not allow {kind}"))
+        elif kind == "drain":
+            self._drains.append((connection, request_id))
+            self._start_drain()
+        elif kind == "watch":
+            interval = max(MIN_WATCH_SECONDS, request.watch.interval.ToNanoseconds() / 1e9 or 1.0)
+            session.watches.add(request_id)
+            self._report(connection, session, request_id, interval)
+        elif kind == "key":
+            self._key(connection, request_id, request.key)
+        else:
+            connection.close(f"not-a-control-message: {kind}")
+
+    def on_closed(self, connection: Connection, reason: str) -> None:
+        session = connection.data
+        if not isinstance(session, _Session):
+            return
+        for job in session.jobs.values():
+            job.cancelled = True
+        session.watches.clear()
+        if session.control:
+            self._controls -= 1
+            if not self._controls:
+                self._serving.call_later(CONTROL_LOSS_SECONDS, self._end_if_abandoned)
+
+    # Requests.
+
+    def _hello(self, connection: Connection, request_id: int, hello: worker_pb2.Hello) -> None:
+        control = compare_digest(hello.key, self._control_key)
+        leased = any([compare_digest(hello.key, key) for key in self._lease_keys])
+        if not control and not leased:
+            self._refuse(connection, request_id, errors.Unauthenticated("no such key"))
+            connection.close("wrong-key")
+            return
+        if hello.wire_version != WIRE_VERSION:
+            error = errors.FailedPrecondition(
+                f"this worker speaks wire version {WIRE_VERSION}, not {hello.wire_version}"
+            )
+            self._refuse(connection, request_id, error)
+            connection.close("wrong-version")
+            return
+        connection.data = _Session(key=hello.key, control=control)
+        if control:
+            self._controls += 1
+            self._had_control = True
+        reply = worker_pb2.HelloReply(wire_version=WIRE_VERSION, pid=os.getpid())
+        connection.admit()
+        self._reply(connection, request_id, worker_pb2.WorkerReply(hello=reply))
+
+    def _load(
+        self, connection: Connection, session: _Session, request_id: int, load: worker_pb2.LoadRequest, size: int
+    ) -> None:
+        connection.grant(size)
+        if not session.control:
+            self._refuse(connection, request_id, errors.PermissionDenied("a lease key does not allow load"))
+            return
+        if self._load_asked or self._draining:
+            self._refuse(connection, request_id, errors.FailedPrecondition("this worker has had its one load"))
+            return
+        self._load_asked = True
+        footprints: list[base.Footprint] = []
+        rows: list[base.EngineRow] = []
+
+        def progress(stage: str, done_bytes: int, total_bytes: int) -> None:
+            message = worker_pb2.LoadProgress(done_bytes=done_bytes, total_bytes=total_bytes, stage=stage)
+            connection.send(request_id, worker_pb2.WorkerReply(load_progress=message).SerializeToString())
+
+        def work() -> base.Engine:
+            row = base.find_row(load.engine)
+            rows.append(row)
+            spec = _spec(load)
+            base.read_options(row, spec.options)
+            log.info("loading %s with engine %s", load.model_version or "a model", row.name)
+            try:
+                engine = base.open_engine(row)
+                footprints.append(engine.load(spec, progress))
+            except ImportError as error:
+                raise base.engine_unavailable(row, error) from error
+            return engine
+
+        def loaded(engine: base.Engine) -> None:
+            self._loaded = True
+            reply = _load_reply(rows[0], footprints[0])
+            log.info("loaded: %d bytes on the host", sum(d.memory_bytes for d in reply.footprint))
+            connection.send(request_id, worker_pb2.WorkerReply(load=reply).SerializeToString())
+            session.jobs.pop(request_id, None)
+
+        job = pipelines.Loading(work, loaded, self._failer(connection, session, request_id, None))
+        session.jobs[request_id] = job
+        self._pipeline.submit(job)
+
+    def _infer(
+        self, connection: Connection, session: _Session, request_id: int, infer: worker_pb2.InferRequest, size: int
+    ) -> None:
+        fail = self._failer(connection, session, request_id, size)
+        if not self._ready(fail):
+            return
+        deadlines: list[float] = []
+        if any(text.HasField("timeout") for text in infer.texts):
+            now = time.monotonic()
+            deadlines = [
+                now + text.timeout.ToNanoseconds() / 1e9 if text.HasField("timeout") else float("inf")
+                for text in infer.texts
+            ]
+
+        def answer(done: pipelines.Done) -> None:
+            if done.last:
+                session.jobs.pop(request_id, None)
+            reply = worker_pb2.WorkerReply(infer=_infer_reply(done)).SerializeToString()
+            connection.send(request_id, reply, granted_bytes=size if done.last else None)
+
+        job = pipelines.Batch(infer.texts, deadlines, answer, fail)
+        session.jobs[request_id] = job
+        self._pipeline.submit(job)
+
+    def _stream(
+        self, connection: Connection, session: _Session, request_id: int, stream: worker_pb2.StreamRequest, size: int
+    ) -> None:
+        fail = self._failer(connection, session, request_id, size)
+        if not self._ready(fail):
+            return
+
+        def emit(output: Mapping[str, Any], last: bool) -> None:
+            reply = worker_pb2.StreamReply(done=last)
+            reply.output.update(dict(output))
+            if last:
+                session.jobs.pop(request_id, None)
+            message = worker_pb2.WorkerReply(stream=reply).SerializeToString()
+            connection.send(request_id, message, granted_bytes=size if last else None)
+
+        job = pipelines.Streaming(_plain(stream.input), emit, fail)
+        session.jobs[request_id] = job
+        self._pipeline.submit(job)
+
+    def _cancel(
+        self, connection: Connection, session: _Session, request_id: int, cancel: worker_pb2.CancelRequest
+    ) -> None:
+        if request_id in session.watches:
+            session.watches.discard(request_id)
+            self._refuse(connection, request_id, errors.Cancelled())
+        job = session.jobs.get(request_id)
+        if job is None:
+            return
+        if cancel.positions and isinstance(job, pipelines.Batch):
+            job.dropped.update(cancel.positions)
+        else:
+            job.cancelled = True
+
+    def _key(self, connection: Connection, request_id: int, key: worker_pb2.KeyRequest) -> None:
+        if key.withdraw:
+            self._lease_keys.discard(key.key)
+            for other in self._serving.connections:
+                session = other.data
+                if isinstance(session, _Session) and not session.control and session.key == key.key:
+                    other.close("lease-withdrawn")
+        elif len(key.key) < 16:
+            self._refuse(connection, request_id, errors.InvalidArgument.at("key", "at least 16 bytes"))
+            return
+        else:
+            self._lease_keys.add(key.key)
+        self._reply(connection, request_id, worker_pb2.WorkerReply(key=worker_pb2.KeyReply()))
+
+    def _report(self, connection: Connection, session: _Session, request_id: int, interval_seconds: float) -> None:
+        if connection.closed or request_id not in session.watches:
+            return
+        self._reply(connection, request_id, worker_pb2.WorkerReply(watch=self._watch_reply()))
+        again: Callable[[], None] = lambda: self._report(connection, session, request_id, interval_seconds)  # noqa: E731
+        self._serving.call_later(interval_seconds, again)
+
+    def _watch_reply(self) -> worker_pb2.WatchReply:
+        work = self._pipeline
+        reply = worker_pb2.WatchReply(
+            state=common_pb2.HEALTH_STATE_HEALTHY,
+            private_bytes=private_bytes(),
+            in_flight=work.in_flight,
+            batches=work.batches,
+            entries=work.entries,
+        )
+        reply.compute.FromNanoseconds(round(work.compute_seconds * 1e9))
+        since = work.computing_since
+        if since is not None and time.monotonic() - since > STUCK_SECONDS:
+            reply.state = common_pb2.HEALTH_STATE_UNHEALTHY
+            reply.reason = f"one micro-batch has been running for {time.monotonic() - since:.0f} s"
+        return reply
+
+    # Draining and ending.
+
+    def _start_drain(self) -> None:
+        self._draining = True
+        self._end_if_drained()
+
+    def _idle(self) -> None:
+        """Called by the compute thread when it has nothing left."""
+        if self._draining:
+            self._serving.call_soon(self._end_if_drained)
+
+    def _end_if_drained(self) -> None:
+        if not self._pipeline.in_flight:
+            for connection, request_id in self._drains:
+                self._reply(connection, request_id, worker_pb2.WorkerReply(drain=worker_pb2.DrainReply()))
+            self._drains.clear()
+            self._serving.stop()
+
+    def _end_if_abandoned(self) -> None:
+        if not self._controls:
+            log.error("no control connection; the worker ends")
+            self._serving.stop()
+
+    # Helpers.
+
+    @property
+    def _serving(self) -> FrameServer:
+        assert self._server is not None
+        return self._server
+
+    def _ready(self, fail: Callable[[errors.ModelMoraError], None]) -> bool:
+        if self._draining:
+            fail(errors.ShuttingDown("the worker is draining"))
+        elif not self._loaded:
+            fail(errors.FailedPrecondition("the worker has no model loaded"))
+        else:
+            return True
+        return False
+
+    def _failer(
+        self, connection: Connection, session: _Session, request_id: int, size: int | None
+    ) -> Callable[[errors.ModelMoraError], None]:
+        def fail(error: errors.ModelMoraError) -> None:
+            session.jobs.pop(request_id, None)
+            reply = worker_pb2.WorkerReply(error=_error_reply(error)).SerializeToString()
+            connection.send(request_id, reply, granted_bytes=size)
+
+        return fail
+
+    def _parse(self, connection: Connection, message: bytes) -> worker_pb2.WorkerRequest | None:
+        try:
+            request = worker_pb2.WorkerRequest.FromString(message)
+        except DecodeError:
+            connection.close("not-a-message")
+            return None
+        if request.WhichOneof("message") is None:
+            connection.close("unknown-message")
+            return None
+        return request
+
+    def _reply(self, connection: Connection, request_id: int, reply: worker_pb2.WorkerReply) -> None:
+        connection.send_control(request_id, reply.SerializeToString())
+
+    def _refuse(self, connection: Connection, request_id: int, error: errors.ModelMoraError) -> None:
+        self._reply(connection, request_id, worker_pb2.WorkerReply(error=_error_reply(error)))
+
+
+def private_bytes() -> int:
+    """Bytes only this process has in memory (USS) or swap."""
+    total = 0
+    with open("/proc/self/smaps_rollup", "rb") as file:
+        for line in file:
+            name, _, rest = line.partition(b":")
+            if name in (b"Private_Clean", b"Private_Dirty", b"Private_Hugetlb", b"SwapPss"):
+                total += int(rest.split()[0]) * 1024
+    return total
+
+
+def _spec(load: worker_pb2.LoadRequest) -> base.EngineSpec:
+    profile = None
+    if load.HasField("engine_profile"):
+        asked = load.engine_profile
+        profile = base.Profile(asked.backend, asked.precision, dict(asked.library_versions), asked.batch_rule)
+    return base.EngineSpec(
+        engine=load.engine,
+        artifact_path=load.artifact_path,
+        model_version=load.model_version,
+        devices=[(device.device, device.memory_bytes) for device in load.devices],
+        dtype=load.dtype,
+        options=_plain(load.options),
+        task=common_pb2.TaskType.Name(load.task_type).removeprefix("TASK_TYPE_").lower() if load.task_type else "",
+        cpu_threads=load.cpu_threads,
+        profile=profile,
+    )
+
+
+def _plain(struct: Struct) -> dict[str, Any]:
+    plain: dict[str, Any] = json_format.MessageToDict(struct)
+    return plain
+
+
+def _load_reply(row: base.EngineRow, footprint: base.Footprint) -> worker_pb2.LoadReply:
+    memory = dict(footprint.memory_bytes)
+    memory.setdefault("host", private_bytes())
+    profile = footprint.profile
+    return worker_pb2.LoadReply(
+        footprint=[common_pb2.DeviceMemory(device=device, memory_bytes=size) for device, size in memory.items()],
+        engine_profile=common_pb2.EngineProfile(
+            backend=profile.backend,
+            precision=profile.precision,
+            library_versions=profile.library_versions,
+            batch_rule=profile.batch_rule,
+        ),
+        max_input_tokens=footprint.max_input_tokens,
+        embedding_dimensions=footprint.embedding_dimensions,
+        max_batch_tokens=footprint.max_batch_tokens,
+        max_batch_entries=footprint.max_batch_entries,
+        tasks=[common_pb2.TaskType.Value("TASK_TYPE_" + task.upper()) for task in sorted(row.tasks)],
+    )
+
+
+def _infer_reply(done: pipelines.Done) -> worker_pb2.InferReply:
+    reply = worker_pb2.InferReply(done=done.last)
+    if done.batch is not None and done.rows is not None:
+        reply.positions.extend(done.batch.positions)
+        reply.rows = done.rows.data
+        reply.row_dimensions.extend(done.rows.dimensions)
+        reply.input_tokens.extend(done.batch.input_tokens)
+        reply.truncated.extend(done.batch.truncated)
+    present = set(reply.positions)
+    for failure in done.failed:
+        if failure.position not in present:
+            reply.positions.append(failure.position)
+            reply.row_dimensions.append(0)
+            reply.input_tokens.append(0)
+            reply.truncated.append(False)
+        reply.errors.add(position=failure.position, reason=failure.error.reason, message=failure.error.message)
+    reply.tokenise.FromNanoseconds(round(done.tokenise_seconds * 1e9))
+    reply.compute.FromNanoseconds(round(done.compute_seconds * 1e9))
+    return reply
+
+
+def _error_reply(error: errors.ModelMoraError) -> worker_pb2.ErrorReply:
+    return worker_pb2.ErrorReply(
+        reason=error.reason,
+        message=error.message[:4096],
+        metadata=error.metadata,
+        status=error.status,
+        fields={violation.field: violation.description for violation in error.fields},
+    )
