@@ -1,0 +1,88 @@
+"""`modelmora …`: the command tree. Commands are imported when they run, so that `modelmora --help` is instant."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import click
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "up": ("platform", "Start the whole platform on this machine."),
+    "serve": ("platform", "Start some of its services only."),
+    "import": ("models", "Register a model from a folder, the Hugging Face Hub, or without files."),
+    "models": ("models", "List, show and delete models, and move their aliases."),
+    "load": ("memory", "Bring a model into memory."),
+    "unload": ("memory", "Take a model out of memory."),
+    "ps": ("memory", "Show what is in memory."),
+    "embed": ("embed", "Turn texts into vectors."),
+    "health": ("health", "Show how every component is."),
+    "info": ("health", "Show versions, devices and storage."),
+    "token": ("token", "Create, list and revoke access tokens."),
+    "config": ("config", "Show the settings and where they come from."),
+    "worker-bundle": ("bundle", "Lay out what a worker in another Python needs."),
+    "completion": ("completion", "Print the completion script of a shell."),
+}
+"""Name → (module here, one line for the overview). The module has a command of that name."""
+
+EXIT_CODES: Mapping[str, int] = {
+    "INVALID_ARGUMENT": 2,
+    "OUT_OF_RANGE": 2,
+    "NOT_FOUND": 3,
+    "ALREADY_EXISTS": 4,
+    "FAILED_PRECONDITION": 4,
+    "ABORTED": 4,
+    "UNAUTHENTICATED": 5,
+    "PERMISSION_DENIED": 5,
+    "UNAVAILABLE": 6,
+    "RESOURCE_EXHAUSTED": 6,
+    "DEADLINE_EXCEEDED": 6,
+}
+"""Status → exit code; everything else is 1."""
+
+
+class Tree(click.Group):
+    """A group whose commands live in modules that are imported by need, and whose errors are one clear line."""
+
+    table: ClassVar[Mapping[str, tuple[str, str]]] = COMMANDS
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.table:
+            return None
+        module = importlib.import_module(f"modelmora_app.cli.{self.table[name][0]}")
+        command: click.Command = module.COMMANDS[name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self.table.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from modelmora.errors import ModelMoraError
+
+        try:
+            return super().invoke(ctx)
+        except ModelMoraError as error:
+            from modelmora_app.cli.show import error_lines
+
+            for line in error_lines(error):
+                click.echo(line, err=True)
+            ctx.exit(EXIT_CODES.get(error.status, 1))
+
+
+@click.group(
+    cls=Tree,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong use or invalid argument, 3 not found, 4 not possible in this state, "
+    "5 not allowed, 6 unavailable, full or too late (trying again may help).",
+)
+@click.version_option(package_name="modelmora", message="modelmora %(version)s")
+@click.option("--target", metavar="HOST:PORT", help="Where the platform listens. [env: MODELMORA_TARGET]")
+@click.option("--token", help="Access token. Better in the environment. [env: MODELMORA_TOKEN]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def cli(**_: object) -> None:
+    """ModelMora: register models, keep them in memory by need, call them through gRPC."""

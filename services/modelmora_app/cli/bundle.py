@@ -1,0 +1,20 @@
+"""`modelmora worker-bundle`: what an engine's own interpreter gets of ModelMora."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("worker-bundle")
+@click.argument("folder", type=click.Path(path_type=Path))
+def worker_bundle(folder: Path) -> None:
+    """Lay out in FOLDER the modules that a worker needs: the only entry to add to the path of another Python."""
+    from modelmora_worker.bundle import write_bundle
+
+    files = write_bundle(folder)
+    click.echo(f"{len(files)} files in {folder}")
+
+
+COMMANDS = {"worker-bundle": worker_bundle}

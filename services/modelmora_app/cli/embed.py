@@ -1,0 +1,105 @@
+"""`modelmora embed`: texts in, vectors out."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from typing import IO
+
+import click
+from modelmora.requests import Embeddings
+
+from modelmora_app.cli import show
+from modelmora_app.cli.session import Session, remote
+
+
+@click.command()
+@click.argument("model")
+@click.argument("texts", nargs=-1)
+@click.option("--file", type=click.File("r", encoding="utf-8"), help="One text for each line; - reads standard input.")
+@click.option("--priority", type=click.Choice(["low", "medium", "high"]))
+@click.option("--dimensions", type=click.IntRange(min=1), help="Keep the first n dimensions.")
+@click.option("--no-normalize", is_flag=True, help="Leave the vectors as long as they come.")
+@click.option("--no-truncate", is_flag=True, help="Refuse texts over the model's limit instead of cutting them.")
+@click.option("--exact", is_flag=True, help="Demand the engine's exact profile.")
+@remote
+def embed(
+    session: Session,
+    model: str,
+    texts: tuple[str, ...],
+    file: IO[str] | None,
+    priority: str | None,
+    dimensions: int | None,
+    no_normalize: bool,
+    no_truncate: bool,
+    exact: bool,
+) -> None:
+    """Turn TEXTS into vectors, one for each."""
+    asked = [*texts, *(line.rstrip("\n") for line in file or () if line.strip())]
+    if not asked:
+        raise click.UsageError("Give texts, or --file.")
+    answer = session.client.embed_detailed(
+        model,
+        asked,
+        normalize=False if no_normalize else None,
+        truncate=False if no_truncate else None,
+        dimensions=dimensions,
+        priority=priority,
+        precision="exact" if exact else None,
+    )
+    if session.as_json:
+        show.print_json(
+            {
+                "embeddings": [row.tolist() for row in answer.rows()],
+                "input_tokens": list(answer.input_tokens),
+                "truncated": list(answer.truncated),
+                "usage": answer.usage,
+                "timings": answer.timings,
+                "model_version": answer.model_version,
+                "digest": answer.digest,
+                "engine_profile": answer.engine_profile,
+                **({"energy": answer.energy} if answer.energy is not None else {}),
+            }
+        )
+    else:
+        print_answer(asked, answer)
+
+
+def print_answer(texts: Sequence[str], answer: Embeddings) -> None:
+    """The vectors' beginnings, how alike the texts are, and what it cost."""
+    rows = answer.rows()
+    several = 1 < len(rows) <= 12
+    numbers = [str(number) for number in range(1, len(rows) + 1)]
+    show.table(
+        ["#>", "text", "tokens>", "vector", *([f"~{number}>" for number in numbers] if several else [])],
+        [
+            [
+                number,
+                text if len(text) <= 60 else text[:59] + "…",
+                f"{tokens}{' (cut)' if cut else ''}",
+                " ".join(f"{value:+.3f}" for value in row[:4]) + (" …" if len(row) > 4 else ""),
+                *([f"{cosine(row, other):.2f}" for other in rows] if several else []),
+            ]
+            for number, text, tokens, cut, row in zip(
+                numbers, texts, answer.input_tokens, answer.truncated, rows, strict=True
+            )
+        ],
+        empty="no vectors",
+    )
+    profile, timings = answer.engine_profile, answer.timings
+    click.echo(
+        f"\n{show.short(answer.model_version)} ({profile.backend} {profile.precision}): {answer.shape[0]} × "
+        f"{answer.shape[1]} float32, {answer.usage.input_tokens} tokens in {show.milliseconds(timings.total)}"
+        f" (queue {show.milliseconds(timings.queue)}, tokenise {show.milliseconds(timings.tokenise)}, "
+        f"compute {show.milliseconds(timings.compute)})"
+    )
+
+
+def cosine(one: array[float], other: array[float]) -> float:
+    """Cosine similarity, [-1, 1]; 0 for a vector of zeros."""
+    length = math.hypot(*one) * math.hypot(*other)
+    return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0
+
+
+COMMANDS = {"embed": embed}

@@ -1,0 +1,256 @@
+"""`modelmora import` and `modelmora models`: what is registered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from modelmora.registry.v1 import registry_pb2
+
+from modelmora_app.cli import show
+from modelmora_app.cli.session import Session, key_values, memory_size, remote
+
+
+@click.command("import")
+@click.argument("source", required=False)
+@click.option("--name", default="", metavar="ORG/REPO", help="Name in the registry. Default for the Hub: its own.")
+@click.option("--version", default="", help="Version string, unique for ever. Default for the Hub: the commit.")
+@click.option("--revision", help="Branch, tag or commit of a Hub repository. Default: main.")
+@click.option("--empty", is_flag=True, help="No files at all, for engines such as echo.")
+@click.option("--engine", default="", help="Engine that runs it. Default: read from the files.")
+@click.option("--task", metavar="TASK", help="What it does, for example txt2embed. Default: read from the files.")
+@click.option("--option", "options", multiple=True, callback=key_values, metavar="KEY=VALUE", help="For the engine.")
+@click.option("--memory", callback=memory_size, metavar="SIZE", help="Memory that it needs, for example 2GiB.")
+@click.option("--sha256", "checksums", multiple=True, callback=key_values, metavar="FILE=DIGEST", help="Must match.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until the files are there and verified.")
+@click.option("--validate-only", is_flag=True, help="Check everything, change nothing.")
+@remote
+def import_(session: Session, source: str | None, **given: Any) -> None:
+    """Register a model from SOURCE: a folder of the server's machine, or a Hugging Face repository as `hub:org/repo`,
+    `hub:org/repo@revision` or a plain `org/repo` that is no folder here.
+    """
+    path, hub, revision = _source(source, given["revision"], given["empty"])
+    version = session.client.import_model(
+        given["name"],
+        given["version"],
+        path=path,
+        hub=hub,
+        revision=revision,
+        empty=given["empty"],
+        engine=given["engine"],
+        task_type=given["task"],
+        engine_options={key: _value(text) for key, text in given["options"].items()} or None,
+        memory_bytes=given["memory"],
+        expected_checksums={file: _digest(text) for file, text in given["checksums"].items()},
+        validate_only=given["validate_only"],
+    )
+    creating = version.state == registry_pb2.MODEL_VERSION_STATE_CREATING
+    if creating and not given["no_wait"] and not given["validate_only"]:
+        version = _follow(session, version)
+    if session.as_json:
+        show.print_json(version)
+    elif given["validate_only"]:
+        click.echo("valid; nothing was changed")
+    else:
+        _show_version(version)
+
+
+def _source(source: str | None, revision: str | None, empty: bool) -> tuple[str | None, str | None, str | None]:
+    """(path, hub, revision) of what was typed; a folder that is here wins over a repository of the same name."""
+    if source is None:
+        if not empty:
+            raise click.UsageError("Give a SOURCE, or --empty for a model without files.")
+        return None, None, revision
+    if source.startswith(("hub:", "hf://")):
+        repository = source.removeprefix("hub:").removeprefix("hf://")
+    elif source.startswith(("/", ".", "~")) or Path(source).is_dir() or source.count("/") != 1:
+        return str(Path(source).expanduser().resolve()), None, revision
+    else:
+        repository = source
+    name, at, commit = repository.partition("@")
+    if at and revision:
+        raise click.UsageError("The revision is given twice.")
+    return None, name, revision or commit or None
+
+
+def _value(text: str) -> Any:
+    """`8`, `true`, `"8"` and `[1]` as JSON says, everything else as the text it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _digest(text: str) -> str:
+    return text if text.startswith("sha256:") else f"sha256:{text}"
+
+
+def _follow(session: Session, version: registry_pb2.ModelVersion) -> registry_pb2.ModelVersion:
+    """Waits with a progress bar, on a terminal; quietly where nobody watches."""
+    console = show.console(err=True)
+    if session.as_json or not console.is_terminal:
+        return session.client.wait_ready(version.name, timeout=session.timeout_given)
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task(show.short(version.name), total=None)
+
+        def advance(now: registry_pb2.ModelVersion) -> None:
+            state = now.progress
+            progress.update(
+                bar,
+                completed=state.done_bytes,
+                total=state.total_bytes or None,
+                description=state.current_file or show.short(now.name),
+            )
+
+        return session.client.wait_ready(version.name, on_change=advance, timeout=session.timeout_given)
+
+
+def _show_version(version: registry_pb2.ModelVersion) -> None:
+    kind = version.source.WhichOneof("source")
+    hub, profile, limits = version.source.hub, version.engine_profile, version.limits
+    show.facts(
+        [
+            ("version", show.short(version.name)),
+            ("state", show.field_word(version, "state")),
+            ("failure", f"{version.failure.reason}: {version.failure.message}" if version.HasField("failure") else ""),
+            ("task", show.field_word(version, "task_type")),
+            ("engine", " ".join(filter(None, (version.engine, profile.backend, profile.precision)))),
+            ("options", json.dumps(show.as_json(version.engine_options)) if version.engine_options.fields else ""),
+            ("source", f"hub {hub.repo_id} {hub.commit}" if kind == "hub" else f"{kind} {version.source.local.path}"),
+            ("size", show.size(version.artifact.size_bytes) if version.artifact.size_bytes else ""),
+            ("digest", version.artifact.digest),
+            ("dimensions", str(limits.embedding_dimensions or "")),
+            ("longest input", f"{limits.max_input_tokens} tokens" if limits.max_input_tokens else ""),
+        ]
+    )
+
+
+@click.group("models", invoke_without_command=True)
+@click.option("--filter", "filter_", default="", metavar="EXPR", help='For example: task_type = "txt2embed"')
+@remote
+def models(session: Session, filter_: str) -> None:
+    """List models; with a command, show, delete or alias one."""
+    if click.get_current_context().invoked_subcommand is None:
+        _list(session, filter_)
+
+
+@models.command("list")
+@click.option("--filter", "filter_", default="", metavar="EXPR", help='For example: task_type = "txt2embed"')
+@remote
+def list_(session: Session, filter_: str) -> None:
+    """List all models."""
+    _list(session, filter_)
+
+
+def _list(session: Session, filter_: str) -> None:
+    found = list(session.client.list_models(filter=filter_))
+    if session.as_json:
+        show.print_json(found)
+        return
+    show.table(
+        ["model", "task", "current", "aliases", "updated"],
+        [
+            [
+                show.short(model.name),
+                show.field_word(model, "task_type"),
+                model.current_version.rpartition("/")[2],
+                " ".join(f"{alias}={version}" for alias, version in sorted(model.aliases.items())),
+                show.ago(model.update_time),
+            ]
+            for model in found
+        ],
+        empty="no models yet; `modelmora import` registers one",
+    )
+
+
+@models.command("show")
+@click.argument("reference")
+@remote
+def show_(session: Session, reference: str) -> None:
+    """Show a model with its versions, or one version (org/repo@version)."""
+    if "@" in reference or "/versions/" in reference:
+        version = session.client.get_version(reference)
+        if session.as_json:
+            show.print_json(version)
+        else:
+            _show_version(version)
+        return
+    model = session.client.get_model(reference)
+    versions = list(session.client.list_versions(model.name))
+    if session.as_json:
+        show.print_json({"model": model, "versions": versions})
+        return
+    show.facts(
+        [
+            ("model", show.short(model.name)),
+            ("display name", model.display_name),
+            ("description", model.description),
+            ("task", show.field_word(model, "task_type")),
+            ("labels", " ".join(f"{key}={value}" for key, value in sorted(model.labels.items()))),
+            ("aliases", " ".join(f"{alias}={version}" for alias, version in sorted(model.aliases.items()))),
+            ("current", model.current_version.rpartition("/")[2]),
+        ]
+    )
+    click.echo()
+    show.table(
+        ["version", "state", "engine", "size>", "created", "failure"],
+        [
+            [
+                version.version,
+                show.field_word(version, "state"),
+                version.engine,
+                show.size(version.artifact.size_bytes),
+                show.ago(version.create_time),
+                version.failure.reason,
+            ]
+            for version in versions
+        ],
+        empty="no versions yet",
+    )
+
+
+@models.command("delete")
+@click.argument("reference")
+@click.option("--force", is_flag=True, help="Also a model's versions; also the current or an aliased version.")
+@remote
+def delete(session: Session, reference: str, force: bool) -> None:
+    """Delete a model, or one version (org/repo@version)."""
+    if "@" in reference or "/versions/" in reference:
+        session.client.delete_version(reference, force=force)
+    else:
+        session.client.delete_model(reference, force=force)
+    if session.as_json:
+        show.print_json({"deleted": reference})
+    else:
+        click.echo(f"deleted {reference}")
+
+
+@models.command("alias")
+@click.argument("model")
+@click.argument("alias")
+@click.argument("version", required=False)
+@click.option("--remove", is_flag=True, help="Remove the alias.")
+@remote
+def alias(session: Session, model: str, alias: str, version: str | None, remove: bool) -> None:
+    """Point ALIAS of MODEL at VERSION; `production` is what a plain reference means."""
+    if remove == (version is not None):
+        raise click.UsageError("Give either a VERSION or --remove.")
+    changed = session.client.set_alias(model, alias, version or "")
+    if session.as_json:
+        show.print_json(changed)
+    else:
+        click.echo(f"{show.short(changed.name)}@{alias} " + (f"is {version}" if version else "is removed"))
+
+
+COMMANDS = {"import": import_, "models": models}
