@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as a source: which files a revision has and their bytes, through `huggingface_hub`'s own session.
+"""The Hugging Face Hub as a source: which files a revision has and their bytes, through `huggingface_hub`'s session.
 
 Everything here blocks and runs in the registry's file threads. The library is imported with the first use, so that a
 platform that never asks the Hub does not pay for it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,22 +91,26 @@ class Hub:
     def download(self, repo_id: str, commit: str, path: str, *, offset: int = 0) -> Iterator[Download]:
         """Opens a file at `offset` or, where the server does not know ranges, at 0: read `Download.offset`."""
         self._check_online()
-        with _as_source_errors(repo_id=repo_id, revision=commit, file=path):
-            from huggingface_hub import get_session, hf_hub_url
-            from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+        with ExitStack() as stack:
+            with _as_source_errors(repo_id=repo_id, revision=commit, file=path):
+                from huggingface_hub import get_session, hf_hub_url
+                from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-            url = hf_hub_url(repo_id, path, revision=commit, endpoint=self._endpoint)
-            # Sizes, ranges and digests are those of the bytes as they are, so no compression on the way.
-            headers = {**build_hf_headers(token=self._token()), "Accept-Encoding": "identity"}
-            if offset:
-                headers["Range"] = f"bytes={offset}-"
-            with get_session().stream(
-                "GET", url, headers=headers, timeout=READ_TIMEOUT_SECONDS, follow_redirects=True
-            ) as response:
+                url = hf_hub_url(repo_id, path, revision=commit, endpoint=self._endpoint)
+                # Sizes, ranges and digests are those of the bytes as they are, so no compression on the way.
+                headers = {**build_hf_headers(token=self._token()), "Accept-Encoding": "identity"}
+                if offset:
+                    headers["Range"] = f"bytes={offset}-"
+                response = stack.enter_context(
+                    get_session().stream(
+                        "GET", url, headers=headers, timeout=READ_TIMEOUT_SECONDS, follow_redirects=True
+                    )
+                )
                 if response.status_code >= 400:
                     response.read()
                     hf_raise_for_status(response)
-                yield Download(response, offset if response.status_code == 206 else 0)
+            # Outside of the wrapper: what goes wrong where the bytes are written is no fault of the source.
+            yield Download(response, offset if response.status_code == 206 else 0)
 
     def _check_online(self) -> None:
         if self._offline:
@@ -128,7 +132,7 @@ def _remote_file(sibling: Any) -> RemoteFile:
 
 
 @contextmanager
-def _as_source_errors(**what: object) -> Iterator[None]:
+def _as_source_errors(**what: str) -> Iterator[None]:
     """Turns whatever the library raises into SourceNotFound, SourceUnavailable or InvalidArgument."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -143,26 +147,28 @@ def _as_source_errors(**what: object) -> Iterator[None]:
     except http_error as error:
         raise _source_error(error, what) from error
     except OSError as error:  # Includes the library's offline mode.
-        raise SourceUnavailable(f"the Hub cannot be reached: {type(error).__name__}", **what) from error
+        raise _unavailable(f"the Hub cannot be reached: {type(error).__name__}", what) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SourceUnavailable(f"the answer is not that of a Hub: {type(error).__name__}", **what) from error
+        raise _unavailable(f"the answer is not that of a Hub: {type(error).__name__}", what) from error
 
 
-def _source_error(error: Any, what: dict[str, object]) -> ModelMoraError:
-    response = getattr(error, "response", None)
+def _source_error(error: Any, what: dict[str, str]) -> ModelMoraError:
+    response: Any = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     thing = " at ".join(str(part) for part in (what.get("repo_id"), what.get("revision")) if part) or "the source"
     if status in (401, 403, 404):
         hint = "; a gated or private repository needs registry.hub_token_file" if status != 404 else ""
         file = f"file {what['file']} of " if "file" in what else ""
-        return SourceNotFound(f"the Hub has no {file}{thing}, or does not show it ({status}){hint}", **what)
+        message = f"the Hub has no {file}{thing}, or does not show it ({status}){hint}"
+        return SourceNotFound(message, fields=(), retry_after_seconds=None, **what)
     if status is not None:
-        return SourceUnavailable(
-            f"the Hub answered {status} for {thing}",
-            retry_after_seconds=_retry_after(response.headers.get("Retry-After")),
-            **what,
-        )
-    return SourceUnavailable(f"the Hub broke off: {type(error).__name__}", **what)
+        delay = _retry_after(response.headers.get("Retry-After"))
+        return _unavailable(f"the Hub answered {status} for {thing}", what, retry_after_seconds=delay)
+    return _unavailable(f"the Hub broke off: {type(error).__name__}", what)
+
+
+def _unavailable(message: str, what: dict[str, str], retry_after_seconds: float | None = None) -> SourceUnavailable:
+    return SourceUnavailable(message, fields=(), retry_after_seconds=retry_after_seconds, **what)
 
 
 def _retry_after(header: str | None) -> float | None:

@@ -1,8 +1,8 @@
 """How callers ask for lists: a subset of AIP-160 filters, `order_by`, opaque keyset page tokens. Pure.
 
 A filter is `field operator value` joined by AND. Fields and their kinds are given by the list; texts and labels know
-`=` and `!=`, times also `<`, `<=`, `>`, `>=`. A value is a bare word, or stands in double quotes with `\\"` and `\\\\`
-inside.
+`=` and `!=`, times also `<`, `<=`, `>`, `>=`. A value is a bare word, or stands in double quotes, where a backslash
+makes the next character an ordinary one.
 """
 
 from __future__ import annotations
