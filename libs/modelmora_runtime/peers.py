@@ -60,7 +60,7 @@ class Peers:
         """
         if not self.has(context):
             raise PeerNotConfigured(
-                f"{context} is not opened here; the setting platform.peers must say where it is: {{{context}: host:port}}",
+                f"{context} is not opened here; set platform.peers to say where it is: {{{context}: host:port}}",
                 context=context,
             )
         local = context in self._mounted
