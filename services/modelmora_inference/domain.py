@@ -1,0 +1,137 @@
+"""The words of inference: priorities, entries, batches, and the bounds they live in."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+
+MAX_TEXTS = 2048
+"""Most texts in one call."""
+MAX_TEXT_CHARACTERS = 100_000
+"""Longest text."""
+MAX_TIMEOUT_SECONDS = 600.0
+"""Longest `timeout` of a request."""
+
+
+class Priority(IntEnum):
+    """How urgent; the numbers are those of the message."""
+
+    LOW = 10
+    MEDIUM = 20
+    HIGH = 30
+
+
+class Place(Enum):
+    """Where an entry is. WAITING ⇄ RUNNING → ENDED, WAITING → ENDED; nothing leaves ENDED."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The most that one queue holds, waiting and on a worker together, all above 0."""
+
+    max_entries: int = 16_384
+    max_tokens: int = 16_000_000
+    max_bytes: int = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Aging:
+    """Seconds that a request of a priority lets go before it.
+
+    Requests are served by `arrival + offset`, so one is overtaken only by requests that arrive less than its offset
+    after it, however many more urgent ones come: that is the bound. HIGH has none, it is overtaken by nobody.
+    """
+
+    medium_seconds: float = 30.0
+    low_seconds: float = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What one replica takes."""
+
+    max_entries: int = 256
+    """Most entries in one batch."""
+    max_tokens: int = 16_384
+    """Most tokens in one batch, as estimated; a single entry may be longer."""
+    max_batches: int = 2
+    """Batches on the worker at a time: one computes, the next is tokenised."""
+    split_tokens: int = 256
+    """A batch of at most so many tokens is not split to give the second place something to do."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One unit of work in a queue: its payload, whom to answer, and its clock.
+
+    Times are on the monotonic clock, in seconds. The fields below the line belong to the queue.
+    """
+
+    payload: object
+    call: object
+    """Whom to answer; the queue never looks."""
+    index: int
+    """Position in its call."""
+    priority: Priority
+    tenant: str
+    arrival: float
+    deadline: float
+    tokens: int
+    """Estimated, at least 1; the worker counts."""
+    size_bytes: int
+    lane: Hashable = None
+    """Entries of one lane may share a batch."""
+
+    place: Place = Place.ENDED
+    sequence: int = 0
+    batch: Batch | None = None
+    suspect: bool = False
+    """A worker died, or failed, while its batch was running: it runs alone from now on."""
+    lone_deaths: int = 0
+    """How often a worker died while this was the only entry on it."""
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Entries on their way through a worker, answered by position."""
+
+    entries: list[Entry]
+    tokens: int
+    alone: bool = False
+    """Nothing else may be on the worker beside it."""
+    answered: int = 0
+    """Positions that the worker has answered, whether anybody still wanted them or not."""
+    wanted: int = 0
+    """Entries that somebody still waits for."""
+    unanswered_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What waits in one priority."""
+
+    priority: Priority
+    entries: int
+    tokens: int
+    size_bytes: int
+    oldest_age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFacts:
+    """What inference needs to know of a version; 0 where the registry does not know."""
+
+    name: str
+    """Resource name, `models/{org}/{repo}/versions/{version}`."""
+    digest: str
+    task_type: int
+    """Number of the task type in the messages."""
+    max_input_tokens: int = 0
+    embedding_dimensions: int = 0
+    profile: object = field(default=None, compare=False)
+    """The engine profile as a message."""

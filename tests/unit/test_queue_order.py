@@ -1,0 +1,375 @@
+"""The queue's rules, one by one: order and aging, batches, bounds, expiry, withdrawal, poison."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import pytest
+from modelmora.errors import QueueFull
+from modelmora_inference.domain import Aging, BatchLimits, Bounds, Entry, Place, Priority
+from modelmora_inference.queue import EntryQueue
+
+H, M, L = Priority.HIGH, Priority.MEDIUM, Priority.LOW
+AGING = Aging(medium_seconds=10, low_seconds=40)
+WIDE = BatchLimits(max_entries=100, max_tokens=10_000, split_tokens=10_000)
+
+
+def queue(**bounds: int) -> EntryQueue:
+    return EntryQueue(Bounds(**bounds), AGING)
+
+
+def entry(
+    name: str = "e",
+    *,
+    at: float = 0.0,
+    priority: Priority = M,
+    deadline: float = 1e9,
+    tokens: int = 1,
+    size_bytes: int = 1,
+    lane: Hashable = None,
+) -> Entry:
+    return Entry(name, None, 0, priority, "", at, deadline, tokens, size_bytes, lane)
+
+
+def push(q: EntryQueue, *entries: Entry) -> None:
+    for item in entries:
+        q.push([item], item.arrival)
+
+
+def names(entries: list[Entry]) -> str:
+    return "".join(str(item.payload) for item in entries)
+
+
+def pop(q: EntryQueue, now: float = 0.0, limits: BatchLimits = WIDE) -> str:
+    """Names of the next batch; the worker answers it at once."""
+    batch = q.pop_batch(limits, now).batch
+    if batch is None:
+        return ""
+    for position in range(len(batch.entries)):
+        q.answer(batch, position, now)
+    q.finish(batch)
+    return names(batch.entries)
+
+
+# Order.
+
+
+def test_queue_serves_the_more_urgent_first() -> None:
+    q = queue()
+    push(q, entry("l", priority=L), entry("m"), entry("h", priority=H))
+    assert pop(q) == "hml"
+
+
+def test_queue_serves_one_priority_by_arrival() -> None:
+    q = queue()
+    push(q, entry("a", at=0), entry("b", at=0), entry("c", at=1))
+    assert pop(q, 1) == "abc"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "seconds_between", "order"),
+    [
+        (M, H, 9.9, "le"),
+        (M, H, 10.1, "el"),
+        (L, H, 39.9, "le"),
+        (L, H, 40.1, "el"),
+        (L, M, 29.9, "le"),
+        (L, M, 30.1, "el"),
+        (H, H, 0.0, "el"),
+        (H, M, 0.0, "el"),
+    ],
+)
+def test_queue_lets_only_those_pass_who_arrive_within_the_offset(
+    earlier: Priority, later: Priority, seconds_between: float, order: str
+) -> None:
+    q = queue()
+    push(q, entry("e", priority=earlier), entry("l", at=seconds_between, priority=later))
+    assert pop(q, seconds_between) == order
+
+
+def test_queue_puts_entries_of_two_lanes_into_two_batches() -> None:
+    q = queue()
+    push(q, entry("a", lane=1), entry("x", lane=2), entry("b", lane=1), entry("y", lane=2))
+    assert [pop(q), pop(q), pop(q)] == ["ab", "xy", ""]
+
+
+# Batches.
+
+
+def test_queue_fills_a_batch_up_to_its_tokens() -> None:
+    q = queue()
+    push(q, *(entry(name, tokens=4) for name in "abcde"))
+    limits = BatchLimits(max_entries=9, max_tokens=10, split_tokens=10)
+    assert [pop(q, limits=limits) for _ in range(3)] == ["ab", "cd", "e"]
+
+
+def test_queue_fills_a_batch_up_to_its_entries() -> None:
+    q = queue()
+    push(q, *(entry(name) for name in "abcde"))
+    limits = BatchLimits(max_entries=2, max_tokens=100, split_tokens=100)
+    assert [pop(q, limits=limits) for _ in range(3)] == ["ab", "cd", "e"]
+
+
+def test_queue_hands_out_an_entry_that_is_longer_than_a_batch() -> None:
+    q = queue()
+    push(q, entry("a", tokens=50), entry("b"))
+    assert pop(q, limits=BatchLimits(max_entries=9, max_tokens=10, split_tokens=10)) == "a"
+
+
+def test_queue_shares_what_waits_between_the_two_places_of_a_worker() -> None:
+    q = queue()
+    push(q, *(entry(name, tokens=10) for name in "abcdefgh"))
+    limits = BatchLimits(max_entries=9, max_tokens=1000, split_tokens=20)
+    first = q.pop_batch(limits, 0).batch
+    second = q.pop_batch(limits, 0).batch
+    assert first is not None
+    assert second is not None
+    assert names(first.entries) == "abcd"
+    assert names(second.entries) == "efgh"
+
+
+def test_queue_does_not_split_little_work() -> None:
+    q = queue()
+    push(q, entry("a", tokens=10), entry("b", tokens=10))
+    assert pop(q, limits=BatchLimits(max_entries=9, max_tokens=1000, split_tokens=20)) == "ab"
+
+
+def test_queue_gathers_beside_a_running_batch_until_as_much_waits() -> None:
+    q = queue()
+    push(q, entry("a", tokens=2), entry("b", tokens=2))
+    running = q.pop_batch(WIDE, 0).batch
+    assert running is not None
+    push(q, entry("c", tokens=2))
+    assert q.pop_batch(WIDE, 0).batch is None
+    q.answer(running, 0, 0)
+    following = q.pop_batch(WIDE, 0).batch
+    assert following is not None
+    assert names(following.entries) == "c"
+    push(q, entry("d", tokens=100))
+    assert q.pop_batch(WIDE, 0).batch is None, "both places are taken"
+
+
+def test_queue_never_waits_while_the_worker_is_idle() -> None:
+    q = queue()
+    push(q, entry("a"))
+    assert pop(q) == "a"
+
+
+# Deadlines, bounds, withdrawal.
+
+
+def test_queue_drops_an_expired_request() -> None:
+    q = queue()
+    push(q, entry("a", deadline=5), entry("b", deadline=6), entry("c", deadline=5))
+    popped = q.pop_batch(WIDE, 5)
+    assert names(popped.expired) == "ac"
+    assert popped.batch is not None
+    assert names(popped.batch.entries) == "b"
+    assert [item.place for item in popped.expired] == [Place.ENDED] * 2
+    assert len(q) == 0
+
+
+@pytest.mark.parametrize("bounds", [{"max_entries": 3}, {"max_tokens": 30}, {"max_bytes": 300}])
+def test_queue_is_bounded_by(bounds: dict[str, int]) -> None:
+    q = queue(**bounds)
+    for _ in range(3):
+        push(q, entry(tokens=10, size_bytes=100))
+    with pytest.raises(QueueFull) as caught:
+        push(q, entry(tokens=10, size_bytes=100))
+    assert caught.value.retry_after_seconds is not None
+    assert len(q) == 3
+
+
+def test_queue_takes_all_entries_of_a_call_or_none() -> None:
+    q = queue(max_entries=3)
+    with pytest.raises(QueueFull):
+        q.push([entry() for _ in range(4)], 0)
+    assert len(q) == 0
+    q.push([entry() for _ in range(3)], 0)
+
+
+def test_queue_counts_what_runs_against_its_bounds_so_that_it_may_come_back() -> None:
+    q = queue(max_entries=2)
+    push(q, entry("a"), entry("b"))
+    assert q.pop_batch(WIDE, 0).batch is not None
+    with pytest.raises(QueueFull):
+        push(q, entry("c"))
+    q.worker_gone(crashed=False)
+    assert pop(q) == "ab"
+    push(q, entry("c"))
+
+
+def test_a_full_queue_says_when_there_will_be_room() -> None:
+    q = queue(max_entries=100)
+    q.push([entry() for _ in range(100)], 0)
+    one = BatchLimits(max_entries=1, max_tokens=1, split_tokens=1)
+    for second in range(1, 51):  # ten answers a second
+        now = second / 10
+        assert pop(q, now, one)
+        q.push([entry(at=now)], now)
+    with pytest.raises(QueueFull) as caught:
+        q.push([entry() for _ in range(20)], 5)
+    assert caught.value.retry_after_seconds == pytest.approx(2.0, rel=0.05)
+
+
+def test_time_without_work_does_not_slow_the_drain_rate() -> None:
+    q = queue()
+    for start in (0.0, 1000.0, 2000.0):
+        push(q, entry(at=start))
+        assert pop(q, start + 0.1)
+    assert q.drain_rate == pytest.approx(10, rel=0.01)
+
+
+def test_a_withdrawn_entry_leaves_at_once_and_is_never_handed_out() -> None:
+    q = queue(max_entries=2)
+    gone, stays = entry("a"), entry("b")
+    push(q, gone, stays)
+    assert q.withdraw([gone]) == []
+    assert len(q) == 1
+    push(q, entry("c"))
+    assert pop(q) == "bc"
+
+
+def test_a_batch_for_which_nobody_waits_is_named_once() -> None:
+    q = queue()
+    a, b = entry("a"), entry("b")
+    push(q, a, b)
+    batch = q.pop_batch(WIDE, 0).batch
+    assert batch is not None
+    assert q.withdraw([a]) == []
+    assert q.withdraw([b]) == [batch]
+    assert q.withdraw([a, b]) == []
+    assert q.answer(batch, 0, 0) is None
+    q.answer(batch, 1, 0)
+    q.finish(batch)
+    assert q.empty
+
+
+def test_withdrawn_entries_do_not_pile_up() -> None:
+    q = queue()
+    first = entry("first")
+    push(q, first)
+    for _ in range(2000):
+        item = entry(at=1)
+        push(q, item)
+        q.withdraw([item])
+    assert sum(len(line) for line in q._lines()) < 200
+    assert pop(q) == "first"
+
+
+def test_levels_tell_what_waits() -> None:
+    q = queue()
+    gone = entry(at=0, priority=L)
+    push(q, gone, entry(at=1, priority=L, tokens=3, size_bytes=7), entry(at=2, priority=L), entry(at=2, priority=H))
+    q.withdraw([gone])
+    high, medium, low = q.levels(5)
+    assert (high.entries, high.oldest_age_seconds) == (1, 3)
+    assert (medium.entries, medium.oldest_age_seconds) == (0, 0)
+    assert (low.entries, low.tokens, low.size_bytes, low.oldest_age_seconds) == (2, 4, 8, 4)
+
+
+# A dead worker.
+
+
+def start(q: EntryQueue, limits: BatchLimits = WIDE) -> str:
+    batch = q.pop_batch(limits, 0).batch
+    return names(batch.entries) if batch else ""
+
+
+def test_after_a_wanted_death_everything_goes_back_to_its_place() -> None:
+    q = queue()
+    push(q, entry("a"), entry("b"))
+    assert start(q) == "ab"
+    push(q, entry("h", priority=H), entry("c"))
+    assert q.worker_gone(crashed=False) == []
+    assert pop(q) == "habc"
+
+
+def test_an_entry_that_came_back_keeps_its_deadline() -> None:
+    q = queue()
+    push(q, entry("a", deadline=5), entry("b"))
+    assert start(q) == "ab"
+    q.worker_gone(crashed=True)
+    popped = q.pop_batch(WIDE, 5)
+    assert names(popped.expired) == "a"
+    assert popped.batch is not None
+    assert names(popped.batch.entries) == "b"
+
+
+def test_after_a_crash_the_running_batch_is_tried_one_by_one_and_the_other_as_it_was() -> None:
+    q = queue()
+    push(q, *(entry(name, tokens=10) for name in "abcd"))
+    limits = BatchLimits(max_entries=2, max_tokens=100, split_tokens=1)
+    assert [start(q, limits), start(q, limits)] == ["ab", "cd"]
+    assert q.worker_gone(crashed=True) == []
+    assert [pop(q), pop(q), pop(q)] == ["a", "b", "cd"]
+
+
+def test_a_suspect_waits_until_the_worker_is_empty_and_nothing_joins_it() -> None:
+    q = queue()
+    push(q, entry("a"), entry("b"))
+    assert start(q) == "ab"
+    q.worker_gone(crashed=True)
+    push(q, entry("h", priority=H))
+    assert start(q) == "h"
+    assert start(q) == "", "a suspect does not run beside others"
+    running = q.running[0]
+    q.answer(running, 0, 0)
+    q.finish(running)
+    assert start(q) == "a"
+    assert start(q) == "", "nothing runs beside a suspect"
+
+
+def test_an_entry_alone_in_a_worker_that_dies_twice_is_condemned() -> None:
+    q = queue()
+    push(q, entry("a"))
+    assert start(q) == "a"
+    assert q.worker_gone(crashed=True) == []
+    assert start(q) == "a"
+    assert names(q.worker_gone(crashed=True)) == "a"
+    assert q.empty
+
+
+def test_a_worker_that_dies_with_two_batches_condemns_nobody() -> None:
+    q = queue()
+    for _ in range(5):
+        push(q, entry("a"), entry("b"))
+        limits = BatchLimits(max_entries=1, max_tokens=1, split_tokens=1)
+        start(q, limits)
+        start(q, limits)
+        assert q.worker_gone(crashed=True) == []
+        while pop(q):
+            pass
+
+
+def test_deaths_that_the_platform_wanted_condemn_nobody() -> None:
+    q = queue()
+    push(q, entry("a"))
+    for _ in range(5):
+        assert start(q) == "a"
+        assert q.worker_gone(crashed=False) == []
+
+
+def test_rows_that_were_answered_are_no_suspects() -> None:
+    q = queue()
+    push(q, *(entry(name) for name in "abc"))
+    batch = q.pop_batch(WIDE, 0).batch
+    assert batch is not None
+    answered = q.answer(batch, 1, 0)
+    assert answered is not None
+    assert answered.payload == "b"
+    q.worker_gone(crashed=True)
+    assert [pop(q), pop(q), pop(q)] == ["a", "c", ""]
+
+
+def test_a_batch_that_failed_is_tried_one_by_one_and_a_lone_entry_gets_the_error() -> None:
+    q = queue()
+    push(q, entry("a"), entry("b"))
+    batch = q.pop_batch(WIDE, 0).batch
+    assert batch is not None
+    assert q.fail(batch) == []
+    lone = q.pop_batch(WIDE, 0).batch
+    assert lone is not None
+    assert names(lone.entries) == "a"
+    assert names(q.fail(lone)) == "a"
+    assert pop(q) == "b"
