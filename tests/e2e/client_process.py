@@ -1,7 +1,7 @@
 """One client in a process of its own: embeds its share of texts, one or a few a call, and writes down what it got.
 
-Reads a job (JSON) from standard input: {"target", "model", "texts": [[index, text], …], "seed"}. Writes one JSON object:
-{"answers": [[index, base64 of the vector], …], "errors": [[index, message], …]}.
+Reads a job (JSON) from standard input: {"target", "model", "texts": [[index, text], …], "seed"}. Writes one JSON
+object: {"answers": [[index, base64 of the vector], …], "errors": [[index, message], …]}.
 """
 
 from __future__ import annotations

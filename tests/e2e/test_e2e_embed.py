@@ -99,8 +99,10 @@ def test_every_answer_is_the_vector_of_its_own_text(platform: Up, texts: list[st
     rows = numpy.stack([numpy.frombuffer(answers[index][0], "<f4") for index in range(len(texts))])
     assert wrong_rows(rows, truth) == []
 
-    # The comparison has teeth: two rows swapped, the nearest pair there is, are both seen.
-    similar = rows @ rows.T - 2 * numpy.eye(len(rows), dtype=rows.dtype)
+    # The comparison has teeth: two rows swapped are both seen, even of the most similar pair. (More similar than this
+    # are texts that the tokenizer takes for equal, such as "The" and "the".)
+    similar = rows @ rows.T
+    similar[similar > 0.9999] = -1
     one, other = divmod(int(similar.argmax()), len(rows))
     swapped = rows.copy()
     swapped[[one, other]] = swapped[[other, one]]

@@ -1,0 +1,115 @@
+"""The database away (stopped, killed): health says so, loaded models still answer, and all recovers by itself."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+import pytest
+from e2e.conftest import StartUp
+from e2e.rig import eventually, postgres_pids, send
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from modelmora.inference.v1 import inference_pb2
+from modelmora.lifecycle.v1 import lifecycle_pb2
+from modelmora.observability.v1 import observability_pb2
+from modelmora.registry.v1 import registry_pb2
+
+from bench.up import Up
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+REGISTRY = "modelmora.registry.v1.RegistryService"
+
+
+class HealthWatch:
+    """A grpc.health.v1 Watch of one service, with the moment of each word it said."""
+
+    def __init__(self, up: Up, service: str) -> None:
+        self.said: list[tuple[float, int]] = []
+        self._news = threading.Condition()
+        self._call = health_pb2_grpc.HealthStub(up.channel).Watch(health_pb2.HealthCheckRequest(service=service))
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        try:
+            for word in self._call:
+                with self._news:
+                    self.said.append((time.monotonic(), word.status))
+                    self._news.notify_all()
+        except grpc.RpcError:
+            pass
+
+    def wait_for(self, status: int, *, after: float, seconds: float) -> float:
+        """Seconds from `after` until it says `status`. AssertionError when it does not within `seconds`."""
+
+        def found() -> list[float]:
+            return [moment for moment, word in self.said if word == status and moment >= after]
+
+        with self._news:
+            self._news.wait_for(found, timeout=max(0.0, after + seconds - time.monotonic()))
+            assert found(), f"not said within {seconds} s: {status}; said: {self.said}"
+            return found()[0] - after
+
+    def close(self) -> None:
+        self._call.cancel()
+        self._thread.join(5)
+
+
+def component(up: Up, name: str) -> tuple[int, str]:
+    health = up.observability.GetHealth(observability_pb2.GetHealthRequest(), timeout=10).components[name]
+    return health.state, health.reason
+
+
+def _stop_all(up: Up) -> Callable[[], None]:
+    stopped = postgres_pids(up.data_dir)
+    send(stopped, signal.SIGSTOP)
+    return lambda: send(stopped, signal.SIGCONT)
+
+
+def _kill(up: Up) -> Callable[[], None]:
+    send(postgres_pids(up.data_dir), signal.SIGKILL)
+    return lambda: None
+
+
+@pytest.mark.parametrize("away", [_stop_all, _kill], ids=["stopped", "killed"])
+def test_a_database_away_is_told_and_survived(start_up: StartUp, away: Callable[[Up], Callable[[], None]]) -> None:
+    up = start_up()
+    up.add_model("drill/one", engine="echo")
+    up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model="drill/one", wait=True), timeout=30)
+    embed = inference_pb2.EmbedRequest(model="drill/one", texts=["a b"])
+    up.inference.Embed(embed, timeout=30)
+    watch = HealthWatch(up, REGISTRY)
+    watch.wait_for(SERVING, after=0, seconds=10)
+    eventually(lambda: component(up, "database")[0] == 1, 10, "database healthy")
+
+    blow = time.monotonic()
+    come_back = away(up)
+    try:
+        watch.wait_for(NOT_SERVING, after=blow, seconds=5)
+        # Past the time for which inference may use what the registry said last.
+        until = time.monotonic() + (8 if away is _stop_all else 1)
+        answers = 0
+        while time.monotonic() < until:
+            up.inference.Embed(embed, timeout=5)
+            answers += 1
+        assert answers > 10
+        if away is _stop_all:
+            state, reason = component(up, "database")
+            assert state == 3, (state, reason)
+            assert reason
+            with pytest.raises(grpc.RpcError) as caught:
+                up.registry.GetModel(registry_pb2.GetModelRequest(name="drill/one"), timeout=20)
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    finally:
+        back = time.monotonic()
+        come_back()
+    watch.wait_for(SERVING, after=back if away is _stop_all else blow, seconds=20)
+    eventually(lambda: component(up, "database")[0] == 1, 10, "database healthy again")
+    up.registry.GetModel(registry_pb2.GetModelRequest(name="drill/one"), timeout=10)
+    up.inference.Embed(embed, timeout=10)
+    watch.close()
+    assert up.stop() == 0
