@@ -1,0 +1,160 @@
+"""Who has to go so that a load fits: a pure function of the need and of the replicas in memory.
+
+    1. Need > ceiling - pinned on any device            → Impossible: no eviction will ever help.
+    2. Candidates are LOADED, unpinned, unclaimed, past their minimum residency, and free something that is short.
+       A busy one counts only if nothing of higher priority than the (aged) priority of the need runs on it.
+    3. Idle before busy; least recently used first; the shortest prefix that frees what is short → Plan. The busy ones
+       are named apart: they are asked to yield, never stopped at work.
+    4. Else Wait: until the moment at which more candidates come of age, with the set that would then go, so that the
+       scheduler keeps that memory for this need and lets others use the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from modelmora_lifecycle.ledger import Vector, covers, minus, plus, positive
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A replica as eviction sees it."""
+
+    uid: str
+    charge: Vector
+    evictable: bool
+    """LOADED and claimed by nobody."""
+    pinned: bool
+    busy: bool
+    busy_priority: float
+    """Highest priority among the leases with requests in flight; 0 when idle."""
+    last_used_time: float
+    resident_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What is to be placed, and the room there is for it."""
+
+    memory: Vector
+    available: Vector
+    """Free, plus what is on its way back, less what is promised to others; may be negative."""
+    ceiling: Vector
+    budget: Vector
+    priority: float = 0.0
+    """Aged: see `Policy.aged`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How candidates are ordered, and how priority grows by waiting. A policy is a value, to be stored and replayed."""
+
+    name: Literal["lru"] = "lru"
+    aging_seconds_per_point: float = 1.0
+    """LOW, MEDIUM and HIGH are ten points apart: after 20 s LOW is as urgent as a HIGH that has just come."""
+
+    def aged(self, priority: float, waited_seconds: float) -> float:
+        return priority + waited_seconds / self.aging_seconds_per_point
+
+    def key(self, candidate: Candidate) -> tuple[bool, float, str]:
+        return (candidate.busy, candidate.last_used_time, candidate.uid)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """These go: `victims` in order, of which `yields` are busy and have to be asked."""
+
+    victims: tuple[str, ...]
+    yields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing can be done now. `until`: when to look again at the latest (None: on the next event)."""
+
+    until: float | None
+    reason: str
+    victims: tuple[str, ...] = ()
+    """Who would go once they may; their memory is kept for this need."""
+    attainable: bool = True
+    """False when memory used by other programs has to come back first: then nothing is kept for this need."""
+
+
+@dataclass(frozen=True, slots=True)
+class Impossible:
+    """It will not fit whatever goes. All figures are bytes on `device`."""
+
+    device: str
+    need_bytes: int
+    budget_bytes: int
+    evictable_bytes: int
+    """Free plus everything that is not pinned: the largest room that evictions could make."""
+    pinned_bytes: int
+
+
+def plan(need: Need, replicas: Sequence[Candidate], policy: Policy, now: float) -> Plan | Wait | Impossible:
+    """Decides who has to go for `need`; see the head of this file. Deterministic: ties go by uid."""
+    pinned = plus(*(replica.charge for replica in replicas if replica.pinned))
+    for device, need_bytes in sorted(positive(need.memory).items()):  # 1
+        room = need.ceiling.get(device, 0) - pinned.get(device, 0)
+        if need_bytes > room:
+            return Impossible(device, need_bytes, need.ceiling.get(device, 0), max(0, room), pinned.get(device, 0))
+
+    # A device that the need does not name is never short, whatever others owe there.
+    short = positive({device: b - need.available.get(device, 0) for device, b in positive(need.memory).items()})
+    able = sorted((replica for replica in replicas if _frees(replica, short)), key=policy.key)  # 2
+    ready = [r for r in able if r.resident_until <= now and (not r.busy or r.busy_priority <= need.priority)]
+    prefix = _shortest_prefix(ready, short)  # 3
+    if prefix is not None:
+        return Plan(tuple(r.uid for r in prefix), tuple(r.uid for r in prefix if r.busy))
+
+    later = [r.resident_until for r in able if r.resident_until > now]  # 4
+    ahead = [r.busy_priority - need.priority for r in able if r.busy and r.busy_priority > need.priority]
+    later += [now + points * policy.aging_seconds_per_point for points in ahead]
+    expected = _shortest_prefix(able, short)
+    attainable = covers(minus(need.budget, pinned), need.memory)
+    return Wait(
+        until=min(later, default=None),
+        reason=_why(able, need, now) if attainable else "other programs use the memory",
+        victims=tuple(r.uid for r in (able if expected is None else expected)) if attainable else (),
+        attainable=attainable,
+    )
+
+
+def relief(short: Vector, replicas: Sequence[Candidate], policy: Policy, now: float) -> tuple[str, ...]:
+    """Who goes when workers took more than was predicted: idle ones only, least recently used first, as many as it
+    takes, or all there are if that is not enough."""
+    idle = [r for r in replicas if _frees(r, positive(short)) and not r.busy and r.resident_until <= now]
+    idle.sort(key=policy.key)
+    enough = _shortest_prefix(idle, positive(short))
+    return tuple(r.uid for r in (idle if enough is None else enough))
+
+
+def _frees(replica: Candidate, short: Vector) -> bool:
+    return replica.evictable and not replica.pinned and any(replica.charge.get(device, 0) > 0 for device in short)
+
+
+def _shortest_prefix(ordered: Iterable[Candidate], short: Vector) -> list[Candidate] | None:
+    prefix: list[Candidate] = []
+    room: Vector = {}
+    if covers(room, short):
+        return prefix
+    for replica in ordered:
+        missing = positive(minus(short, room))
+        if not any(replica.charge.get(device, 0) > 0 for device in missing):
+            continue  # what it would free is enough already
+        prefix.append(replica)
+        room = plus(room, replica.charge)
+        if covers(room, short):
+            return prefix
+    return None
+
+
+def _why(able: Sequence[Candidate], need: Need, now: float) -> str:
+    if any(replica.resident_until > now for replica in able):
+        return "models in memory are within their minimum residency"
+    if any(replica.busy_priority > need.priority for replica in able):
+        return "models in memory serve requests of higher priority"
+    return "memory is in use by loads in progress"

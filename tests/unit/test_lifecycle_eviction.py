@@ -1,0 +1,159 @@
+"""Who has to go: the policy as a table, and its promises as properties."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelmora_lifecycle.eviction import Candidate, Impossible, Need, Plan, Policy, Wait, plan, relief
+from modelmora_lifecycle.ledger import covers, minus, plus
+
+NOW = 100.0
+POLICY = Policy()
+
+
+def candidate(
+    uid: str,
+    host: int = 10,
+    *,
+    used: float = 0.0,
+    busy: float = 0,
+    pinned: bool = False,
+    until: float = 0.0,
+    evictable: bool = True,
+    cuda: int = 0,
+) -> Candidate:
+    charge = {"host": host} if not cuda else {"host": host, "cuda:0": cuda}
+    return Candidate(uid, charge, evictable, pinned, busy > 0, busy, used, until)
+
+
+def need(host: int, *, available: int = 0, ceiling: int = 100, budget: int | None = None, priority: float = 20) -> Need:
+    return Need(
+        {"host": host},
+        {"host": available},
+        {"host": ceiling},
+        {"host": ceiling if budget is None else budget},
+        priority,
+    )
+
+
+def test_eviction_prefers_the_idle_replica() -> None:
+    replicas = [candidate("busy", used=1.0, busy=20), candidate("idle", used=50.0)]
+    assert plan(need(10), replicas, POLICY, NOW) == Plan(("idle",))
+
+
+def test_eviction_takes_the_least_recently_used_first() -> None:
+    replicas = [candidate("b", used=3.0), candidate("a", used=2.0), candidate("c", used=1.0)]
+    assert plan(need(20), replicas, POLICY, NOW) == Plan(("c", "a"))
+
+
+def test_eviction_takes_the_shortest_prefix() -> None:
+    replicas = [candidate("a", 10, used=1.0), candidate("b", 10, used=2.0), candidate("c", 10, used=3.0)]
+    assert plan(need(25, available=10), replicas, POLICY, NOW) == Plan(("a", "b"))
+
+
+def test_eviction_leaves_the_pinned() -> None:
+    outcome = plan(need(10), [candidate("a", pinned=True)], POLICY, NOW)
+    assert isinstance(outcome, Wait)
+    assert outcome.victims == ()
+
+
+def test_eviction_asks_the_busy_to_yield() -> None:
+    replicas = [candidate("busy", used=1.0, busy=20), candidate("idle", used=50.0)]
+    assert plan(need(20), replicas, POLICY, NOW) == Plan(("idle", "busy"), yields=("busy",))
+
+
+def test_eviction_waits_for_the_minimum_residency() -> None:
+    outcome = plan(need(10), [candidate("a", until=NOW + 1.5), candidate("b", until=NOW + 4)], POLICY, NOW)
+    assert isinstance(outcome, Wait)
+    assert outcome.until == NOW + 1.5
+    assert outcome.victims == ("a",)
+
+
+def test_a_busy_replica_of_higher_priority_is_taken_only_by_one_who_has_waited() -> None:
+    high = [candidate("high", busy=30)]
+    outcome = plan(need(10, priority=12), high, POLICY, NOW)
+    assert isinstance(outcome, Wait)
+    assert outcome.until == NOW + 18
+    assert plan(need(10, priority=30), high, POLICY, NOW) == Plan(("high",), yields=("high",))
+
+
+def test_what_never_fits_is_said_with_the_arithmetic() -> None:
+    replicas = [candidate("a", 30, pinned=True), candidate("b", 40, busy=20)]
+    assert plan(need(71, ceiling=100), replicas, POLICY, NOW) == Impossible("host", 71, 100, 70, 30)
+    assert not isinstance(plan(need(70, ceiling=100), replicas, POLICY, NOW), Impossible)
+
+
+def test_a_device_that_does_not_exist_never_fits() -> None:
+    wanted = Need({"cuda:0": 1}, {"host": 100}, {"host": 100}, {"host": 100})
+    assert plan(wanted, [], POLICY, NOW) == Impossible("cuda:0", 1, 0, 0, 0)
+
+
+def test_memory_used_by_other_programs_is_waited_for_and_not_kept() -> None:
+    outcome = plan(need(60, ceiling=100, budget=50), [candidate("a", 20)], POLICY, NOW)
+    assert isinstance(outcome, Wait)
+    assert not outcome.attainable
+    assert outcome.victims == ()
+
+
+def test_a_victim_frees_something_that_is_short() -> None:
+    wanted = Need({"cuda:0": 5}, {"host": -50, "cuda:0": 0}, {"host": 9, "cuda:0": 9}, {"host": 9, "cuda:0": 9})
+    replicas = [candidate("host-only", 10, used=1.0), candidate("device", 1, cuda=5, used=2.0)]
+    assert plan(wanted, replicas, POLICY, NOW) == Plan(("device",))
+
+
+def test_relief_takes_idle_replicas_only() -> None:
+    replicas = [candidate("a", busy=10), candidate("b", used=2.0), candidate("c", used=1.0), candidate("d", pinned=True)]
+    assert relief({"host": 5}, replicas, POLICY, NOW) == ("c",)
+    assert relief({"host": 500}, replicas, POLICY, NOW) == ("c", "b")
+
+
+CANDIDATES = st.builds(
+    Candidate,
+    uid=st.uuids().map(str),
+    charge=st.dictionaries(st.sampled_from(["host", "cuda:0"]), st.integers(0, 60)),
+    evictable=st.booleans(),
+    pinned=st.booleans(),
+    busy=st.booleans(),
+    busy_priority=st.sampled_from([10, 20, 30]),
+    last_used_time=st.floats(0, 200),
+    resident_until=st.floats(0, 200),
+)
+
+
+@given(
+    st.lists(CANDIDATES, max_size=8),
+    st.dictionaries(st.sampled_from(["host", "cuda:0"]), st.integers(0, 150), min_size=1),
+    st.integers(-20, 60),
+    st.sampled_from([10.0, 20.0, 30.0]),
+)
+def test_a_plan_keeps_every_promise_of_the_policy(
+    replicas: list[Candidate], memory: dict[str, int], available: int, priority: float
+) -> None:
+    room = {"host": available, "cuda:0": available}
+    full = {"host": 200, "cuda:0": 200}
+    wanted = Need(memory, room, full, full, priority)
+    outcome = plan(wanted, replicas, POLICY, NOW)
+    assert outcome == plan(wanted, list(reversed(replicas)), POLICY, NOW)
+    if not isinstance(outcome, Plan):
+        return
+    by_uid = {replica.uid: replica for replica in replicas}
+    victims = [by_uid[uid] for uid in outcome.victims]
+    assert len(set(outcome.victims)) == len(victims)
+    for victim in victims:
+        assert victim.evictable
+        assert not victim.pinned
+        assert victim.resident_until <= NOW
+        assert not victim.busy or victim.busy_priority <= priority
+        assert victim.busy == (victim.uid in outcome.yields)
+    assert victims == sorted(victims, key=POLICY.key)
+    assert covers(plus(room, *(victim.charge for victim in victims)), memory)
+    if victims:
+        assert not covers(plus(room, *(victim.charge for victim in victims[:-1])), memory)
+
+
+@pytest.mark.parametrize("available", [10, 25])
+def test_nothing_goes_when_there_is_room(available: int) -> None:
+    assert plan(need(10, available=available), [candidate("a")], POLICY, NOW) == Plan(())
+    assert minus({"host": available}, {"host": 10})["host"] >= 0
