@@ -429,6 +429,11 @@ class Connection:
                 self._wire.grant(1, message_bytes)
                 self._flush()
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What the socket has not taken yet."""
+        return len(self._unsent) + self._wire.queued_bytes
+
     def close(self, reason: str) -> None:
         """Closes, telling the peer why if it still reads."""
         with self._lock:
@@ -537,11 +542,15 @@ class FrameServer:
         self._call_soon(callback)
         self._wake()
 
-    def stop(self) -> None:
-        """Ends `run` after what is queued has been called. From any thread."""
+    def stop(self, flush_seconds: float = 2.0) -> None:
+        """Ends `run` once what was sent is written, at the latest after `flush_seconds`. From any thread."""
+        latest = self.clock() + flush_seconds
 
         def stop() -> None:
-            self._stopping = True
+            if self.clock() < latest and any(connection.unsent_bytes for connection in self._connections):
+                self.call_later(0.005, stop)
+            else:
+                self._stopping = True
 
         self._call_soon(stop)
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import cast
 
 from google.protobuf.message import DecodeError
 from modelmora import errors
@@ -228,10 +229,10 @@ class WorkerChannel(asyncio.Protocol):
     # asyncio.Protocol.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not an isinstance check: uvloop's transports are no subclasses of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         # What is handed to the transport can no longer be overtaken: hand it little.
-        transport.set_write_buffer_limits(high=framing.MAX_FRAME_BYTES)
+        self._transport.set_write_buffer_limits(high=framing.MAX_FRAME_BYTES)
         self._flush()
 
     def data_received(self, data: bytes) -> None:

@@ -1,8 +1,8 @@
 """One worker process: `python -P …/modelmora_worker/__main__.py`, with its orders as one JSON line on standard input.
 
-Standard input is a socket to whoever launches: {"socket": path to listen on, "key": control key in hex, "lifeline":
-number of the inherited descriptor that ends with the host}. The answer is the line "ready" once the worker listens.
-Everything else (the model, lease keys) comes over the wire.
+Standard input is a socket to whoever launches: {"socket": path to listen on, "key": control key in hex}.
+MODELMORA_WORKER_LIFELINE is the number of the inherited descriptor that ends with the host. The answer is the line
+"ready" once the worker listens. Everything else (the model, lease keys) comes over the wire.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def main() -> int:
     """Listens, serves until drained or told to end, exits with status 0."""
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    die_with(int(os.environ["MODELMORA_WORKER_LIFELINE"]))
     boot = socket.socket(fileno=os.dup(0))
     orders = json.loads(_read_line(boot))
-    die_with(orders["lifeline"])
     service = WorkerService(bytes.fromhex(orders["key"]))
     server = FrameServer(_listen(orders["socket"]), service)
     service.attach(server)

@@ -1,8 +1,8 @@
 """The worker's two threads: one tokenises and sorts the next batch while the other computes the present one.
 
-All calls of `load`, `infer`, `stream` and `close` are made on the compute thread (OpenMP pools and some engines belong to
-the thread that made them). While it has nothing to do it prepares a batch itself, which saves the hop when there is no
-load; the prepare thread works only while something computes, and at most one batch ahead.
+All calls of `load`, `infer`, `stream` and `close` are made on the compute thread (OpenMP pools and some engines belong
+to the thread that made them). While it has nothing to do it prepares a batch itself, which saves the hop when there is
+no load; the prepare thread works only while something computes, and at most one batch ahead.
 """
 
 from __future__ import annotations
@@ -225,7 +225,8 @@ class Pipeline:
         return True
 
     def _compute(self, batch: Batch) -> None:
-        assert batch.prepared is not None and self._engine is not None
+        assert batch.prepared is not None
+        assert self._engine is not None
         failed = [Failure(*pair) for pair in batch.prepared.failed]
         tokenise_seconds = batch.tokenise_seconds
         pending = deque(batch.prepared.micro_batches)

@@ -134,7 +134,7 @@ class WorkerService:
         session = connection.data
         if not isinstance(session, _Session):
             return
-        for job in session.jobs.values():
+        for job in list(session.jobs.values()):
             job.cancelled = True
         session.watches.clear()
         if session.control:
@@ -146,7 +146,7 @@ class WorkerService:
 
     def _hello(self, connection: Connection, request_id: int, hello: worker_pb2.Hello) -> None:
         control = compare_digest(hello.key, self._control_key)
-        leased = any([compare_digest(hello.key, key) for key in self._lease_keys])
+        leased = sum(compare_digest(hello.key, key) for key in self._lease_keys) > 0
         if not control and not leased:
             self._refuse(connection, request_id, errors.Unauthenticated("no such key"))
             connection.close("wrong-key")
@@ -419,7 +419,7 @@ def _load_reply(row: base.EngineRow, footprint: base.Footprint) -> worker_pb2.Lo
         embedding_dimensions=footprint.embedding_dimensions,
         max_batch_tokens=footprint.max_batch_tokens,
         max_batch_entries=footprint.max_batch_entries,
-        tasks=[common_pb2.TaskType.Value("TASK_TYPE_" + task.upper()) for task in sorted(row.tasks)],
+        tasks=["TASK_TYPE_" + task.upper() for task in sorted(row.tasks)],
     )
 
 

@@ -1,0 +1,541 @@
+"""Starting worker processes: the Launcher seam, and workers on this machine through the fork server.
+
+The fork server (modelmora_worker.fork_server) is the workers' parent and reaper; this side watches and signals them by
+pidfd, so a number that has passed to another process is never killed. Three descriptors go to each worker: a socket
+with its orders, a pipe for its output, and its lifeline, a pipe whose write end only this process holds: when that
+closes, by will or by our death, the kernel ends the worker (modelmora_worker.lifeline). So nothing leaks:
+
+1. this process dies: all lifelines close, all workers and the fork server end;
+2. the fork server dies: its workers go on, watched by pidfd, with an unknown exit status; the next launch starts a new
+   one;
+3. the fork server dies between starting a worker and telling of it: that worker's lifeline is closed here.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import itertools
+import json
+import os
+import re
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from modelmora import errors
+
+LOG_TAIL_LINES: Final = 200
+LOG_FILE_BYTES: Final = 8 * 1024 * 1024
+LOG_FILES: Final = 200
+"""Log files of workers kept, rotated ones included; the oldest go first."""
+_MAX_LINE_CHARS = 4096
+_MAX_SOCKET_PATH_BYTES = 107
+_STATUS_SECONDS = 2.0
+_MAX_MESSAGE_BYTES = 1 << 16
+
+# What of our environment a worker gets: models run code of strangers, and we hold passwords and tokens.
+_ENVIRONMENT = re.compile(
+    r"(PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|XDG_CACHE_HOME|LD_LIBRARY_PATH|LD_PRELOAD|VIRTUAL_ENV"
+    r"|PYTHON(PATH|HASHSEED|DONTWRITEBYTECODE|PYCACHEPREFIX|FAULTHANDLER|UNBUFFERED|UTF8)|MALLOC_.*"
+    r"|(OMP|MKL|KMP|GOMP|OPENBLAS|ONEDNN|DNNL|ATEN|TORCH|CUDA|NVIDIA|NCCL|HIP|HSA|ROCR)_.*)"
+)
+
+
+@dataclass(frozen=True)
+class LaunchSpec:
+    """What to launch. `label` is the version's name, for logs; `env` comes on top of the worker's environment."""
+
+    replica_uid: str
+    engine: str
+    label: str
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorkerExit:
+    """How a worker ended; neither code nor signal: unknown. With its last 200 log lines."""
+
+    code: int | None
+    signal: int | None
+    log_tail: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            try:
+                return f"killed by {signal.Signals(self.signal).name}"
+            except ValueError:
+                return f"killed by signal {self.signal}"
+        return "ended with unknown status" if self.code is None else f"exited with status {self.code}"
+
+
+class WorkerProcess(Protocol):
+    """One worker. `exited` is done once the process is gone (reaped where that is known)."""
+
+    pid: int
+    start_ticks: int
+    endpoint: str
+    control_key: bytes
+    exited: asyncio.Future[WorkerExit]
+
+    def terminate(self) -> None:
+        """Asks it to finish what runs and exit. No error if it is gone."""
+
+    def kill(self) -> None:
+        """Ends it now. No error if it is gone."""
+
+
+class Launcher(Protocol):
+    """Starts workers somewhere."""
+
+    async def launch(self, spec: LaunchSpec, *, timeout_seconds: float) -> WorkerProcess:
+        """Returns when the worker listens. Raises LoadFailed with the tail of its log; then no process is left."""
+
+    async def close(self) -> None:
+        """Ends every worker and whatever starts them, reaped."""
+
+
+class LocalWorker:
+    """A worker on this machine, watched and signalled by pidfd."""
+
+    def __init__(self, pid: int, start_ticks: int, pidfd: int, order: _Order, fork_server: _ForkServer) -> None:
+        self.pid = pid
+        self.start_ticks = start_ticks
+        self.endpoint = f"unix:{order.socket_path}"
+        self.control_key = order.control_key
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[WorkerExit] = self._loop.create_future()
+        self._pidfd = pidfd
+        self._order = order
+        self._fork_server = fork_server
+        self._status: asyncio.Future[tuple[int | None, int | None]] = self._loop.create_future()
+        self._ending: asyncio.Task[None] | None = None
+        self._loop.add_reader(pidfd, self._process_ended)
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def status_known(self, code: int | None, number: int | None) -> None:
+        """What the fork server reports; (None, None) when it is gone."""
+        if not self._status.done():
+            self._status.set_result((code, number))
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                pass
+
+    def _process_ended(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self._ending = self._loop.create_task(self._end())
+
+    async def _end(self) -> None:
+        if self._fork_server.gone:
+            # Where this process has become its parent (as pid 1 does) the status is still to be had.
+            try:
+                found = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - it does not wait
+            except ChildProcessError:
+                found = None
+            if found is not None:
+                by_signal = found.si_code != os.CLD_EXITED
+                self.status_known(None if by_signal else found.si_status, found.si_status if by_signal else None)
+        try:
+            async with asyncio.timeout(0 if self._fork_server.gone else _STATUS_SECONDS):
+                code, number = await self._status
+        except TimeoutError:
+            code, number = None, None
+        os.close(self._pidfd)
+        self._pidfd = -1
+        tail = self._order.close()
+        if not self.exited.done():
+            self.exited.set_result(WorkerExit(code, number, tail))
+
+
+class LocalLauncher:
+    """Workers on this machine. `run_dir`: a short 0700 folder for sockets; `log_dir`: one log file per worker."""
+
+    def __init__(self, run_dir: Path, log_dir: Path, *, python: str = sys.executable) -> None:
+        self._run_dir = run_dir.absolute()
+        self._log_dir = log_dir.absolute()
+        self._python = python
+        self._numbers = itertools.count(1)
+        self._fork_server: _ForkServer | None = None
+        self._workers: set[LocalWorker] = set()
+        self._closed = False
+
+    @property
+    def fork_server_pid(self) -> int | None:
+        """Process id of the fork server, if one runs."""
+        return self._fork_server.pid if self._fork_server is not None and not self._fork_server.gone else None
+
+    async def launch(self, spec: LaunchSpec, *, timeout_seconds: float) -> LocalWorker:
+        order = self._order(spec)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                worker = await self._spawn(order)
+                await self._ready(order, worker)
+                return worker
+        except TimeoutError:
+            tail = order.abandon()
+            if order.worker is not None:
+                await asyncio.wait((order.worker.exited,), timeout=_STATUS_SECONDS)
+            message = f"the worker did not listen within {timeout_seconds:g} s"
+            raise errors.LoadFailed(_with_tail(message, tail)) from None
+        except BaseException:
+            order.abandon()
+            raise
+
+    async def close(self) -> None:
+        self._closed = True
+        workers = list(self._workers)
+        for worker in workers:
+            worker.kill()
+        if workers:
+            await asyncio.wait([worker.exited for worker in workers], timeout=10)
+        if self._fork_server is not None:
+            await self._fork_server.close()
+
+    def _order(self, spec: LaunchSpec) -> _Order:
+        if self._closed:
+            raise errors.ShuttingDown("the launcher is closed")
+        self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _prune_logs(self._log_dir)
+        number = next(self._numbers)
+        socket_path = self._run_dir / f"w{os.getpid():x}-{number:x}.sock"
+        if len(os.fsencode(socket_path)) > _MAX_SOCKET_PATH_BYTES:
+            raise errors.LoadFailed(f"the run folder's path is too long for a Unix socket: {self._run_dir}")
+        socket_path.unlink(missing_ok=True)
+        label = re.sub(r"[^A-Za-z0-9._-]+", "_", spec.label.removeprefix("models/")).strip("._")[:80]
+        name = f"worker-{label or spec.engine}-{spec.replica_uid[:8]}-{number}.log"
+        return _Order(spec, socket_path, _LogPipe(self._log_dir / name), number)
+
+    async def _spawn(self, order: _Order) -> LocalWorker:
+        for attempt in (1, 2):
+            if self._fork_server is None or self._fork_server.gone:
+                self._fork_server = _ForkServer(self._python, self._log_dir / "fork-server.log", self._workers)
+            try:
+                return await self._fork_server.spawn(order, self._python)
+            except _ForkServerGone as error:
+                # It may have started the worker and not have lived to tell: the lifeline ends that one.
+                if attempt == 2:
+                    raise errors.LoadFailed(f"the fork server ended: {error}") from error
+                order.renew()
+        raise AssertionError
+
+    async def _ready(self, order: _Order, worker: LocalWorker) -> None:
+        loop = asyncio.get_running_loop()
+        boot = order.boot
+        assert boot is not None
+        orders = {"socket": str(order.socket_path), "key": order.control_key.hex()}
+        boot.setblocking(False)
+        await loop.sock_sendall(boot, json.dumps(orders).encode() + b"\n")
+        answer = asyncio.ensure_future(loop.sock_recv(boot, 64))
+        try:
+            await asyncio.wait((answer, worker.exited), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done() and not answer.exception() and answer.result() == b"ready\n":
+                return
+            exit_ = await worker.exited
+        finally:
+            answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
+        raise errors.LoadFailed(_with_tail(f"the worker {exit_} before it listened", exit_.log_tail))
+
+
+class _ForkServerGone(Exception):
+    pass
+
+
+class _Order:
+    """One launch: what the worker is given, and our ends of it."""
+
+    def __init__(self, spec: LaunchSpec, socket_path: Path, log: _LogPipe, number: int) -> None:
+        self.spec = spec
+        self.socket_path = socket_path
+        self.control_key = secrets.token_bytes(32)
+        self.number = number
+        self.worker: LocalWorker | None = None
+        self.log = log
+        self.boot: socket.socket | None = None
+        self._lifeline = -1
+        self.theirs: list[int] = []
+        self.renew()
+
+    def renew(self) -> None:
+        """Fresh descriptors; whoever holds the old ones ends."""
+        self._release()
+        ours, theirs = socket.socketpair()
+        self.boot = ours
+        lifeline_read, self._lifeline = os.pipe2(os.O_CLOEXEC)
+        self.theirs = [theirs.detach(), self.log.open(), lifeline_read]
+
+    def handed_over(self) -> None:
+        """The worker has its descriptors, or never will: ours of the same are closed."""
+        while self.theirs:
+            os.close(self.theirs.pop())
+
+    def abandon(self) -> tuple[str, ...]:
+        """Ends the worker, if there is one, now or as soon as it looks. The tail of its log."""
+        if self.worker is not None:
+            self.worker.kill()
+            # The rest follows from its end.
+            self._release()
+            return self.log.tail()
+        return self.close()
+
+    def close(self) -> tuple[str, ...]:
+        """After the worker's end. The tail of its log."""
+        self._release()
+        self.socket_path.unlink(missing_ok=True)
+        return self.log.close()
+
+    def _release(self) -> None:
+        self.handed_over()
+        if self.boot is not None:
+            self.boot.close()
+            self.boot = None
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+
+class _ForkServer:
+    """Our end of one fork server process."""
+
+    def __init__(self, python: str, log_path: Path, workers: set[LocalWorker]) -> None:
+        self._all_workers = workers
+        self._loop = asyncio.get_running_loop()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._process = subprocess.Popen(
+            # No site-packages: it needs the standard library only, and starts in half the time.
+            [python, "-P", "-S", str(_worker_package() / "fork_server.py")],
+            stdin=theirs.fileno(),
+            stdout=log,
+            stderr=log,
+            env=_environment({}),
+            cwd="/",
+            start_new_session=True,
+        )
+        theirs.close()
+        os.close(log)
+        self.pid = self._process.pid
+        self._pidfd = os.pidfd_open(self.pid)
+        self.gone = False
+        self._ended = asyncio.Event()
+        self._asked: dict[int, tuple[_Order, asyncio.Future[LocalWorker]]] = {}
+        self._workers: dict[tuple[int, int], LocalWorker] = {}
+        self._loop.add_reader(self._socket.fileno(), self._hear)
+        self._loop.add_reader(self._pidfd, self._process_ended)
+
+    async def spawn(self, order: _Order, python: str) -> LocalWorker:
+        """Starts the worker. Raises _ForkServerGone, LoadFailed."""
+        message = {
+            "id": order.number,
+            "argv": [python, "-P", str(_worker_package() / "__main__.py")],
+            "env": _environment(order.spec.env),
+            "cwd": str(order.socket_path.parent),
+        }
+        answer: asyncio.Future[LocalWorker] = self._loop.create_future()
+        self._asked[order.number] = (order, answer)
+        rights = array.array("i", order.theirs)
+        try:
+            # One small message on an empty socket: it never has to wait.
+            self._socket.sendmsg([json.dumps(message).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        except OSError as error:
+            del self._asked[order.number]
+            raise _ForkServerGone(str(error)) from error
+        finally:
+            order.handed_over()
+        try:
+            return await answer
+        finally:
+            self._asked.pop(order.number, None)
+
+    async def close(self) -> None:
+        """Ends it, reaped."""
+        if not self._ended.is_set():
+            self._hang_up()
+            try:
+                async with asyncio.timeout(5):
+                    await self._ended.wait()
+            except TimeoutError:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                await self._ended.wait()
+
+    def _hear(self) -> None:
+        try:
+            message, ancillary, _, _ = self._socket.recvmsg(_MAX_MESSAGE_BYTES, socket.CMSG_SPACE(16))
+        except BlockingIOError:
+            return
+        except OSError:
+            message, ancillary = b"", []
+        if not message:
+            self._hang_up()
+            return
+        descriptors = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+        self._heard(json.loads(message), list(descriptors))
+
+    def _heard(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        if "exited" in message:
+            worker = self._workers.pop((message["exited"], message["start_ticks"]), None)
+            if worker is not None:
+                worker.status_known(message["code"], message["signal"])
+            return
+        order, answer = self._asked.pop(message["id"], (None, None))
+        if "error" in message:
+            if answer is not None and not answer.done():
+                answer.set_exception(errors.LoadFailed(f"the worker could not be started: {message['error']}"))
+            return
+        (pidfd,) = descriptors
+        if order is None or answer is None or answer.done():
+            # Given up meanwhile.
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+            return
+        worker = LocalWorker(message["pid"], message["start_ticks"], pidfd, order, self)
+        order.worker = worker
+        self._all_workers.add(worker)
+        worker.exited.add_done_callback(lambda _: self._all_workers.discard(worker))
+        self._workers[worker.pid, worker.start_ticks] = worker
+        answer.set_result(worker)
+
+    def _process_ended(self) -> None:
+        # What it reported before its end still counts.
+        while not self.gone and select.select([self._socket], [], [], 0)[0]:
+            self._hear()
+        self._hang_up()
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._process.wait()
+        self._ended.set()
+
+    def _hang_up(self) -> None:
+        if self.gone:
+            return
+        self.gone = True
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        for _, answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(_ForkServerGone("it ended before it answered"))
+        for worker in self._workers.values():
+            worker.status_known(None, None)
+        self._workers.clear()
+
+
+class _LogPipe:
+    """Drains a worker's output into a rotating file and keeps its last lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._lines: deque[str] = deque(maxlen=LOG_TAIL_LINES)
+        self._partial = b""
+        self._read_end = -1
+        self._file = -1
+        self._written_bytes = 0
+
+    def open(self) -> int:
+        """The write end, for the worker; drains from now on."""
+        self._stop_draining()
+        self._read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._read_end, False)
+        self._loop.add_reader(self._read_end, self._drain)
+        return write_end
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines."""
+        while self._read_end >= 0 and self._drain():
+            pass
+        return (*self._lines, self._partial.decode(errors="replace")) if self._partial else tuple(self._lines)
+
+    def close(self) -> tuple[str, ...]:
+        """Stops draining, after what is there. The last lines."""
+        lines = self.tail()
+        self._stop_draining()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        return lines
+
+    def _drain(self) -> bool:
+        try:
+            data = os.read(self._read_end, 65536)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._stop_draining()
+            return False
+        self._write(data)
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        if len(self._partial) > _MAX_LINE_CHARS:
+            lines, self._partial = [*lines, self._partial], b""
+        self._lines.extend(line[:_MAX_LINE_CHARS].decode(errors="replace") for line in lines[-LOG_TAIL_LINES:])
+        return True
+
+    def _write(self, data: bytes) -> None:
+        try:
+            if self._file >= 0 and self._written_bytes > LOG_FILE_BYTES:
+                os.close(self._file)
+                self._file = -1
+                self._path.replace(self._path.with_suffix(".log.1"))
+            if self._file < 0:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+                self._file = os.open(self._path, flags, 0o600)
+                self._written_bytes = 0
+            self._written_bytes += os.write(self._file, data)
+        except OSError:
+            # A full disk: the lines in memory remain, and the worker must not stop for its log.
+            pass
+
+    def _stop_draining(self) -> None:
+        if self._read_end >= 0:
+            self._loop.remove_reader(self._read_end)
+            os.close(self._read_end)
+            self._read_end = -1
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The worker's environment: what it needs of ours, then `extra`. Relative import paths are left out."""
+    chosen = {name: value for name, value in os.environ.items() if _ENVIRONMENT.fullmatch(name)}
+    if "PYTHONPATH" in chosen:
+        paths = [path for path in chosen["PYTHONPATH"].split(os.pathsep) if os.path.isabs(path)]
+        chosen["PYTHONPATH"] = os.pathsep.join(paths)
+        if not paths:
+            del chosen["PYTHONPATH"]
+    return {**chosen, **extra}
+
+
+def _worker_package() -> Path:
+    """Folder of the worker's code. Lifecycle starts it and does not import it."""
+    return Path(__file__).resolve().parent.parent / "modelmora_worker"
+
+
+def _prune_logs(folder: Path) -> None:
+    """Leaves the newest log files."""
+    found = [(entry.stat().st_mtime, entry.path) for entry in os.scandir(folder) if entry.name.startswith("worker-")]
+    for _, path in sorted(found)[: max(0, len(found) - LOG_FILES)]:
+        Path(path).unlink(missing_ok=True)
+
+
+def _with_tail(message: str, tail: tuple[str, ...]) -> str:
+    lines = "\n".join(tail[-20:])
+    return f"{message}; its last lines:\n{lines}" if lines else message
