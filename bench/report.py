@@ -1,0 +1,119 @@
+"""The page that the bench writes: docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench import workload
+from bench.statistics import Interval, bootstrap, median, percentile
+
+ROOT = Path(__file__).resolve().parents[1]
+
+HEAD = """# Benchmarks
+
+Written by `make bench BENCH=--full`. Machines are noisy, so every claim is a ratio inside one interleaved run: ours and
+the ceiling in turn, the bootstrap 95 % interval of the median in brackets, and the claim is its lower bound. The ceiling
+is sentence-transformers in process behind a greedy micro-batcher at the same concurrency (`bench/ceiling.py`, which
+imports nothing of ours); both sides check a sample of their vectors. A timing is never asserted in a test.
+"""
+
+
+def _two_sides() -> dict[str, list[float]]:
+    return {"ours": [], "ceiling": []}
+
+
+@dataclass
+class Series:
+    """What one concurrency gave: texts per second and latencies of both sides, pair by pair."""
+
+    rates: dict[str, list[float]] = field(default_factory=_two_sides)
+    latencies: dict[str, list[float]] = field(default_factory=_two_sides)
+
+    def ratio(self) -> Interval:
+        return bootstrap([a / b for a, b in zip(self.rates["ours"], self.rates["ceiling"], strict=True)])
+
+    def __str__(self) -> str:
+        ours, ceiling = median(self.rates["ours"]), median(self.rates["ceiling"])
+        return f"ours {ours:.1f}/s, ceiling {ceiling:.1f}/s, ratio {self.ratio()}"
+
+
+def page(
+    embed: tuple[Mapping[str, Series], Mapping[str, Any]] | None,
+    plumbing: Mapping[str, Sequence[float]] | None,
+    startup: Mapping[str, Sequence[float]] | None,
+    *,
+    pairs: int,
+    seconds: float,
+) -> str:
+    """The page, in Markdown, with the parts that were measured."""
+    parts = [HEAD, _machine()]
+    if embed:
+        parts.append(_embed(*embed, pairs, seconds))
+    if plumbing:
+        targets = {"overhead_p50_ms": "≤ 0.9", "overhead_p99_ms": "≤ 3", "calls_per_second": "≥ 2800"}
+        parts.append("## Plumbing: the echo engine, no delay\n\n" + _figures(plumbing, targets))
+        parts.append(
+            "Overhead: latency seen by one client minus the engine's own time. Calls per second at 32 clients.\n"
+        )
+    if startup:
+        targets = {"ready_seconds": "≤ 3", "first_answer_seconds": "≤ 6", "stop_seconds": ""}
+        parts.append("## Second start\n\n" + _figures(startup, targets))
+        parts.append("From the command to health SERVING; to MiniLM's first vector; from SIGTERM to the end.\n")
+    return "\n".join(parts)
+
+
+def _machine() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    names = ("torch", "transformers", "sentence-transformers", "grpcio", "protobuf")
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    lines = [
+        f"- Date {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, commit {commit}.",
+        f"- Machine: {os.cpu_count()} cores, {_processor()}, {gib:.0f} GiB, {platform.system()} {platform.machine()}.",
+        f"- Python {platform.python_version()}; " + ", ".join(f"{name} {version(name)}" for name in names) + ".",
+        f"- Workload: 2000 passages of 20–220 words, digest `{workload.digest(workload.passages())}`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _embed(series: Mapping[str, Series], facts: Mapping[str, Any], pairs: int, seconds: float) -> str:
+    best = max(median(series["bulk"].rates["ceiling"]), median(series["32"].rates["ceiling"]))
+    share = bootstrap([rate / best for rate in series["32"].rates["ours"]])
+    lines = [
+        "## Embedding, all-MiniLM-L6-v2, torch fp32, texts per second",
+        "",
+        f"{pairs} pairs of {seconds:g} s at each concurrency; torch on {facts['threads']} threads.",
+        "",
+        "| clients | ours | ceiling | ratio | ours p50 / p99 | ceiling p50 / p99 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in series.items():
+        rates = " | ".join(str(bootstrap(one.rates[side])) for side in ("ours", "ceiling"))
+        latencies = " | ".join(_latency(one.latencies[side]) for side in ("ours", "ceiling"))
+        lines.append(f"| {name} | {rates} | {one.ratio()} | {latencies} |")
+    lines += ["", f"Ours at 32 clients over max(bulk, concurrent) of the ceiling: **{share}** (asked now: 0.70).", ""]
+    return "\n".join(lines)
+
+
+def _figures(values: Mapping[str, Sequence[float]], targets: Mapping[str, str]) -> str:
+    rows = [f"| {name} | {bootstrap(found)} | {targets[name]} |" for name, found in values.items()]
+    return "\n".join(["| figure | measured | target |", "|---|---|---|", *rows]) + "\n"
+
+
+def _latency(values: Sequence[float]) -> str:
+    return f"{percentile(values, 50) * 1000:.0f} / {percentile(values, 99) * 1000:.0f} ms" if values else "–"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
