@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import click
@@ -40,6 +40,20 @@ EXIT_CODES: Mapping[str, int] = {
     "DEADLINE_EXCEEDED": 6,
 }
 """Status → exit code; everything else is 1."""
+
+
+JSON_KEY = "modelmora.json"
+"""In the meta of the click context, which all levels share: somebody said `--json`."""
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--json`, remembered for answers and errors wherever it stands."""
+
+    def remember(context: click.Context, _: click.Parameter, given: bool) -> bool:
+        context.meta[JSON_KEY] = given or context.meta.get(JSON_KEY, False)
+        return bool(context.meta[JSON_KEY])
+
+    return click.option("--json", "as_json", is_flag=True, callback=remember, help="Print JSON for programs.")(command)
 
 
 class Tree(click.Group):
@@ -83,6 +97,6 @@ class Tree(click.Group):
 @click.version_option(package_name="modelmora", message="modelmora %(version)s")
 @click.option("--target", metavar="HOST:PORT", help="Where the platform listens. [env: MODELMORA_TARGET]")
 @click.option("--token", help="Access token. Better in the environment. [env: MODELMORA_TOKEN]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 def cli(**_: object) -> None:
     """ModelMora: register models, keep them in memory by need, call them through gRPC."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from modelmora_app.cli import show
+from modelmora_app.cli import json_option, show
 from modelmora_app.cli.platform import CONTEXTS, flags_of, settings_options
 
 
@@ -19,7 +19,7 @@ def config() -> None:
 @config.command("show")
 @click.argument("sections", nargs=-1, metavar="[SECTION]...")
 @click.option("--origin", is_flag=True, help="Also say where each value comes from: flag, env, file or default.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 @settings_options
 def show_(sections: tuple[str, ...], origin: bool, as_json: bool, config_file: Path | None, **given: Any) -> None:
     """Show every setting, or those of SECTION; secrets are masked."""

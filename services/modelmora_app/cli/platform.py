@@ -15,7 +15,7 @@ CONTEXTS = ("registry", "lifecycle", "inference", "observability")
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags that say how to run; the most wanted settings by name, every other one with `--set`."""
-    options = [
+    options: list[Callable[[Any], Any]] = [
         click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="YAML settings."),
         click.option("--data-dir", metavar="FOLDER", help="Everything that is kept. [env: MODELMORA_DATA_DIR]"),
         click.option("--database-url", metavar="URL", help="PostgreSQL to use instead of the embedded one."),

@@ -15,6 +15,8 @@ from modelmora.client import Client
 from modelmora.requests import DEFAULT_TARGET
 from modelmora.retry import RetryPolicy
 
+from modelmora_app.cli import json_option
+
 
 @dataclass(frozen=True)
 class Session:
@@ -34,7 +36,7 @@ def remote(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--target", metavar="HOST:PORT", help="Where the platform listens. [env: MODELMORA_TARGET]")
     @click.option("--token", help="Access token. Better in the environment. [env: MODELMORA_TOKEN]")
     @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Give up after.")
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+    @json_option
     @click.pass_context
     @functools.wraps(command)
     def run(
@@ -54,7 +56,7 @@ def remote(command: Callable[..., Any]) -> Callable[..., Any]:
             retry=RetryPolicy(attempts=3),  # a person is waiting
         )
         with client:
-            return command(Session(client, as_json or bool(root.get("as_json")), timeout), **options)
+            return command(Session(client, as_json, timeout), **options)
 
     return run
 

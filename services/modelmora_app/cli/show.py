@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from modelmora.errors import ModelMoraError
 
+from modelmora_app.cli import JSON_KEY
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -29,7 +31,7 @@ _ADVICE = {
 def error_lines(error: ModelMoraError) -> list[str]:
     """What went wrong, where, and what to do. With `--json` one line of JSON."""
     context = click.get_current_context(silent=True)
-    if context is not None and _json_wanted(context):
+    if context is not None and context.meta.get(JSON_KEY):
         fields = [{"field": violation.field, "description": violation.description} for violation in error.fields]
         content = {"reason": error.reason, "status": error.status, "message": error.message, "fields": fields}
         return [json.dumps({"error": {**content, "metadata": dict(error.metadata)}})]
@@ -48,15 +50,6 @@ def error_lines(error: ModelMoraError) -> list[str]:
     elif error.retry_after_seconds is not None:
         lines.append(f"  Try again in {error.retry_after_seconds:g} s.")
     return lines
-
-
-def _json_wanted(context: click.Context) -> bool:
-    chain: list[click.Context] = [context]
-    while chain[-1].parent is not None:
-        chain.append(chain[-1].parent)
-    import sys
-
-    return any(level.params.get("as_json") for level in chain) or "--json" in sys.argv[1:]
 
 
 def print_json(value: Any) -> None:

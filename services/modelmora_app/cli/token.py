@@ -10,15 +10,15 @@ from typing import Any
 
 import click
 
-from modelmora_app.cli import show
+from modelmora_app.cli import json_option, show
 
 
 def _of_file(command: Callable[..., Any]) -> Callable[..., Any]:
-    options = [
+    options: list[Callable[[Any], Any]] = [
         click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="YAML settings."),
         click.option("--data-dir", metavar="FOLDER", help="Of the platform. [env: MODELMORA_DATA_DIR]"),
         click.option("--token-file", metavar="FILE", help="Default: tokens.json in the data folder."),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON for programs."),
+        json_option,
     ]
     for option in options:
         command = option(command)

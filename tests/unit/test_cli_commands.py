@@ -1,0 +1,192 @@
+"""The command tree: complete, lazy, clear about wrong use. What needs a platform is tested end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from modelmora_app.cli import COMMANDS, cli
+from modelmora_app.cli.models import _source
+from modelmora_app.cli.platform import flags_of
+from modelmora_app.cli.session import local_target, memory_size
+
+
+def run(*arguments: str, **environ: str) -> Result:
+    return CliRunner().invoke(cli, arguments, env=environ, prog_name="modelmora")
+
+
+def _tree(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    paths = [path]
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            paths += _tree(found, (*path, name))
+    return paths
+
+
+@pytest.mark.parametrize("path", _tree(cli), ids=" ".join)
+def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
+    shown = run(*path, "--help")
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.startswith("Usage: modelmora")
+
+
+def test_the_overview_imports_nothing_that_is_slow() -> None:
+    program = (
+        "import sys; from modelmora_app.cli import cli\n"
+        "try: cli(['--help'], prog_name='modelmora')\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('grpc', 'rich', 'pydantic', 'google.protobuf', 'numpy') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert shown.stdout.splitlines()[-1] == "[]"
+    for name in COMMANDS:
+        assert f"  {name} " in shown.stdout
+
+
+def test_an_unknown_command_is_wrong_use() -> None:
+    assert run("modles").exit_code == 2
+
+
+def test_nobody_listening_is_said_in_one_clear_line_with_exit_code_6() -> None:
+    shown = run("--target", "127.0.0.1:1", "ps")
+    assert shown.exit_code == 6
+    assert "Is the platform running?" in shown.output
+    assert "Traceback" not in shown.output
+
+
+def test_errors_are_json_where_json_is_asked_for() -> None:
+    for arguments in (["--json", "ps"], ["ps", "--json"]):
+        shown = run("--target", "127.0.0.1:1", *arguments)
+        assert json.loads(shown.stderr)["error"]["status"] == "UNAVAILABLE"
+        assert shown.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("import",),
+        ("import", "a/b", "--option", "no-equals-sign"),
+        ("import", "a/b", "--memory", "many"),
+        ("import", "hub:a/b@main", "--revision", "dev"),
+        ("embed", "a/b"),
+        ("embed", "a/b", "text", "--priority", "urgent"),
+        ("embed", "a/b", "text", "--timeout", "0"),
+        ("models", "alias", "a/b", "production"),
+        ("models", "alias", "a/b", "production", "1", "--remove"),
+        ("serve",),
+        ("serve", "gateway"),
+        ("token", "create"),
+        ("token", "create", "--role", "king"),
+        ("token", "create", "--role", "admin", "--expires", "soon"),
+        ("up", "--set", "nothing"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_is_refused_before_anything_is_called(arguments: tuple[str, ...]) -> None:
+    shown = run("--target", "127.0.0.1:1", *arguments)
+    assert shown.exit_code == 2, shown.output
+    assert "Usage:" in shown.output or "Error:" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("hub:org/repo", (None, "org/repo", None)),
+        ("hub:org/repo@main", (None, "org/repo", "main")),
+        ("hf://org/repo", (None, "org/repo", None)),
+        ("org/repo", (None, "org/repo", None)),
+        ("org/repo@abc", (None, "org/repo", "abc")),
+        ("/models/x", ("/models/x", None, None)),
+        ("/models/x/../y", ("/models/y", None, None)),
+    ],
+)
+def test_a_source_is_a_folder_or_a_repository(source: str, expected: tuple[Any, ...]) -> None:
+    assert _source(source, None, False) == expected
+
+
+def test_a_folder_that_is_here_wins_over_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org" / "repo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert _source("org/repo", None, False) == (str(tmp_path / "org" / "repo"), None, None)
+    assert _source("./x", None, False) == (str(tmp_path / "x"), None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("2GiB", 2**31), ("500MB", 500_000_000), ("1.5 kib", 1536), ("42", 42), ("7B", 7)]
+)
+def test_memory_sizes(text: str, size_bytes: int) -> None:
+    assert memory_size(None, None, text) == size_bytes  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "0", "1 parsec", "nan", "1e400", "1GiB2"])
+def test_what_is_no_memory_size_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        memory_size(None, None, text)  # type: ignore[arg-type]
+
+
+def test_flags_that_were_not_given_do_not_hide_the_environment() -> None:
+    given = {"port": None, "insecure": False, "data_dir": "/d", "settings": {"lifecycle.memory_budget_bytes": "1GiB"}}
+    assert flags_of(given) == {"data_dir": "/d", "lifecycle.memory_budget_bytes": "1GiB"}
+
+
+def test_the_target_of_this_machine_is_found_in_its_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELMORA_DATA_DIR", str(tmp_path))
+    assert local_target() == "127.0.0.1:50051"
+    (tmp_path / "run").mkdir()
+    endpoint = tmp_path / "run" / "endpoint.json"
+    for damaged in ("", "[]", "{}", '{"target": 5}', "\x00"):
+        endpoint.write_text(damaged)
+        assert local_target() == "127.0.0.1:50051"
+    endpoint.write_text('{"target": "127.0.0.1:1234", "pid": 1}')
+    assert local_target() == "127.0.0.1:1234"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_call_the_program(shell: str) -> None:
+    shown = run("completion", shell)
+    assert shown.exit_code == 0, shown.output
+    assert "_MODELMORA_COMPLETE" in shown.output
+
+
+def test_completion_knows_commands_and_options() -> None:
+    for words, expected in (("modelmora mo", "models"), ("modelmora models --fi", "--filter")):
+        environ = {
+            "_MODELMORA_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        assert expected in run(**environ).output
+
+
+def test_tokens_are_made_listed_and_revoked(tmp_path: Path) -> None:
+    at = ("--data-dir", str(tmp_path))
+    assert "everyone is admin" in run("token", "list", *at).output
+    made = run("token", "create", "--role", "client", "--tenant", "acme", "--expires", "30d", "--json", *at)
+    token = json.loads(made.stdout)["token"]
+    assert token.startswith("mm_")
+    (listed,) = json.loads(run("token", "list", "--json", *at).stdout)
+    assert (listed["role"], listed["tenant"]) == ("client", "acme")
+    assert token not in (tmp_path / "tokens.json").read_text(), "only the hash is kept"
+    assert "acme" in run("token", "list", *at).output
+    assert run("token", "revoke", listed["id"], *at).exit_code == 0
+    assert json.loads(run("token", "list", "--json", *at).stdout) == []
+    again = run("token", "revoke", listed["id"], *at)
+    assert again.exit_code == 3
+    assert "TokenNotFound" in again.output
+
+
+def test_a_new_token_goes_to_stdout_alone(tmp_path: Path) -> None:
+    made = run("token", "create", "--role", "admin", "--data-dir", str(tmp_path))
+    assert len(made.stdout.split()) == 1, "a script can take it as it is"
+    assert "every call needs a token" in made.stderr

@@ -1,0 +1,101 @@
+"""What the CLI prints: JSON for programs, words for people, errors as clear lines."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from modelmora import errors
+from modelmora.common.v1 import common_pb2
+from modelmora.inference.v1 import inference_pb2
+from modelmora.lifecycle.v1 import lifecycle_pb2
+from modelmora.registry.v1 import registry_pb2
+from modelmora_app.cli import show
+
+
+def test_json_has_iso_times_lower_case_enums_numbers_and_no_unset_fields() -> None:
+    version = registry_pb2.ModelVersion(
+        name="models/a/b/versions/1",
+        state=registry_pb2.MODEL_VERSION_STATE_READY,
+        task_type=common_pb2.TASK_TYPE_TXT2EMBED,
+        revision=2**53 + 1,
+        limits=registry_pb2.ModelLimits(embedding_dimensions=0),
+    )
+    version.create_time.FromDatetime(datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC))
+    version.engine_options.update({"delay": 0.5, "deep": {"on": True}})
+    shown = show.as_json(version)
+    assert shown["state"] == "ready"
+    assert shown["task_type"] == "txt2embed"
+    assert shown["revision"] == 2**53 + 1
+    assert shown["create_time"] == "2026-03-01T12:00:00Z"
+    assert shown["engine_options"] == {"delay": 0.5, "deep": {"on": True}}
+    assert shown["limits"] == {"embedding_dimensions": 0}, "a zero that is set is kept, what is unset is left out"
+    assert "failure" not in shown
+    assert "update_time" not in shown
+    json.dumps(shown)
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"), [(0, "PT0S"), (30 * 10**9, "PT30S"), (1_500_000_000, "PT1.5S"), (1, "PT0.000000001S")]
+)
+def test_durations_are_iso_8601(nanoseconds: int, text: str) -> None:
+    message = lifecycle_pb2.Replica()
+    message.load_duration.FromNanoseconds(nanoseconds)
+    assert show.as_json(message)["load_duration"] == text
+
+
+def test_maps_lists_bytes_and_unknown_enum_numbers() -> None:
+    model = registry_pb2.Model(aliases={"production": "1"}, labels={"team": "a"}, task_type=99)  # type: ignore[arg-type]
+    shown = show.as_json({"model": model, "all": [model.labels["team"]]})
+    assert shown["model"]["aliases"] == {"production": "1"}
+    assert shown["model"]["task_type"] == 99
+    assert shown["all"] == ["a"]
+    assert show.as_json(common_pb2.Tensor(data=b"\x00\xff", shape=[2]))["data"] == "AP8="
+    levels = inference_pb2.Queue(levels=[inference_pb2.QueueLevel(priority=common_pb2.PRIORITY_HIGH)])
+    assert show.as_json(levels)["levels"][0]["priority"] == "high"
+
+
+def test_an_error_names_its_fields_and_what_to_do() -> None:
+    error = errors.InvalidArgument(
+        "two things are wrong", fields=[errors.FieldViolation("texts[3]", "is empty"), errors.FieldViolation("a", "b")]
+    )
+    assert show.error_lines(error) == [
+        "modelmora: two things are wrong (InvalidArgument)",
+        "  texts[3]: is empty",
+        "  a: b",
+    ]
+    once = show.error_lines(errors.InvalidArgument.at("model", "is empty"))
+    assert once == ["modelmora: model: is empty (InvalidArgument)"]
+    assert "modelmora models" in "\n".join(show.error_lines(errors.ModelNotFound(model="a/b")))
+    assert "model=a/b" in "\n".join(show.error_lines(errors.ModelNotFound(model="a/b")))
+    assert "in 2.5 s" in show.error_lines(errors.QueueFull(retry_after_seconds=2.5))[-1]
+    assert "modelmora up" in show.error_lines(errors.Unavailable("connection refused"))[-1]
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (90_868_376, "86.7 MiB"),
+        (2**40, "1.0 TiB"),
+        (200 * 2**20, "200 MiB"),
+    ],
+)
+def test_sizes_for_people(size_bytes: int, text: str) -> None:
+    assert show.size(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("models/a/b/versions/1.0", "a/b@1.0"),
+        ("models/a/b", "a/b"),
+        ("replicas/x", "replicas/x"),
+        ("", ""),
+    ],
+)
+def test_resource_names_for_people(name: str, text: str) -> None:
+    assert show.short(name) == text
