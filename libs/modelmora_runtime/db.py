@@ -206,6 +206,9 @@ class Database:
         try:
             async with connection.begin():
                 yield connection
+        except exc.PendingRollbackError as error:
+            # The block went on after a statement had failed with the connection.
+            raise DatabaseUnavailable("the connection broke in this transaction", retry_after_seconds=1.0) from error
         finally:
             # Shielded, because the connection must come back to the pool also when the call is cancelled.
             await asyncio.shield(connection.close())
@@ -401,9 +404,13 @@ def translate(error: BaseException | None) -> ModelMoraError | None:
     cause = error.__cause__ if isinstance(error, Exception) else None
     state = getattr(error, "sqlstate", None) or getattr(cause, "sqlstate", None)
     if state is None:
-        # The driver's word for a connection it lost or closed itself is an InterfaceError without a state.
-        lost = isinstance(error, OSError) or (
-            isinstance(cause or error, asyncpg.InterfaceError) and "connection" in str(error)
+        # The driver's word for a connection it lost or closed itself is an InterfaceError without a state; for one
+        # that was broken off in the middle of the server's last words, an InternalClientError.
+        source = cause or error
+        lost = (
+            isinstance(error, OSError)
+            or (isinstance(source, asyncpg.InterfaceError) and "connection" in str(source))
+            or isinstance(source, asyncpg.InternalClientError)
         )
         return DatabaseUnavailable(f"the database is away: {_words(error)}") if lost else None
     if state.startswith("08") or state in _AWAY_STATES:

@@ -203,7 +203,7 @@ class EmbeddedPostgres:
         on_progress: Callable[[str], None] = lambda line: None,
         policy: RestartPolicy = RestartPolicy(),  # noqa: B008 (frozen)
         start_seconds: float = 120.0,
-        stop_seconds: float = 10.0,
+        stop_seconds: float = 5.0,
     ) -> None:
         self.data_dir = Path(os.path.abspath(data_dir))
         self.state = PostgresState("stopped")
@@ -326,6 +326,8 @@ class EmbeddedPostgres:
                         )
                     if signal_number:
                         process.send(signal_number)
+                    # A stopped one has the kernel's SIGQUIT or ours waiting for it.
+                    process.send(signal.SIGCONT)
                 until = time.monotonic() + seconds
                 for process in left:
                     await supervisor.wait_process(process.pidfd, max(0.0, until - time.monotonic()))
@@ -432,7 +434,11 @@ class EmbeddedPostgres:
                 await asyncio.wait([self._keeper])
                 self._keeper = None
             if self._child is not None:
-                exit = await self._child.stop(self._stop_seconds, signal.SIGINT)
+                self._child.send(signal.SIGINT)
+                # Someone may have stopped it, and a stopped process hears nothing but SIGKILL.
+                self._child.send(signal.SIGCONT)
+                await asyncio.wait([self._child.exited], timeout=self._stop_seconds)
+                exit = await self._child.stop(self._stop_seconds, signal.SIGQUIT)
                 if exit.signal is not None:
                     await self._end_leftovers()
         finally:

@@ -1,0 +1,353 @@
+"""`Database` against a real server: transactions, migrations, locks, notifications, and the server's absences."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from modelmora.errors import DatabaseUnavailable, FailedPrecondition, InvalidArgument
+from modelmora_runtime.db import Database
+from modelmora_runtime.postgres import EmbeddedPostgres, PostgresState
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+FIRST = """
+import sqlalchemy as sa
+from alembic import op
+revision = "0001"
+down_revision = None
+
+def upgrade():
+    op.create_table("thing", sa.Column("id", sa.Integer, primary_key=True), sa.Column("word", sa.Text, nullable=False))
+
+def downgrade():
+    op.drop_table("thing")
+"""
+SECOND = """
+import sqlalchemy as sa
+from alembic import op
+revision = "0002"
+down_revision = "0001"
+
+def upgrade():
+    op.add_column("thing", sa.Column("note", sa.Text))
+
+def downgrade():
+    op.drop_column("thing", "note")
+"""
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url, "things")
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A package whose migrations make a table `thing`, then give it a column."""
+    folder = tmp_path / "mm_line" / "migrations"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    (folder / "0001_thing.py").write_text(FIRST)
+    (folder / "0002_note.py").write_text(SECOND)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "mm_line"
+    sys.modules.pop("mm_line", None)
+
+
+async def test_migrations_go_up_and_down_and_stay_in_their_schema(database: Database, line: str) -> None:
+    assert await database.migrate(line) == "0002"
+    async with database.begin() as connection:
+        await connection.execute(text("INSERT INTO thing (id, word, note) VALUES (1, 'a', 'b')"))
+    async with database.read() as connection:
+        assert await connection.scalar(text("SELECT schemaname FROM pg_tables WHERE tablename = 'thing'")) == "things"
+        found = await connection.execute(text("SELECT schemaname FROM pg_tables WHERE tablename = 'alembic_version'"))
+        assert found.scalars().all() == ["things"]
+    assert await database.migrate(line, "0001") == "0001"
+    async with database.read() as connection:
+        row = (await connection.execute(text("SELECT * FROM thing"))).one()
+        assert row._asdict() == {"id": 1, "word": "a"}
+    assert await database.migrate(line, "base") == "base"
+    async with database.read() as connection:
+        assert await connection.scalar(text("SELECT to_regclass('things.thing')")) is None
+    assert await database.migrate(line) == "0002"
+    with pytest.raises(InvalidArgument):
+        await database.migrate(line, "0007")
+
+
+async def test_many_that_migrate_at_once_migrate_once(database_url: str, line: str) -> None:
+    databases = [Database(database_url, "things") for _ in range(6)]
+    try:
+        assert await asyncio.gather(*(database.migrate(line) for database in databases)) == ["0002"] * 6
+    finally:
+        await asyncio.gather(*(database.close() for database in databases))
+
+
+async def test_a_schema_later_than_the_program_is_left_alone(database: Database, line: str) -> None:
+    await database.migrate(line)
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '0009'"))
+    assert await database.migrate(line) == "0009"
+
+
+async def test_a_failed_migration_leaves_nothing(database: Database, line: str, tmp_path: Path) -> None:
+    await database.migrate(line, "0001")
+    (tmp_path / "mm_line" / "migrations" / "0003_bad.py").write_text(
+        SECOND.replace("0002", "0003").replace("0001", "0002").replace('sa.Column("note"', 'sa.Column("word"')
+    )
+    with pytest.raises(DBAPIError):
+        await database.migrate(line)
+    async with database.read() as connection:
+        assert await connection.scalar(text("SELECT version_num FROM alembic_version")) == "0001"
+        assert set((await connection.execute(text("SELECT * FROM thing"))).keys()) == {"id", "word"}
+
+
+async def test_a_transaction_commits_whole_or_not_at_all(database: Database, line: str) -> None:
+    await database.migrate(line)
+    with pytest.raises(RuntimeError, match="no"):  # noqa: PT012
+        async with database.begin() as connection:
+            await connection.execute(text("INSERT INTO thing (id, word) VALUES (1, 'a')"))
+            raise RuntimeError("no")
+    async with database.begin() as connection:
+        await connection.execute(text("INSERT INTO thing (id, word) VALUES (2, 'a')"))
+    with pytest.raises(IntegrityError):
+        async with database.begin() as connection:
+            await connection.execute(text("INSERT INTO thing (id, word) VALUES (2, 'b')"))
+    async with database.read() as connection:
+        assert (await connection.execute(text("SELECT id FROM thing"))).scalars().all() == [2]
+    with pytest.raises(DBAPIError, match="read-only"):
+        async with database.read() as connection:
+            await connection.execute(text("DELETE FROM thing"))
+    assert database.available
+
+
+async def test_a_deadlock_is_a_conflict_to_retry(database: Database, line: str) -> None:
+    await database.migrate(line)
+    async with database.begin() as connection:
+        await connection.execute(text("INSERT INTO thing (id, word) VALUES (1, 'a'), (2, 'b')"))
+    barrier = asyncio.Barrier(2)
+
+    async def lock(first: int, second: int) -> None:
+        async with database.begin() as connection:
+            await connection.execute(text("SELECT 1 FROM thing WHERE id = :id FOR UPDATE"), {"id": first})
+            await barrier.wait()
+            await connection.execute(text("SELECT 1 FROM thing WHERE id = :id FOR UPDATE"), {"id": second})
+
+    results = await asyncio.gather(lock(1, 2), lock(2, 1), return_exceptions=True)
+    assert sorted(type(result).__name__ for result in results) == ["Conflict", "NoneType"]
+
+
+async def test_a_statement_that_takes_too_long_is_unavailable_and_the_rest_goes_on(database_url: str) -> None:
+    database = Database(database_url, "things", statement_seconds=0.3)
+    try:
+        with pytest.raises(DatabaseUnavailable):
+            async with database.begin() as connection:
+                await connection.execute(text("SELECT pg_sleep(30)"))
+        await _until_available(database)
+        await database.ping()
+    finally:
+        await database.close()
+
+
+async def test_a_cancelled_call_gives_its_connection_back(database_url: str) -> None:
+    database = Database(database_url, "things", pool_size=1, pool_overflow=0)
+
+    async def sleep() -> None:
+        async with database.begin() as connection:
+            await connection.execute(text("SELECT pg_sleep(30)"))
+
+    try:
+        for _ in range(3):
+            task = asyncio.create_task(sleep())
+            await asyncio.wait([task], timeout=0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await database.ping()
+        assert database.available
+    finally:
+        await database.close()
+
+
+async def test_a_busy_pool_is_said_and_is_not_an_outage(database_url: str) -> None:
+    database = Database(database_url, "things", pool_size=1, pool_overflow=0, connect_seconds=0.2)
+    try:
+        async with database.begin():
+            with pytest.raises(DatabaseUnavailable, match="busy"):
+                async with database.read():
+                    pass
+        assert database.available
+    finally:
+        await database.close()
+
+
+async def test_the_lock_is_one_holders_and_its_loss_is_seen(database: Database, database_url: str) -> None:
+    other = Database(database_url, "things")
+    try:
+        lock = await database.try_lock("node")
+        assert lock is not None
+        assert await other.try_lock("node") is None
+        second = await other.try_lock("another node")
+        assert second is not None
+        await second.release()
+        async with other.begin() as connection:
+            await connection.execute(
+                text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+            )
+        async with asyncio.timeout(5):
+            await lock.lost.wait()
+        async with asyncio.timeout(5):
+            while (again := await other.try_lock("node")) is None:
+                pass
+        async with again:
+            assert not again.lost.is_set()
+    finally:
+        await other.close()
+
+
+async def test_listeners_hear_and_hear_again_after_a_break(database: Database) -> None:
+    words = database.listen("news")
+    async with asyncio.timeout(10):
+        assert await anext(words) == ""
+        await _notify(database, "one")
+        assert await anext(words) == "one"
+        async with database.begin() as connection:
+            await connection.execute(
+                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'listen%'")
+            )
+        assert await anext(words) == ""
+        await _notify(database, "two")
+        assert await anext(words) == "two"
+    await words.aclose()  # type: ignore[attr-defined]
+
+
+async def test_nothing_there_is_unavailable_at_once(data_dir: Path) -> None:
+    database = Database(f"postgresql://me:secret@/none?host={data_dir}", "things")
+    began = time.monotonic()
+    for attempt in (database.ping, lambda: database.migrate("modelmora_runtime_none"), lambda: database.try_lock("x")):
+        with pytest.raises((DatabaseUnavailable, FailedPrecondition)) as caught:
+            await attempt()
+        assert "secret" not in str(caught.value)
+    assert time.monotonic() - began < 1
+    await database.close()
+
+
+async def test_a_stopped_server_is_noticed_within_two_seconds_and_forgiven(data_dir: Path) -> None:
+    changes: list[bool] = []
+    async with EmbeddedPostgres(data_dir, data_dir.parent / "run") as postgres:
+        database = Database(postgres.url, "things", on_change=lambda available, reason: changes.append(available))
+        await database.ping()
+        with _stopped(postgres):
+            began = time.monotonic()
+            with pytest.raises(DatabaseUnavailable):
+                await database.ping()
+            assert time.monotonic() - began < 2.5
+            began = time.monotonic()
+            for _ in range(20):
+                with pytest.raises(DatabaseUnavailable):
+                    async with database.begin():
+                        pass
+            assert time.monotonic() - began < 0.5
+            assert not await postgres.ping(0.3)
+        await _until_available(database)
+        await database.ping()
+        assert changes == [False, True]
+        with _stopped(postgres):
+            with pytest.raises(DatabaseUnavailable):
+                await database.ping()
+            began = time.monotonic()
+            await database.close()
+            assert time.monotonic() - began < 1
+
+
+async def test_statements_in_flight_when_the_server_stops_are_told_in_time(data_dir: Path) -> None:
+    async with EmbeddedPostgres(data_dir, data_dir.parent / "run") as postgres:
+        database = Database(postgres.url, "things")
+        ready = asyncio.Barrier(9)
+
+        async def write() -> float:
+            async with database.begin() as connection:
+                await connection.execute(text("SELECT 1"))
+                await ready.wait()
+                await ready.wait()
+                began = time.monotonic()
+                with pytest.raises(DatabaseUnavailable):
+                    await connection.execute(text("SELECT 2"))
+                raise _Waited(time.monotonic() - began)
+
+        writers = [asyncio.create_task(write()) for _ in range(8)]
+        await ready.wait()
+        with _stopped(postgres):
+            await ready.wait()
+            waits = await asyncio.gather(*writers, return_exceptions=True)
+        assert all(isinstance(wait, _Waited) and wait.args[0] < 6.5 for wait in waits), waits
+        await _until_available(database)
+        await database.ping()
+        await database.close()
+
+
+async def test_a_killed_server_comes_back_and_so_do_the_connections(data_dir: Path) -> None:
+    states: asyncio.Queue[PostgresState] = asyncio.Queue()
+    async with EmbeddedPostgres(data_dir, data_dir.parent / "run", on_state=states.put_nowait) as postgres:
+        database = Database(postgres.url, "things")
+        async with database.begin() as connection:
+            await connection.execute(text("CREATE TABLE public.thing (id integer)"))
+        first = postgres.state.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            while (state := await states.get()).restarts == 0 or state.status != "ready":
+                pass
+            while True:
+                try:
+                    async with database.begin() as connection:
+                        await connection.execute(text("INSERT INTO public.thing VALUES (1)"))
+                    break
+                except DatabaseUnavailable:
+                    await asyncio.sleep(0.01)
+        assert postgres.state.restarts == 1
+        assert postgres.state.pid != first
+        await database.close()
+
+
+class _Waited(Exception):
+    """Carries how long a statement waited out of its transaction."""
+
+
+@contextmanager
+def _stopped(postgres: EmbeddedPostgres) -> Iterator[None]:
+    assert postgres.state.pid is not None
+    pids = _family(postgres.state.pid)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def _notify(database: Database, word: str) -> None:
+    async with database.begin() as connection:
+        await connection.execute(text("SELECT pg_notify('news', :word)"), {"word": word})
+
+
+async def _until_available(database: Database) -> None:
+    async with asyncio.timeout(10):
+        while not database.available:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all below it."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [pid, *(member for child in file.read().split() for member in _family(int(child)))]
