@@ -4,7 +4,7 @@ Pure: `now` is an argument (monotonic seconds, never running backwards), answers
 operation costs O(log n) for each entry it touches.
 
 Order. Each priority is a line served by arrival; the lines are merged by `arrival + offset of the priority`. So an
-entry is overtaken only by entries that arrive less than its offset after it: LOW never starves, HIGH is never overtaken.
+entry is overtaken only by entries that arrive less than its offset after it: LOW never starves, HIGH has no offset.
 Entries of different lanes cannot share a batch; the entry that is first over all lanes decides the batch, and those of
 its lane that follow in order fill it.
 

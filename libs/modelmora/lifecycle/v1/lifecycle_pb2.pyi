@@ -267,7 +267,9 @@ class Yield(_message.Message):
     def __init__(self, by: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Revoked(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "crashed")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CRASHED_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    crashed: bool
+    def __init__(self, reason: _Optional[str] = ..., crashed: bool = ...) -> None: ...
