@@ -15,15 +15,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "ModelMoraError", "__version__"]
 
-_HOMES = {"Client": "modelmora.client", "AsyncClient": "modelmora.aio", "ModelMoraError": "modelmora.errors"}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'modelmora' has no attribute {name!r}")
-    import importlib
+    # Written out, so that the walls see what is imported.
+    if name == "Client":
+        from modelmora.client import Client
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+        return Client
+    if name == "AsyncClient":
+        from modelmora.aio import AsyncClient
+
+        return AsyncClient
+    if name == "ModelMoraError":
+        from modelmora.errors import ModelMoraError
+
+        return ModelMoraError
+    raise AttributeError(f"module 'modelmora' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -17,4 +17,4 @@ def worker_bundle(folder: Path) -> None:
     click.echo(f"{len(files)} files in {folder}")
 
 
-COMMANDS = {"worker-bundle": worker_bundle}
+COMMANDS: dict[str, click.Command] = {"worker-bundle": worker_bundle}

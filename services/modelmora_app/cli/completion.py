@@ -30,4 +30,4 @@ def completion(shell: str | None) -> None:
     click.echo(kind(cli, {}, "modelmora", "_MODELMORA_COMPLETE").source())
 
 
-COMMANDS = {"completion": completion}
+COMMANDS: dict[str, click.Command] = {"completion": completion}

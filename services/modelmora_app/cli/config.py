@@ -37,4 +37,4 @@ def show_(sections: tuple[str, ...], origin: bool, as_json: bool, config_file: P
     show.table(columns, [[line.name, line.value, *([line.origin] if origin else [])] for line in rows], empty="")
 
 
-COMMANDS = {"config": config}
+COMMANDS: dict[str, click.Command] = {"config": config}

@@ -102,4 +102,4 @@ def cosine(one: array[float], other: array[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0
 
 
-COMMANDS = {"embed": embed}
+COMMANDS: dict[str, click.Command] = {"embed": embed}

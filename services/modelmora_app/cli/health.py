@@ -76,4 +76,4 @@ def info(session: Session) -> None:
     )
 
 
-COMMANDS = {"health": health, "info": info}
+COMMANDS: dict[str, click.Command] = {"health": health, "info": info}

@@ -124,4 +124,4 @@ def _watch(session: Session) -> None:
             click.echo(f"{show.short(event.replica.model_version)}: {change}{reason}")
 
 
-COMMANDS = {"load": load, "unload": unload, "ps": ps}
+COMMANDS: dict[str, click.Command] = {"load": load, "unload": unload, "ps": ps}

@@ -253,4 +253,4 @@ def alias(session: Session, model: str, alias: str, version: str | None, remove:
         click.echo(f"{show.short(changed.name)}@{alias} " + (f"is {version}" if version else "is removed"))
 
 
-COMMANDS = {"import": import_, "models": models}
+COMMANDS: dict[str, click.Command] = {"import": import_, "models": models}

@@ -72,4 +72,4 @@ def _run(contexts: tuple[str, ...], config_file: Path | None, given: dict[str, A
     click.get_current_context().exit(run(contexts, flags_of(given), config_file))
 
 
-COMMANDS = {"up": up, "serve": serve}
+COMMANDS: dict[str, click.Command] = {"up": up, "serve": serve}

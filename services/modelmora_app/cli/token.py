@@ -128,4 +128,4 @@ def revoke(token_id: str, as_json: bool, **where: Any) -> None:
         click.echo(f"revoked {token_id}")
 
 
-COMMANDS = {"token": token}
+COMMANDS: dict[str, click.Command] = {"token": token}
