@@ -16,9 +16,10 @@ FORBIDDEN_WORDS = ("Manager", "Helper", "Util", "Handler", "Impl", "DTO", "Orche
 """Words that say nothing. `logging.Handler` and the like are foreign names and may be subclassed, not echoed."""
 
 BROAD_EXCEPT_FILES = {
-    "libs/modelmora_runtime/interceptors.py": "an unknown error becomes INTERNAL with an incident id",
-    "services/modelmora_worker/service.py": "whatever an engine raises is an answer to its caller",
-    "libs/modelmora_runtime/supervisor.py": "the exit report of a child",
+    # file: how often, because
+    "libs/modelmora_runtime/interceptors.py": 1,  # an unknown error becomes INTERNAL with an incident id
+    "services/modelmora_worker/pipeline.py": 2,  # the engine's two calls (prepare, compute) may raise anything
+    "libs/modelmora_runtime/supervisor.py": 1,  # the exit report of a child
 }
 
 # Written in pieces, or this file would break its own rule.
@@ -91,9 +92,8 @@ def broad_excepts(path: Path) -> list[int]:
 
 def test_except_exception_stands_in_three_places() -> None:
     found = {str(path.relative_to(ROOT)): lines for path in source_files(ROOT) if (lines := broad_excepts(path))}
-    unexpected = {file: lines for file, lines in found.items() if file not in BROAD_EXCEPT_FILES}
+    unexpected = {file: lines for file, lines in found.items() if len(lines) > BROAD_EXCEPT_FILES.get(file, 0)}
     assert unexpected == {}
-    assert {file: lines for file, lines in found.items() if len(lines) > 1} == {}
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ BREACHES = [
         "import importlib\nimportlib.import_module('modelmora_' + 'registry')",
     ),
     ("0", "services/modelmora_inference/main.py", "__import__('modelmora_registry')"),
+    ("0", "services/modelmora_inference/main.py", "import importlib as i\ni.import_module('modelmora_' + 'registry')"),
+    ("0", "services/modelmora_inference/main.py", "import importlib.util as u\nu.module_from_spec(u.find_spec('x'))"),
+    ("0", "services/modelmora_inference/main.py", "import runpy"),
     ("0", "services/modelmora_inference/main.py", "def f():\n    from importlib import import_module"),
 ]
 
