@@ -22,8 +22,10 @@ from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 from google.protobuf.message import Message
-from modelmora.errors import FieldViolation, InvalidArgument
+from modelmora.errors import InvalidArgument
 from pydantic import BaseModel, ValidationError
+
+from modelmora_runtime.status import invalid_argument
 
 ValueT = TypeVar("ValueT", bound=BaseModel)
 MessageT = TypeVar("MessageT", bound=Message)
@@ -46,7 +48,7 @@ def parse(plain: Mapping[str, Any], cls: type[ValueT], *, at: str = "") -> Value
     try:
         return cls.model_validate(plain)
     except ValidationError as error:
-        raise invalid_argument(error, at=at) from None
+        raise invalid_argument(error, at) from None
 
 
 def write(value: BaseModel | Mapping[str, Any], cls: type[MessageT]) -> MessageT:
@@ -58,15 +60,6 @@ def write(value: BaseModel | Mapping[str, Any], cls: type[MessageT]) -> MessageT
     message = cls()
     _fill(message, value)
     return message
-
-
-def invalid_argument(error: ValidationError, *, at: str = "") -> InvalidArgument:
-    """pydantic's findings as the error a caller gets, one violation for each."""
-    violations = [
-        FieldViolation(_join(at, *item["loc"]), item["msg"].removeprefix("Value error, "))
-        for item in error.errors(include_url=False, include_input=False)
-    ]
-    return InvalidArgument("; ".join(f"{v.field}: {v.description}" for v in violations), fields=violations)
 
 
 def to_plain(message: Message, *, at: str = "") -> Mapping[str, Any]:

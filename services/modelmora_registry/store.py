@@ -1,0 +1,938 @@
+"""The registry's tables and queries, one named method each.
+
+A method is one transaction. Whoever changes a model or its versions locks the model's row first and the version's row
+second, so that two changes never wait for each other in a circle. A row is written only over the revision it was read
+at. Times are the database's. Every change of a version is announced on CHANNEL with its uid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from modelmora.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    InvalidArgument,
+    ModelExists,
+    ModelNotFound,
+    RequestIdReused,
+    VersionExists,
+    VersionInUse,
+    VersionIsCurrent,
+    VersionNotFound,
+    VersionNotReady,
+)
+from modelmora_runtime.db import Database
+from modelmora_runtime.ids import uuid7
+from modelmora_runtime.protomap import plain_copy
+from pydantic import BaseModel
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from modelmora_registry.domain import (
+    MANAGED_ALIAS,
+    Artifact,
+    ArtifactFile,
+    Failure,
+    ImportProgress,
+    Model,
+    ModelDraft,
+    ModelId,
+    ModelLimits,
+    ModelVersion,
+    ModelVersionState,
+    Reference,
+    current_version_of,
+)
+from modelmora_registry.listing import TOTAL_SIZE_CAP, Comparison, Page
+
+CHANNEL = "modelmora_registry_version"
+REQUEST_RETENTION = timedelta(days=1)
+_READY, _CREATING, _FAILED = ModelVersionState.READY, ModelVersionState.CREATING, ModelVersionState.FAILED
+
+_metadata = sa.MetaData()
+_uid = sa.Uuid(as_uuid=False)
+_text = sa.Text()
+_time = sa.TIMESTAMP(timezone=True)
+_json = JSONB(none_as_null=True)
+
+model = sa.Table(
+    "model",
+    _metadata,
+    sa.Column("uid", _uid, primary_key=True),
+    sa.Column("name", _text),
+    sa.Column("display_name", _text),
+    sa.Column("description", _text),
+    sa.Column("task_type", _text),
+    sa.Column("labels", _json),
+    sa.Column("revision", sa.BigInteger),
+    sa.Column("create_time", _time),
+    sa.Column("update_time", _time),
+)
+model_version = sa.Table(
+    "model_version",
+    _metadata,
+    sa.Column("uid", _uid, primary_key=True),
+    sa.Column("model_id", _uid),
+    sa.Column("version", _text),
+    sa.Column("state", _text),
+    sa.Column("task_type", _text),
+    sa.Column("engine", _text),
+    sa.Column("engine_options", _json),
+    sa.Column("source", _json),
+    sa.Column("digest", _text),
+    sa.Column("size_bytes", sa.BigInteger),
+    sa.Column("resource_requirements", _json),
+    sa.Column("engine_profile", _json),
+    sa.Column("limits", _json),
+    sa.Column("progress", _json),
+    sa.Column("failure", _json),
+    sa.Column("expected_checksums", _json),
+    sa.Column("revision", sa.BigInteger),
+    sa.Column("create_time", _time),
+    sa.Column("update_time", _time),
+)
+artifact_file = sa.Table(
+    "artifact_file",
+    _metadata,
+    sa.Column("model_version_id", _uid, primary_key=True),
+    sa.Column("path", _text, primary_key=True),
+    sa.Column("size_bytes", sa.BigInteger),
+    sa.Column("sha256", _text),
+)
+alias = sa.Table(
+    "alias",
+    _metadata,
+    sa.Column("model_id", _uid, primary_key=True),
+    sa.Column("alias", _text, primary_key=True),
+    sa.Column("model_version_id", _uid),
+    sa.Column("update_time", _time),
+)
+alias_history = sa.Table(
+    "alias_history",
+    _metadata,
+    sa.Column("uid", _uid, primary_key=True),
+    sa.Column("model_name", _text),
+    sa.Column("alias", _text),
+    sa.Column("from_version", _text),
+    sa.Column("to_version", _text),
+    sa.Column("subject", _text),
+    sa.Column("create_time", _time),
+)
+used_version = sa.Table(
+    "used_version",
+    _metadata,
+    sa.Column("model_name", _text, primary_key=True),
+    sa.Column("version", _text, primary_key=True),
+    sa.Column("model_version_id", _uid),
+    sa.Column("digest", _text),
+    sa.Column("create_time", _time),
+    sa.Column("delete_time", _time),
+)
+create_request = sa.Table(
+    "create_request",
+    _metadata,
+    sa.Column("request_id", _uid, primary_key=True),
+    sa.Column("digest", _text),
+    sa.Column("resource_id", _uid),
+    sa.Column("create_time", _time),
+)
+hold = sa.Table(
+    "hold",
+    _metadata,
+    sa.Column("uid", _uid, primary_key=True),
+    sa.Column("model_version_id", _uid),
+    sa.Column("holder", _text),
+    sa.Column("create_time", _time),
+    sa.Column("expire_time", _time),
+)
+
+_MODEL_COLUMNS = {
+    "name": model.c.name,
+    "display_name": model.c.display_name,
+    "task_type": model.c.task_type,
+    "labels": model.c.labels,
+    "create_time": model.c.create_time,
+    "update_time": model.c.update_time,
+}
+_VERSION_COLUMNS = {
+    "version": model_version.c.version,
+    "state": model_version.c.state,
+    "engine": model_version.c.engine,
+    "task_type": model_version.c.task_type,
+    "create_time": model_version.c.create_time,
+    "update_time": model_version.c.update_time,
+}
+
+
+@dataclass(frozen=True)
+class RequestKey:
+    """Makes a create idempotent: the same id with the same digest of its content is the same call."""
+
+    request_id: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Created:
+    model: Model
+    version: ModelVersion
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A deleted version and the digests of its files, so that the files can follow."""
+
+    uid: str
+    digests: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One page of a list."""
+
+    items: Sequence[Any]
+    next_page_token: str
+    total_size: int | None
+
+
+class Store:
+    """`snapshot_path` tells where the files of a version lie: paths are not stored, data folders move."""
+
+    def __init__(self, database: Database, snapshot_path: Callable[[str], str]) -> None:
+        self._database = database
+        self._snapshot_path = snapshot_path
+        self.migrated = False
+
+    async def migrate(self) -> None:
+        await self._database.migrate("modelmora_registry")
+        self.migrated = True
+
+    def changes(self) -> AsyncIterator[str]:
+        """Uids of versions that changed, here or in another process; the empty string: look at all of them."""
+        return self._database.listen(CHANNEL)
+
+    # Models.
+
+    async def create_model(self, model_id: ModelId, draft: ModelDraft, request: RequestKey | None) -> Model:
+        """Raises ModelExists, RequestIdReused."""
+        async with self._begin() as (connection, now):
+            uid = str(uuid7())
+            if earlier := await self._claim(connection, request, uid, now):
+                return await self._model_of(connection, model.c.uid == earlier, model_id)
+            if not await self._insert_model(connection, Model.register(model_id, draft, uid=uid, now=now)):
+                raise ModelExists(model=model_id)
+            return await self._model_of(connection, model.c.uid == uid, model_id)
+
+    async def get_model(self, model_id: ModelId) -> Model:
+        """Raises ModelNotFound."""
+        async with self._read() as connection:
+            return await self._model(connection, model_id)
+
+    async def list_models(self, page: Page, *, with_total: bool) -> Found:
+        async with self._read() as connection:
+            rows, token, total = await _page(
+                connection, sa.select(model), model.c.uid, _MODEL_COLUMNS, page, with_total
+            )
+            aliases = await self._aliases(connection, [row.uid for row in rows])
+            return Found([_model(row, aliases.get(row.uid, {})) for row in rows], token, total)
+
+    async def change_model(
+        self, model_id: ModelId, etag: str, change: Callable[[Model, datetime], Model], *, new_task: bool
+    ) -> Model:
+        """Raises ModelNotFound, Conflict; with `new_task` InvalidArgument when versions do another task."""
+        async with self._begin() as (connection, now):
+            old = await self._model(connection, model_id, lock=True)
+            old.check_etag(etag)
+            new = change(old, now)
+            if new_task and new.task_type is not None:
+                other = sa.select(model_version.c.version).where(
+                    model_version.c.model_id == old.uid, model_version.c.task_type != new.task_type.value
+                )
+                if (version := await connection.scalar(other.limit(1))) is not None:
+                    raise InvalidArgument.at("model.task_type", f"version {version} does another task")
+            await self._save_model(connection, new)
+            return new
+
+    async def delete_model(
+        self, model_id: ModelId, etag: str, *, force: bool, subject: str, held: Mapping[str, str]
+    ) -> list[Gone]:
+        """Raises ModelNotFound, Conflict, VersionInUse. `held`: holds that this process knows of."""
+        async with self._begin() as (connection, now):
+            found = await self._model(connection, model_id, lock=True)
+            found.check_etag(etag)
+            versions = (
+                await connection.execute(
+                    sa.select(model_version.c.uid, model_version.c.version)
+                    .where(model_version.c.model_id == found.uid)
+                    .with_for_update()
+                )
+            ).all()
+            if versions and not force:
+                raise VersionInUse(
+                    f"{model_id} has {len(versions)} versions; delete them first, or use force", model=model_id
+                )
+            for row in versions:
+                await self._check_not_held(connection, row.uid, model_id.version_name(row.version), held)
+            gone = [Gone(row.uid, await self._digests(connection, row.uid)) for row in versions]
+            for name, version in found.aliases.items():
+                await self._write_history(connection, model_id, name, version, None, subject, now)
+            await connection.execute(sa.delete(alias).where(alias.c.model_id == found.uid))
+            for row in versions:
+                await self._drop_version(connection, row.uid, now)
+            await connection.execute(sa.delete(model).where(model.c.uid == found.uid))
+            return gone
+
+    # Versions.
+
+    async def create_version(
+        self,
+        model_id: ModelId,
+        draft: ModelVersion,
+        *,
+        checksums: Mapping[str, str],
+        request: RequestKey | None,
+        new_model: ModelDraft | None,
+        reuse: bool,
+        validate_only: bool,
+        at: str,
+    ) -> Created:
+        """Registers `draft` in CREATING, or READY when it has no files.
+
+        `new_model`: registers the model where it is missing. `reuse`: the same commit of the same repository is
+        answered with the version that exists. A version that FAILED never was anything and is replaced. `at` is the
+        path of the version's fields in the request. `validate_only` checks all of this and leaves nothing.
+
+        Raises ModelNotFound, VersionExists, RequestIdReused, InvalidArgument.
+        """
+        async with self._begin() as (connection, now):
+            uid = str(uuid7())
+            if earlier := await self._claim(connection, request, uid, now):
+                version = await self._version_of(connection, model_version.c.uid == earlier, draft.name)
+                return Created(await self._model(connection, version.model_id), version, False)
+            found = await self._model_for_version(connection, model_id, new_model, now)
+            _check_task(found, draft, at)
+            if existing := await self._existing(connection, found, draft, reuse=reuse, at=at):
+                if request is not None:
+                    statement = sa.update(create_request).where(create_request.c.request_id == request.request_id)
+                    await connection.execute(statement.values(resource_id=existing.uid))
+                return Created(found, existing, False)
+            new = draft.model_copy(update={"uid": uid, "revision": 1, "create_time": now, "update_time": now})
+            await connection.execute(
+                sa.insert(model_version).values(
+                    uid=uid, model_id=found.uid, expected_checksums=dict(checksums), **_version_values(new)
+                )
+            )
+            if found.task_type is None and new.task_type is not None:
+                found = found.changed(now=now, task_type=new.task_type)
+                await self._save_model(connection, found)
+            if new.source is not None and not new.source.has_files:
+                new = new.ready(Artifact.of("", ()), limits=ModelLimits(), now=now)
+                await self._save_version(connection, new)
+                found = await self._publish(connection, found, new, now)
+            await _announce(connection, uid)
+            if validate_only:
+                await connection.rollback()
+            return Created(found, new, True)
+
+    async def earlier(self, request: RequestKey) -> Created | None:
+        """What an earlier call with this request id made. Raises RequestIdReused, VersionNotFound when it is gone."""
+        async with self._read() as connection:
+            query = sa.select(create_request).where(create_request.c.request_id == request.request_id)
+            row = (await connection.execute(query)).first()
+            if row is None:
+                return None
+            if row.digest != request.digest:
+                raise RequestIdReused(request_id=request.request_id)
+            version = await self._version_of(connection, model_version.c.uid == row.resource_id, "the version")
+            return Created(await self._model(connection, version.model_id), version, False)
+
+    async def get_version(self, reference: Reference) -> ModelVersion:
+        """The version that a version string or an alias names. Raises ModelNotFound, VersionNotFound."""
+        async with self._read() as connection:
+            return await self._version(connection, await self._model(connection, reference.model_id), reference)
+
+    async def get_version_by_uid(self, uid: str) -> ModelVersion | None:
+        async with self._read() as connection:
+            return await self._version_by_uid(connection, uid)
+
+    async def list_versions(self, model_id: ModelId, page: Page, *, with_total: bool) -> Found:
+        """Without the files of the artifacts: a page would not fit into a message. Raises ModelNotFound."""
+        async with self._read() as connection:
+            found = await self._model(connection, model_id)
+            query = sa.select(model_version).where(model_version.c.model_id == found.uid)
+            rows, token, total = await _page(connection, query, model_version.c.uid, _VERSION_COLUMNS, page, with_total)
+            return Found([self._version_from(row, model_id, ()) for row in rows], token, total)
+
+    async def resolve(self, reference: Reference) -> tuple[Model, ModelVersion]:
+        """The READY version a reference means. Raises ModelNotFound, VersionNotFound, VersionNotReady."""
+        async with self._read() as connection:
+            found = await self._model(connection, reference.model_id)
+            if reference.selector is None:
+                current = current_version_of(found.aliases)
+                if current is None:
+                    raise VersionNotReady(f"{reference.model_id} has no READY version yet", model=reference.model_id)
+                reference = Reference(model_id=reference.model_id, selector=current, version_only=True)
+            version = await self._version(connection, found, reference)
+            if version.state is not _READY:
+                reason = f": {version.failure.message}" if version.failure else ""
+                raise VersionNotReady(f"{version.name} is {version.state}{reason}", version=version.name)
+            return found, version
+
+    async def delete_version(
+        self, reference: Reference, etag: str, *, force: bool, subject: str, held: Mapping[str, str]
+    ) -> Gone:
+        """Raises ModelNotFound, VersionNotFound, Conflict, VersionInUse, VersionIsCurrent.
+
+        `held`: holder by version uid of the holds of this process, which are in force even if the database was away
+        for longer than they live.
+        """
+        async with self._begin() as (connection, now):
+            found = await self._model(connection, reference.model_id, lock=True)
+            version = await self._version(connection, found, reference, lock=True)
+            version.check_etag(etag)
+            await self._check_not_held(connection, version.uid, version.name, held)
+            names = sorted(name for name, string in found.aliases.items() if string == version.version)
+            is_current = current_version_of(found.aliases) == version.version
+            if (is_current or set(names) - {MANAGED_ALIAS}) and not force:
+                raise VersionIsCurrent(version=version.name, aliases=", ".join(names))
+            gone = Gone(version.uid, await self._digests(connection, version.uid))
+            for name in names:
+                target = await self._newest(connection, found, version.uid) if name == MANAGED_ALIAS else None
+                await self._move_alias(connection, found, name, target, subject, now)
+            await self._drop_version(connection, version.uid, now)
+            if names:
+                await self._save_model(connection, found.changed(now=now))
+            return gone
+
+    async def set_alias(self, model_id: ModelId, name: str, version: str, etag: str, *, subject: str) -> Model:
+        """Moves, sets or (empty `version`) removes an alias. Raises ModelNotFound, VersionNotFound, VersionNotReady."""
+        async with self._begin() as (connection, now):
+            found = await self._model(connection, model_id, lock=True)
+            found.check_etag(etag)
+            if found.aliases.get(name, "") == version:
+                if not version:
+                    raise VersionNotFound(f"{model_id} has no alias {name}", model=model_id, alias=name)
+                return found
+            target = None
+            if version:
+                reference = Reference(model_id=model_id, selector=version, version_only=True)
+                chosen = await self._version(connection, found, reference, lock=True)
+                if chosen.state is not _READY:
+                    raise VersionNotReady(f"{chosen.name} is {chosen.state}", version=chosen.name)
+                if await self._is_version_string(connection, found, name):
+                    raise InvalidArgument.at("alias", f"{name!r} is or was a version of this model")
+                target = chosen
+            await self._move_alias(connection, found, name, target, subject, now)
+            await self._save_model(connection, found.changed(now=now))
+            return await self._model(connection, model_id)
+
+    # Imports.
+
+    async def creating(self) -> list[str]:
+        """Uids of the versions in CREATING, oldest first."""
+        async with self._read() as connection:
+            query = sa.select(model_version.c.uid).where(model_version.c.state == _CREATING.value)
+            return list(await connection.scalars(query.order_by(model_version.c.uid)))
+
+    async def expected_checksums(self, uid: str) -> Mapping[str, str]:
+        async with self._read() as connection:
+            query = sa.select(model_version.c.expected_checksums).where(model_version.c.uid == uid)
+            return await connection.scalar(query) or {}
+
+    async def existing(self, uids: Collection[str]) -> set[str]:
+        """Those of `uids` that are versions, CREATING and READY ones."""
+        async with self._read() as connection:
+            query = sa.select(model_version.c.uid).where(
+                model_version.c.uid.in_(list(uids)), model_version.c.state != _FAILED.value
+            )
+            return set(await connection.scalars(query))
+
+    async def record_progress(self, uid: str, progress: ImportProgress) -> None:
+        """Raises VersionNotFound when it was deleted meanwhile, IllegalTransition when it is final."""
+        async with self._begin() as (connection, now):
+            old = await self._locked_version(connection, uid)
+            await self._save_version(connection, old.progressed(progress, now=now))
+            await _announce(connection, uid)
+
+    async def record_failure(self, uid: str, failure: Failure) -> None:
+        """Raises VersionNotFound, IllegalTransition."""
+        async with self._begin() as (connection, now):
+            old = await self._locked_version(connection, uid)
+            await self._save_version(connection, old.failed(failure, now=now))
+            await _announce(connection, uid)
+
+    async def record_ready(self, uid: str, artifact: Artifact, limits: ModelLimits) -> ModelVersion:
+        """READY, with its files, as `latest` if it is the newest. Raises VersionNotFound, IllegalTransition."""
+        async with self._begin() as (connection, now):
+            seen = await self._version_by_uid(connection, uid)
+            if seen is None:
+                raise VersionNotFound(uid=uid)
+            found = await self._model(connection, seen.model_id, lock=True)
+            old = await self._locked_version(connection, uid)
+            new = old.ready(artifact, limits=limits, now=now)
+            await self._save_version(connection, new)
+            if artifact.files:
+                rows = [{"model_version_id": uid, **file.model_dump()} for file in artifact.files]
+                await connection.execute(sa.insert(artifact_file), rows)
+            await self._publish(connection, found, new, now)
+            await _announce(connection, uid)
+            return new
+
+    # Holds.
+
+    async def acquire_hold(self, reference: Reference, holder: str, lifetime: timedelta) -> tuple[str, ModelVersion]:
+        """The hold's uid and the version it holds. Raises ModelNotFound, VersionNotFound."""
+        async with self._begin() as (connection, now):
+            found = await self._model(connection, reference.model_id)
+            version = await self._version(connection, found, reference, lock=True)
+            uid = str(uuid7())
+            await connection.execute(
+                sa.insert(hold).values(
+                    uid=uid,
+                    model_version_id=version.uid,
+                    holder=holder,
+                    create_time=now,
+                    expire_time=now + lifetime,
+                )
+            )
+            return uid, version
+
+    async def renew_holds(self, uids: Collection[str], lifetime: timedelta) -> set[str]:
+        """Those holds that are still there, renewed."""
+        async with self._begin() as (connection, now):
+            statement = sa.update(hold).where(hold.c.uid.in_(list(uids))).values(expire_time=now + lifetime)
+            return set(await connection.scalars(statement.returning(hold.c.uid)))
+
+    async def release_hold(self, uid: str) -> None:
+        async with self._begin() as (connection, _):
+            await connection.execute(sa.delete(hold).where(hold.c.uid == uid))
+
+    async def count_by_state(self) -> Mapping[str, int]:
+        async with self._read() as connection:
+            query = sa.select(model_version.c.state, sa.func.count()).group_by(model_version.c.state)
+            counted = {row[0]: int(row[1]) for row in await connection.execute(query)}
+            return {state.value: counted.get(state.value, 0) for state in ModelVersionState}
+
+    # Pieces of transactions.
+
+    @asynccontextmanager
+    async def _begin(self) -> AsyncIterator[tuple[AsyncConnection, datetime]]:
+        """A transaction with its time."""
+        self._check_migrated()
+        async with self._database.begin() as connection:
+            now = (await connection.execute(sa.select(sa.func.now()))).scalar_one()
+            yield connection, now
+
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[AsyncConnection]:
+        self._check_migrated()
+        async with self._database.read() as connection:
+            yield connection
+
+    def _check_migrated(self) -> None:
+        if not self.migrated:
+            raise DatabaseUnavailable("the registry's tables are not there yet", retry_after_seconds=1.0)
+
+    async def _claim(
+        self, connection: AsyncConnection, request: RequestKey | None, uid: str, now: datetime
+    ) -> str | None:
+        """The resource that an earlier call with this request id made; None when this is the first."""
+        if request is None:
+            return None
+        await connection.execute(
+            sa.delete(create_request).where(create_request.c.create_time < now - REQUEST_RETENTION)
+        )
+        # A second call with the same id waits here until the first one is through.
+        claimed = await connection.scalar(
+            insert(create_request)
+            .values(request_id=request.request_id, digest=request.digest, resource_id=uid, create_time=now)
+            .on_conflict_do_nothing()
+            .returning(create_request.c.resource_id)
+        )
+        if claimed is not None:
+            return None
+        row = (
+            await connection.execute(sa.select(create_request).where(create_request.c.request_id == request.request_id))
+        ).one()
+        if row.digest != request.digest:
+            raise RequestIdReused(request_id=request.request_id)
+        return str(row.resource_id)
+
+    async def _insert_model(self, connection: AsyncConnection, new: Model) -> bool:
+        inserted = await connection.scalar(
+            insert(model)
+            .values(uid=new.uid, name=str(new.model_id), **_model_values(new), create_time=new.create_time)
+            .on_conflict_do_nothing(index_elements=[model.c.name])
+            .returning(model.c.uid)
+        )
+        return inserted is not None
+
+    async def _save_model(self, connection: AsyncConnection, new: Model) -> None:
+        statement = sa.update(model).where(model.c.uid == new.uid, model.c.revision == new.revision - 1)
+        if (await connection.execute(statement.values(**_model_values(new)))).rowcount != 1:
+            raise Conflict(model=new.name)
+
+    async def _model(self, connection: AsyncConnection, model_id: ModelId, *, lock: bool = False) -> Model:
+        return await self._model_of(connection, model.c.name == str(model_id), model_id, lock=lock)
+
+    async def _model_of(
+        self, connection: AsyncConnection, where: sa.ColumnElement[bool], model_id: ModelId, *, lock: bool = False
+    ) -> Model:
+        query = sa.select(model).where(where)
+        row = (await connection.execute(query.with_for_update() if lock else query)).first()
+        if row is None:
+            raise ModelNotFound(f"there is no model {model_id}", model=model_id)
+        return _model(row, (await self._aliases(connection, [row.uid])).get(row.uid, {}))
+
+    async def _model_for_version(
+        self, connection: AsyncConnection, model_id: ModelId, draft: ModelDraft | None, now: datetime
+    ) -> Model:
+        if draft is not None:
+            await self._insert_model(connection, Model.register(model_id, draft, uid=str(uuid7()), now=now))
+        return await self._model(connection, model_id, lock=True)
+
+    async def _aliases(self, connection: AsyncConnection, uids: Sequence[str]) -> dict[str, dict[str, str]]:
+        query = (
+            sa.select(alias.c.model_id, alias.c.alias, model_version.c.version)
+            .join(model_version, model_version.c.uid == alias.c.model_version_id)
+            .where(alias.c.model_id.in_(uids))
+            .order_by(alias.c.alias)
+        )
+        found: dict[str, dict[str, str]] = {}
+        for model_uid, name, version in await connection.execute(query):
+            found.setdefault(model_uid, {})[name] = version
+        return found
+
+    async def _version(
+        self, connection: AsyncConnection, found: Model, reference: Reference, *, lock: bool = False
+    ) -> ModelVersion:
+        """By version string first, then, unless only a version is meant, by alias."""
+        selector = reference.selector or ""
+        where = sa.and_(model_version.c.model_id == found.uid, model_version.c.version == selector)
+        query = sa.select(model_version).where(where)
+        row = (await connection.execute(query.with_for_update() if lock else query)).first()
+        if row is None and not reference.version_only and selector in found.aliases:
+            reference = Reference(model_id=reference.model_id, selector=found.aliases[selector], version_only=True)
+            return await self._version(connection, found, reference, lock=lock)
+        if row is None:
+            raise VersionNotFound(
+                f"{reference.model_id} has no version{'' if reference.version_only else ' or alias'} {selector}",
+                model=reference.model_id,
+                version=selector,
+            )
+        return self._version_from(row, found.model_id, await self._files(connection, row))
+
+    async def _version_of(
+        self, connection: AsyncConnection, where: sa.ColumnElement[bool], name: str, *, lock: bool = False
+    ) -> ModelVersion:
+        query = (
+            sa.select(model_version, model.c.name.label("model_name"))
+            .join(model, model.c.uid == model_version.c.model_id)
+            .where(where)
+        )
+        row = (await connection.execute(query.with_for_update(of=model_version) if lock else query)).first()
+        if row is None:
+            raise VersionNotFound(f"{name} is gone", version=name)
+        return self._version_from(row, ModelId.parse(row.model_name), await self._files(connection, row))
+
+    async def _version_by_uid(self, connection: AsyncConnection, uid: str) -> ModelVersion | None:
+        try:
+            return await self._version_of(connection, model_version.c.uid == uid, uid)
+        except VersionNotFound:
+            return None
+
+    async def _locked_version(self, connection: AsyncConnection, uid: str) -> ModelVersion:
+        return await self._version_of(connection, model_version.c.uid == uid, uid, lock=True)
+
+    async def _files(self, connection: AsyncConnection, row: Any) -> tuple[ArtifactFile, ...]:
+        if row.digest is None:
+            return ()
+        query = sa.select(artifact_file.c.path, artifact_file.c.size_bytes, artifact_file.c.sha256)
+        query = query.where(artifact_file.c.model_version_id == row.uid).order_by(artifact_file.c.path)
+        return tuple(ArtifactFile(**file) for file in (await connection.execute(query)).mappings())
+
+    def _version_from(self, row: Any, model_id: ModelId, files: tuple[ArtifactFile, ...]) -> ModelVersion:
+        artifact = None
+        if row.digest is not None:
+            path = self._snapshot_path(row.uid) if (row.source or {}).get("empty") is None else ""
+            artifact = Artifact(path=path, digest=row.digest, size_bytes=row.size_bytes, files=files)
+        return ModelVersion(
+            uid=row.uid,
+            name=model_id.version_name(row.version),
+            artifact=artifact,
+            **{column: getattr(row, column) for column in _SAME_COLUMNS},
+        )
+
+    async def _save_version(self, connection: AsyncConnection, new: ModelVersion) -> None:
+        statement = sa.update(model_version).where(
+            model_version.c.uid == new.uid, model_version.c.revision == new.revision - 1
+        )
+        if (await connection.execute(statement.values(**_version_values(new)))).rowcount != 1:
+            raise Conflict(version=new.name)
+
+    async def _existing(
+        self, connection: AsyncConnection, found: Model, draft: ModelVersion, *, reuse: bool, at: str
+    ) -> ModelVersion | None:
+        """The version that answers this import already; None when there is room for it. A FAILED one makes room."""
+        hub = draft.source.hub if draft.source is not None else None
+        taken = sa.select(model_version).where(
+            model_version.c.model_id == found.uid, model_version.c.version == draft.version
+        )
+        row = (await connection.execute(taken.with_for_update())).first()
+        if row is not None and row.state == _FAILED.value:
+            await self._drop_version(connection, row.uid, None)
+            await _announce(connection, row.uid)
+            row = None
+        if row is not None:
+            version = self._version_from(row, found.model_id, await self._files(connection, row))
+            theirs = version.source.hub if version.source is not None else None
+            if reuse and hub and theirs and (hub.repo_id, hub.commit) == (theirs.repo_id, theirs.commit):
+                return version
+            raise VersionExists(f"{version.name} exists", version=version.name)
+        if draft.version in found.aliases:
+            raise InvalidArgument.at(f"{at}version", f"{draft.version!r} is an alias of this model")
+        if await self._is_version_string(connection, found, draft.version):
+            raise VersionExists(
+                f"{draft.name} existed and was deleted; version strings are never used twice", version=draft.name
+            )
+        return None
+
+    async def _is_version_string(self, connection: AsyncConnection, found: Model, text: str) -> bool:
+        """Whether it is or was one; strings of deleted versions keep their meaning."""
+        name = str(found.model_id)
+        used = sa.exists().where(used_version.c.model_name == name, used_version.c.version == text)
+        here = sa.exists().where(model_version.c.model_id == found.uid, model_version.c.version == text)
+        return bool(await connection.scalar(sa.select(sa.or_(used, here))))
+
+    async def _publish(self, connection: AsyncConnection, found: Model, new: ModelVersion, now: datetime) -> Model:
+        """A version has become READY: its string is spent, and `latest` moves to it unless a newer one is there."""
+        assert new.artifact is not None
+        await connection.execute(
+            insert(used_version)
+            .values(
+                model_name=str(found.model_id),
+                version=new.version,
+                model_version_id=new.uid,
+                digest=new.artifact.digest,
+                create_time=now,
+            )
+            .on_conflict_do_nothing()
+        )
+        newer = sa.exists().where(
+            model_version.c.model_id == found.uid,
+            model_version.c.state == _READY.value,
+            sa.tuple_(model_version.c.create_time, model_version.c.uid)
+            > sa.tuple_(sa.literal(new.create_time, _time), sa.literal(new.uid, _uid)),
+        )
+        if await connection.scalar(sa.select(newer)):
+            return found
+        await self._move_alias(connection, found, MANAGED_ALIAS, new, "registry", now)
+        await self._save_model(connection, found.changed(now=now))
+        return await self._model(connection, found.model_id)
+
+    async def _newest(self, connection: AsyncConnection, found: Model, without: str) -> Any:
+        """The READY version that is `latest` when the one called `without` is gone; None when there is none."""
+        query = (
+            sa.select(model_version.c.uid, model_version.c.version)
+            .where(
+                model_version.c.model_id == found.uid,
+                model_version.c.state == _READY.value,
+                model_version.c.uid != without,
+            )
+            .order_by(model_version.c.create_time.desc(), model_version.c.uid.desc())
+            .limit(1)
+        )
+        return (await connection.execute(query)).first()
+
+    async def _move_alias(
+        self, connection: AsyncConnection, found: Model, name: str, target: Any, subject: str, now: datetime
+    ) -> None:
+        """To a version (anything with `uid` and `version`), or away with it. Written down either way."""
+        if target is None:
+            await connection.execute(sa.delete(alias).where(alias.c.model_id == found.uid, alias.c.alias == name))
+        else:
+            statement = insert(alias).values(
+                model_id=found.uid, alias=name, model_version_id=target.uid, update_time=now
+            )
+            await connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=[alias.c.model_id, alias.c.alias],
+                    set_={"model_version_id": target.uid, "update_time": now},
+                )
+            )
+        before, after = found.aliases.get(name), target.version if target is not None else None
+        await self._write_history(connection, found.model_id, name, before, after, subject, now)
+
+    async def _write_history(
+        self,
+        connection: AsyncConnection,
+        model_id: ModelId,
+        name: str,
+        before: str | None,
+        after: str | None,
+        subject: str,
+        now: datetime,
+    ) -> None:
+        await connection.execute(
+            sa.insert(alias_history).values(
+                uid=str(uuid7()),
+                model_name=str(model_id),
+                alias=name,
+                from_version=before,
+                to_version=after,
+                subject=subject,
+                create_time=now,
+            )
+        )
+
+    async def _check_not_held(self, connection: AsyncConnection, uid: str, name: str, held: Mapping[str, str]) -> None:
+        query = sa.select(hold.c.holder).where(hold.c.model_version_id == uid, hold.c.expire_time > sa.func.now())
+        holders = set(await connection.scalars(query.limit(5))) | ({held[uid]} if uid in held else set())
+        if holders:
+            raise VersionInUse(f"{name} is held by {', '.join(sorted(holders))}; unload it first", version=name)
+
+    async def _digests(self, connection: AsyncConnection, uid: str) -> frozenset[str]:
+        query = sa.select(artifact_file.c.sha256).where(artifact_file.c.model_version_id == uid)
+        return frozenset(await connection.scalars(query))
+
+    async def _drop_version(self, connection: AsyncConnection, uid: str, now: datetime | None) -> None:
+        """Its row, its files' rows and holds that have run out; what is spent of its string stays."""
+        if now is not None:
+            statement = sa.update(used_version).where(used_version.c.model_version_id == uid)
+            await connection.execute(statement.values(delete_time=now))
+        await connection.execute(sa.delete(hold).where(hold.c.model_version_id == uid))
+        await connection.execute(sa.delete(model_version).where(model_version.c.uid == uid))
+        await _announce(connection, uid)
+
+
+_SAME_COLUMNS = (
+    *("version", "state", "task_type", "engine", "engine_options", "source", "resource_requirements"),
+    *("engine_profile", "limits", "progress", "failure", "revision", "create_time", "update_time"),
+)
+
+
+def _check_task(found: Model, draft: ModelVersion, at: str) -> None:
+    if found.task_type is not None and draft.task_type not in (None, found.task_type):
+        raise InvalidArgument.at(f"{at}task_type", f"{found.name} does {found.task_type}, not {draft.task_type}")
+
+
+def _model_values(value: Model) -> dict[str, Any]:
+    return {
+        "display_name": value.display_name,
+        "description": value.description,
+        "task_type": value.task_type.value if value.task_type else None,
+        "labels": dict(value.labels),
+        "revision": value.revision,
+        "update_time": value.update_time,
+    }
+
+
+def _version_values(value: ModelVersion) -> dict[str, Any]:
+    return {
+        "version": value.version,
+        "state": value.state.value,
+        "task_type": value.task_type.value if value.task_type else None,
+        "engine": value.engine,
+        "engine_options": plain_copy(value.engine_options),
+        "source": _plain(value.source),
+        "digest": value.artifact.digest if value.artifact else None,
+        "size_bytes": value.artifact.size_bytes if value.artifact else None,
+        "resource_requirements": _plain(value.resource_requirements),
+        "engine_profile": _plain(value.engine_profile),
+        "limits": _plain(value.limits),
+        "progress": _plain(value.progress),
+        "failure": _plain(value.failure),
+        "revision": value.revision,
+        "create_time": value.create_time,
+        "update_time": value.update_time,
+    }
+
+
+def _plain(value: BaseModel | None) -> Any:
+    """For a JSON column: what is None is left out."""
+    if value is None:
+        return None
+    fields = {name: getattr(value, name) for name in type(value).model_fields}
+    return {
+        name: _plain(field) if isinstance(field, BaseModel) else plain_copy(field)
+        for name, field in fields.items()
+        if field is not None
+    }
+
+
+def _model(row: Any, aliases: Mapping[str, str]) -> Model:
+    model_id = ModelId.parse(row.name)
+    current = current_version_of(aliases)
+    return Model(
+        uid=row.uid,
+        name=model_id.name,
+        display_name=row.display_name,
+        description=row.description,
+        task_type=row.task_type,
+        labels=row.labels,
+        current_version=model_id.version_name(current) if current else "",
+        aliases=aliases,
+        revision=row.revision,
+        create_time=row.create_time,
+        update_time=row.update_time,
+    )
+
+
+async def _announce(connection: AsyncConnection, uid: str) -> None:
+    await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, uid)))
+
+
+async def _page(
+    connection: AsyncConnection,
+    query: sa.Select[Any],
+    tie: sa.Column[Any],
+    columns: Mapping[str, sa.Column[Any]],
+    page: Page,
+    with_total: bool,
+) -> tuple[Sequence[Any], str, int | None]:
+    """Rows of one page, the token of the next and, if wanted, the capped count."""
+    query = query.where(*(_condition(columns, comparison) for comparison in page.comparisons))
+    total = None
+    if with_total:
+        capped = query.with_only_columns(sa.literal(1)).limit(TOTAL_SIZE_CAP).subquery()
+        total = await connection.scalar(sa.select(sa.func.count()).select_from(capped))
+    key = columns[page.order.field]
+    if page.after is not None:
+        value = datetime.fromisoformat(page.after[0]) if isinstance(key.type, sa.TIMESTAMP) else page.after[0]
+        last = sa.tuple_(sa.literal(value, key.type), sa.literal(page.after[1], _uid))
+        query = query.where(sa.tuple_(key, tie) < last if page.order.descending else sa.tuple_(key, tie) > last)
+    ordered = (key.desc(), tie.desc()) if page.order.descending else (key, tie)
+    rows = (await connection.execute(query.order_by(*ordered).limit(page.size + 1))).all()
+    token = ""
+    if len(rows) > page.size:
+        rows = rows[: page.size]
+        value = getattr(rows[-1], key.name)
+        token = page.token_after([value.isoformat() if isinstance(value, datetime) else value, rows[-1].uid])
+    return rows, token, total
+
+
+_COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
+    "=": lambda column, value: column == value,
+    "!=": lambda column, value: column.is_distinct_from(value),
+    "<": lambda column, value: column < value,
+    "<=": lambda column, value: column <= value,
+    ">": lambda column, value: column > value,
+    ">=": lambda column, value: column >= value,
+}
+
+
+def _condition(columns: Mapping[str, sa.Column[Any]], comparison: Comparison) -> sa.ColumnElement[bool]:
+    column = columns[comparison.field]
+    if comparison.key:
+        if comparison.operator == "=":
+            return column.contains({comparison.key: comparison.value})
+        return column[comparison.key].astext.is_distinct_from(comparison.value)
+    condition: sa.ColumnElement[bool] = _COMPARE[comparison.operator](column, comparison.value)
+    return condition
