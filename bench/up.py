@@ -31,10 +31,12 @@ class Up:
         self,
         data_dir: Path,
         *,
-        command: Sequence[str] = ("up",),
+        command: Sequence[str] = ("-m", "modelmora_app", "up"),
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """`settings` are environment variables without their prefix: `{"LIFECYCLE_MEMORY_BUDGET_BYTES": "1000"}`."""
+        """`command` are the interpreter's arguments. `settings` are environment variables without their prefix:
+        `{"LIFECYCLE_MEMORY_BUDGET_BYTES": "1000"}`.
+        """
         self.data_dir = data_dir
         self.log = data_dir.with_name(data_dir.name + ".log")
         self.command = tuple(command)
@@ -56,7 +58,7 @@ class Up:
         environ |= {f"MODELMORA_{key}": value for key, value in self.settings.items()}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "modelmora_app", *self.command],
+                [sys.executable, "-P", *self.command],
                 env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
