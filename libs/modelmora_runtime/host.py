@@ -1,23 +1,62 @@
-"""The host: enters the contexts asked for, mounts them on one gRPC server, and leaves them in reverse order."""
+"""The host: opens the database, enters the contexts asked for, mounts them on one gRPC server, leaves them in reverse.
+
+Start: token file → ports free? → database → contexts in the order given → server → `endpoint.json`. Stop: health says
+NOT_SERVING → users' new calls get ShuttingDown → long streams end → calls in flight finish within the grace → contexts
+in reverse (their own calls to each other still work) → server → database → data folder. A context that fails to start
+takes the same way back from where it stands.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+import signal
+import stat
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, NoReturn
 
-from modelmora.errors import FieldViolation
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from modelmora.errors import FailedPrecondition, FieldViolation, ModelMoraError
 
-from modelmora_runtime.auth import Role
+from modelmora_runtime import auth, health, listen, telemetry
+from modelmora_runtime.auth import READERS, Role, TokenFile
+from modelmora_runtime.health import ComponentHealth, HealthBoard, HealthService
+from modelmora_runtime.interceptors import ByteBudget, Gate, Interceptors, Router
 from modelmora_runtime.peers import Peers
 from modelmora_runtime.settings import PlatformSettings, Section
 
-State = Literal["healthy", "degraded", "unhealthy", "unknown"]
+__all__ = [
+    "ComponentHealth",
+    "Context",
+    "EngineCard",
+    "HealthBoard",
+    "Host",
+    "Mounted",
+    "Platform",
+    "Service",
+    "run",
+]
+
+log = logging.getLogger(__name__)
+
 DATABASE = "database"
+_PING_SECONDS = 1.0
+_LEAVE_SECONDS = 20.0
+"""Beyond the grace, for one context to leave; then the others go on without it."""
+_LONGEST_RUN_DIR = 50
+"""Of the 107 bytes of a Unix socket's path the rest is for the sockets' names."""
 
 
 @dataclass(frozen=True)
@@ -77,82 +116,383 @@ class Context:
     """required: without the database its services do not serve; used: they do."""
 
 
-@dataclass(frozen=True, slots=True)
-class ComponentHealth:
-    state: State
-    reason: str
-    check_time: float
-    """Seconds since the epoch of the last report."""
+class StartFailed(FailedPrecondition):
+    """A part of the platform did not start."""
 
 
-_RANK: Mapping[State, int] = {"healthy": 0, "unknown": 1, "degraded": 2, "unhealthy": 3}
+class Host:
+    """A running platform, as an async context manager: serving when entered, stopped in order when left."""
+
+    def __init__(
+        self,
+        settings: PlatformSettings,
+        contexts: Sequence[Context],
+        *,
+        engines: Mapping[str, EngineCard] | None = None,
+        announce: Callable[[str], None] = print,
+        endpoint_name: str = "endpoint.json",
+    ) -> None:
+        self.settings = settings
+        self.contexts = contexts
+        self.board = HealthBoard()
+        self.stopping = asyncio.Event()
+        self.port = 0
+        self.metrics_port = 0
+        self._engines = engines or {}
+        self._announce = announce
+        self._endpoint_name = endpoint_name
+        self._stack = AsyncExitStack()
+        self._gate = Gate()
+        self._router = Router()
+
+    @property
+    def target(self) -> str:
+        """Where clients on this machine reach the platform."""
+        return listen.reachable(self.settings.host, self.port)
+
+    async def __aenter__(self) -> Host:
+        try:
+            await self._open()
+        except BaseException:
+            self._begin_to_stop()
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    # Start.
+
+    async def _open(self) -> None:
+        settings, stack = self.settings, self._stack
+        began = time.monotonic()
+        peer_key = auth.new_peer_key()
+        authenticator = self._authenticator(peer_key)
+        listen.check_free(settings.host, settings.port, "platform.port")
+        listen.check_free("127.0.0.1", settings.metrics_port, "platform.metrics_port")
+        make_private(settings.data_dir)
+        run_dir = run_folder(settings.data_dir)
+        await stack.enter_async_context(telemetry.tracing(settings.otlp_endpoint, settings.trace_sample_ratio))
+        database_url = await self._open_database(run_dir)
+
+        interceptors = Interceptors(
+            authenticator=authenticator,
+            budget=ByteBudget(settings.in_flight_bytes),
+            gate=self._gate,
+            default_deadline_seconds=settings.default_deadline_seconds,
+            max_deadline_seconds=settings.max_deadline_seconds,
+            max_message_bytes=int(settings.max_message_bytes),
+        )
+        metrics = await self._open_metrics(interceptors)
+        server, socket_target = self._make_server(run_dir)
+        stack.push_async_callback(server.stop, 0.5)
+        peers = Peers(
+            mounted=[context.name for context in self.contexts],
+            local_target=socket_target,
+            peer_key=peer_key,
+            targets=settings.peers,
+            service_token=auth.read_service_token(settings.service_token_file) if settings.service_token_file else None,
+            default_deadline_seconds=settings.default_deadline_seconds,
+            max_message_bytes=int(settings.max_message_bytes),
+        )
+        stack.push_async_callback(peers.close)
+        platform = Platform(settings, peers, database_url, run_dir, self._engines, self.board, self.stopping)
+        names: list[str] = []
+        for context in self.contexts:
+            names += await self._enter(context, platform, interceptors)
+        self._mount_standard_services(names, interceptors, authenticator)
+        await server.start()
+        # Leaving runs backwards: this is the first step of the stop.
+        stack.push_async_callback(self._drain)
+        self._write_endpoint(metrics)
+        self._announce(
+            f"ModelMora serves {', '.join(context.name for context in self.contexts)} on {self.target} "
+            f"after {time.monotonic() - began:.1f} s; metrics on http://127.0.0.1:{metrics.port}/metrics"
+        )
+
+    def _authenticator(self, peer_key: str) -> TokenFile:
+        settings = self.settings
+        path = settings.token_file or settings.data_dir / "tokens.json"
+        authenticator = TokenFile(path, required=settings.token_file is not None, peer_key=peer_key)
+        if authenticator.is_open:
+            if not listen.is_loopback(settings.host) and not settings.insecure:
+                raise listen.ListensBeyondLoopback(
+                    f"{settings.host} is reachable from other machines and there are no tokens; make one with "
+                    "`modelmora token create`, listen on 127.0.0.1, or set platform.insecure"
+                )
+            where = "this machine" if listen.is_loopback(settings.host) else "EVERY MACHINE that reaches this one"
+            self._announce(f"no tokens: everyone on {where} is admin (`modelmora token create` makes a token)")
+        return authenticator
+
+    async def _open_database(self, run_dir: Path) -> str | None:
+        if all(context.database == "unused" for context in self.contexts):
+            return None
+        began = time.monotonic()
+        url = self.settings.database_url
+        if url is None:
+            from modelmora_runtime.postgres import EmbeddedPostgres
+
+            server = EmbeddedPostgres(self.settings.data_dir, run_dir, on_progress=self._announce)
+            await self._stack.enter_async_context(server)
+            url = server.url
+            self._announce(f"database ready (embedded PostgreSQL, {time.monotonic() - began:.1f} s)")
+        await self._stack.enter_async_context(self._watched_database(url))
+        return url
+
+    @asynccontextmanager
+    async def _watched_database(self, url: str) -> AsyncIterator[None]:
+        """Pings the database, so that health turns when it is away and back when it answers."""
+        from modelmora_runtime.db import Database
+
+        def say(available: bool, reason: str) -> None:
+            self.board.set(DATABASE, "healthy" if available else "unhealthy", reason)
+
+        database = Database(url, "public", pool_size=1, pool_overflow=0, on_change=say)
+
+        async def ping() -> None:
+            while True:
+                try:
+                    await database.ping()
+                    self.board.set(DATABASE, "healthy")
+                except ModelMoraError as error:
+                    self.board.set(DATABASE, "unhealthy", error.message.removeprefix("the database is away: "))
+                await asyncio.sleep(_PING_SECONDS)
+
+        self.board.set(DATABASE, "unknown", "not asked yet")
+        pinging = asyncio.create_task(ping(), name="database ping")
+        try:
+            yield
+        finally:
+            pinging.cancel()
+            await asyncio.wait([pinging])
+            await database.close()
+
+    async def _open_metrics(self, interceptors: Interceptors) -> telemetry.MetricsPage:
+        from prometheus_client import REGISTRY
+
+        port = self.settings.metrics_port
+        try:
+            metrics = await self._stack.enter_async_context(await telemetry.MetricsPage.open(port))
+        except OSError as error:
+            raise listen.in_use("127.0.0.1", port, "platform.metrics_port") from error
+        REGISTRY.register(interceptors)
+        self._stack.callback(REGISTRY.unregister, interceptors)
+        self.metrics_port = metrics.port
+        return metrics
+
+    def _make_server(self, run_dir: Path) -> tuple[grpc.aio.Server, str]:
+        settings = self.settings
+        options: list[tuple[str, Any]] = [
+            ("grpc.max_receive_message_length", int(settings.max_message_bytes)),
+            ("grpc.max_send_message_length", int(settings.max_message_bytes)),
+            ("grpc.so_reuseport", 0),
+            # A holder that is stopped (SIGSTOP) still has a kernel that answers; only a ping finds out.
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.http2.max_ping_strikes", 0),
+        ]
+        server = grpc.aio.server(handlers=[self._router], options=options)
+        try:
+            self.port = server.add_insecure_port(listen.address(settings.host, settings.port))
+        except RuntimeError as error:
+            raise listen.in_use(settings.host, settings.port, "platform.port") from error
+        socket = run_dir / f"host-{os.getpid()}-{secrets.token_hex(3)}.sock"
+        server.add_insecure_port(f"unix:{socket}")
+        self._stack.callback(socket.unlink, missing_ok=True)
+        return server, f"unix:{socket}"
+
+    async def _enter(self, context: Context, platform: Platform, interceptors: Interceptors) -> list[str]:
+        began = time.monotonic()
+        opened = context.open(context.settings, platform)
+        try:
+            mounted = await opened.__aenter__()
+        except ModelMoraError as error:
+            raise StartFailed(f"{context.name} did not start: {error.message}") from error
+        self._stack.push_async_exit(_bounded(context.name, opened, self.settings.grace_seconds + _LEAVE_SECONDS))
+        for service in mounted.services:
+            self._router.methods.update(interceptors.mount(service))
+        names = [service.full_name for service in mounted.services]
+        self.board.mount(context.name, names, [DATABASE] if context.database == "required" else [])
+        self._announce(f"{context.name} ready ({time.monotonic() - began:.1f} s)")
+        return names
+
+    def _mount_standard_services(
+        self, names: Sequence[str], interceptors: Interceptors, authenticator: TokenFile
+    ) -> None:
+        from modelmora_runtime import reflection
+
+        checks = HealthService(self.board, authenticator, self.stopping)
+        describes = reflection.servicer([*names, "grpc.health.v1.Health"])
+        access = {"ServerReflectionInfo": READERS}
+        for service in (
+            Service("grpc.health.v1.Health", health_pb2_grpc.add_HealthServicer_to_server, checks, health.ACCESS),
+            Service(reflection.V1, reflection.add_v1, describes, access),
+            Service(reflection.V1ALPHA, reflection.add_v1alpha, describes, access),
+        ):
+            self._router.methods.update(interceptors.mount(service))
+
+    def _write_endpoint(self, metrics: telemetry.MetricsPage) -> None:
+        """Says where we are; only the file of this very start is taken away again."""
+        folder = self.settings.data_dir / "run"
+        make_private(folder)
+        path = folder / self._endpoint_name
+        content = {
+            "target": self.target,
+            "metrics": f"http://127.0.0.1:{metrics.port}/metrics",
+            "pid": os.getpid(),
+            "contexts": [context.name for context in self.contexts],
+        }
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(content))
+        os.replace(temporary, path)
+
+        def remove() -> None:
+            with contextlib.suppress(OSError, ValueError):
+                if json.loads(path.read_text())["pid"] == os.getpid():
+                    path.unlink()
+
+        self._stack.callback(remove)
+
+    # Stop.
+
+    def _begin_to_stop(self) -> None:
+        self.board.stop()
+        self._gate.close()
+        self.stopping.set()
+
+    async def _drain(self) -> None:
+        self._begin_to_stop()
+        await self._gate.drain(self.settings.grace_seconds)
 
 
-@dataclass
-class HealthBoard:
-    """What each component of this process last said about itself; the source of grpc.health.v1 and GetHealth.
+def _bounded(name: str, opened: AbstractAsyncContextManager[Mounted], seconds: float) -> Any:
+    async def leave(
+        kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        try:
+            async with asyncio.timeout(seconds):
+                return await opened.__aexit__(kind, error, trace)
+        except TimeoutError:
+            log.error("%s did not leave within %g s; the stop goes on without it", name, seconds)
+            return None
 
-    Belongs to the event loop. Components are the contexts opened here and what they stand on (`database`, …).
+    return leave
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder that only we may enter; one that is there keeps its mode."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def run_folder(data_dir: Path) -> Path:
+    """A 0700 folder with a short path for Unix sockets: `<data_dir>/run`, or one below the temporary folder.
+
+    Raises StartFailed when what lies at that place is not ours alone.
     """
+    folder = data_dir / "run"
+    if len(os.fsencode(folder)) > _LONGEST_RUN_DIR:
+        # The same one at each start, so that a kill leaves nothing behind that adds up.
+        digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:10]
+        folder = Path(tempfile.gettempdir()) / f"modelmora-{os.getuid()}-{digest}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise StartFailed(f"{folder} must be a folder of ours with mode 0700; remove it or set TMPDIR")
+        return folder
+    make_private(folder)
+    if folder.stat().st_uid == os.getuid() and folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
 
-    _reported: dict[str, ComponentHealth] = field(default_factory=dict)
-    _stands_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    _names: dict[str, str] = field(default_factory=dict)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    stopping: bool = False
 
-    def set(self, component: str, state: State, reason: str = "") -> None:
-        """Reports a state; repeating it renews the time of the check."""
-        before = self._reported.get(component)
-        self._reported[component] = ComponentHealth(state, reason, time.time())
-        if before is None or (before.state, before.reason) != (state, reason):
-            self._notify()
+# A process of its own.
 
-    def get(self, component: str) -> ComponentHealth | None:
-        """A component's health, with what it stands on: a context that needs the database is as ill as that."""
-        own = self._reported.get(component)
-        if own is None:
-            return None
-        for name in self._stands_on.get(component, ()):
-            below = self._reported.get(name)
-            if below is not None and below.state == "unhealthy" and _RANK[below.state] > _RANK[own.state]:
-                own = ComponentHealth(below.state, f"{name}: {below.reason}", below.check_time)
-        return own
 
-    def components(self) -> Mapping[str, ComponentHealth]:
-        """Every component that ever reported."""
-        return {name: health for name in self._reported if (health := self.get(name)) is not None}
+def run(
+    settings: PlatformSettings,
+    contexts: Sequence[Context],
+    *,
+    engines: Mapping[str, EngineCard] | None = None,
+    announce: Callable[[str], None] = print,
+    endpoint_name: str = "endpoint.json",
+) -> int:
+    """Serves until SIGTERM, SIGINT or SIGHUP; returns the exit status.
 
-    def mount(self, context: str, services: Sequence[str], stands_on: Sequence[str] = ()) -> None:
-        """A context is open and serves; it is healthy unless it already said otherwise."""
-        self._stands_on[context] = tuple(stands_on)
-        self._names |= dict.fromkeys(services, context)
-        if context not in self._reported:
-            self.set(context, "healthy")
-        self._notify()
+    A second signal kills our descendants and ends this process at once.
+    """
+    import uvloop
 
-    def stop(self) -> None:
-        """From now on nothing here serves."""
-        self.stopping = True
-        self._notify()
+    async def serve() -> int:
+        try:
+            with telemetry.logs(settings.log_level, settings.log_format, settings.data_dir / "logs"):
+                return await _serve_until_told(
+                    Host(settings, contexts, engines=engines, announce=announce, endpoint_name=endpoint_name), announce
+                )
+        except ModelMoraError as error:
+            announce(f"modelmora: {error.reason}: {error.message}")
+        except OSError as error:
+            announce(f"modelmora: {error}")
+        return 1
 
-    def find(self, service: str) -> ComponentHealth | None:
-        """The health behind a name of grpc.health.v1: a service, a context, a component, or `` for all of it."""
-        if service == "":
-            return ComponentHealth("healthy", "", time.time())
-        return self.get(self._names.get(service, service))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve())
 
-    def serves(self, service: str) -> bool | None:
-        """SERVING or not; None when there is nothing of this name. DEGRADED and UNKNOWN serve."""
-        found = self.find(service)
-        if found is None:
-            return None
-        return not self.stopping and found.state != "unhealthy"
 
-    async def changed(self) -> None:
-        """Returns when anything changed after the call."""
-        await self._changed.wait()
+async def _serve_until_told(host: Host, announce: Callable[[str], None]) -> int:
+    told: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
+    serving = False
+    task = asyncio.current_task()
+    assert task is not None
 
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+    def on_signal(number: signal.Signals) -> None:
+        if told.done():
+            kill_everything()
+        told.set_result(number)
+        if not serving:
+            task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    try:
+        async with host:
+            serving = True
+            number = await told
+            announce(f"{number.name}: stopping; once more kills")
+    except asyncio.CancelledError:
+        if not told.done():
+            raise
+        task.uncancel()
+    announce("stopped")
+    return 0
+
+
+def kill_everything() -> NoReturn:
+    """The end without goodbyes: every descendant and we ourselves, now. What was committed is safe."""
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(1)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Children, their children and so on, as the kernel says now."""
+    children: dict[int, list[int]] = {}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # The name in parentheses may hold anything, also spaces and parentheses.
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(process.name))
+    waiting = list(children.get(pid, ()))
+    while waiting:
+        child = waiting.pop()
+        yield child
+        waiting += children.get(child, ())

@@ -1,0 +1,446 @@
+"""What every call goes through: span, caller and role, stop, deadline, bytes in flight, metrics, named errors.
+
+The stack is put around each method once, when its service is mounted, and not as grpc.aio interceptors, which are asked
+again for every call. In order:
+
+1. Who calls (Unauthenticated), and may they (PermissionDenied)?
+2. Is the platform stopping? Then only its own contexts may still call (ShuttingDown).
+3. Is there time left (DeadlineExceeded)? A call without a deadline gets the default one; streams of answers do not.
+4. Do the request's bytes fit into the process-wide budget (ResourceExhausted)? Is it a valid message (InvalidArgument)?
+5. The servicer answers. A ModelMoraError becomes its status; any other exception INTERNAL with an incident id.
+
+Streams are not counted against the byte budget: HTTP/2 flow control holds each to a window and one message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import math
+import secrets
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
+from contextvars import ContextVar
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from modelmora.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InternalError,
+    InvalidArgument,
+    MessageTooLarge,
+    ModelMoraError,
+    ResourceExhausted,
+    ShuttingDown,
+)
+
+from modelmora_runtime import auth, status, telemetry
+from modelmora_runtime.auth import ANYONE, NOBODY, Authenticator, Caller, Role
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+    from modelmora_runtime.host import Service
+
+log = logging.getLogger(__name__)
+
+LONG_STREAMS = ("Watch", "Acquire")
+"""Methods that last as long as what they watch or hold, by the first word of their name. A stop does not wait for
+them: they are told by `Platform.stopping`, and a Watch that does not end is cut."""
+
+_LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class BytesInFlight(ResourceExhausted):
+    """Too many bytes of requests and answers are in flight in this server."""
+
+
+class Call:
+    """One call while it runs."""
+
+    __slots__ = ("bytes", "caller", "context", "cut", "deadline", "method", "task")
+
+    def __init__(self, method: Method, context: Any, task: asyncio.Task[Any]) -> None:
+        self.method = method
+        self.context = context
+        self.task = task
+        self.caller: Caller = NOBODY
+        self.deadline = math.inf
+        self.bytes = 0
+        self.cut = False
+
+
+_call: ContextVar[Call | None] = ContextVar("modelmora_call", default=None)
+
+
+def deadline_seconds(context: Any) -> float:
+    """Seconds until the caller stops waiting, the default applied; infinite for a stream that nobody limited."""
+    call = _call.get()
+    # A task that a call started inherits its variables and may outlive it, hence the comparison.
+    if call is not None and call.context is context:
+        return max(0.0, call.deadline - monotonic())
+    remaining = context.time_remaining()
+    return math.inf if remaining is None else float(remaining)
+
+
+class ByteBudget:
+    """Bytes of requests and answers in flight in this process."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+
+    def take(self, call: Call, count: int) -> None:
+        """For a request. One call alone is always let in, however large: the message limit bounds it."""
+        if self.used_bytes + count > self.limit_bytes and self.used_bytes > 0:
+            raise BytesInFlight(
+                f"{self.used_bytes} bytes are in flight and {count} more do not fit into {self.limit_bytes}",
+                retry_after_seconds=0.1,
+            )
+        self.add(call, count)
+
+    def add(self, call: Call, count: int) -> None:
+        """For an answer: the work is done, so it goes out; the next request waits."""
+        self.used_bytes += count
+        call.bytes += count
+
+    def release(self, call: Call) -> None:
+        self.used_bytes -= call.bytes
+        call.bytes = 0
+
+
+class Gate:
+    """The calls of users that are inside, and whether new ones may enter."""
+
+    def __init__(self) -> None:
+        self._inside: set[Call] = set()
+        self._left = asyncio.Event()
+        self.closed = False
+
+    def enter(self, call: Call) -> None:
+        if self.closed and not call.caller.internal and call.method.access is not ANYONE:
+            raise ShuttingDown(retry_after_seconds=1.0)
+        if not call.caller.internal:
+            self._inside.add(call)
+
+    def leave(self, call: Call) -> None:
+        self._inside.discard(call)
+        if self.closed:
+            self._left.set()
+
+    def close(self) -> None:
+        """From now on users get ShuttingDown."""
+        self.closed = True
+
+    async def drain(self, grace_seconds: float, watch_seconds: float = 0.5) -> None:
+        """Waits until the users' calls have ended; cuts streams that do not end by themselves, and after the grace
+        whatever is left. Leases of other processes are their context's to end."""
+        now = monotonic()
+        watches = await self._until_gone(self._watches, now + min(watch_seconds, grace_seconds))
+        self._cut(watches)
+        late = await self._until_gone(self._ordinary, now + grace_seconds)
+        if late:
+            log.warning("%d calls did not finish within the grace of %g s", len(late), grace_seconds)
+        self._cut(late)
+        await self._until_gone(lambda: [call for call in self._inside if call.cut], monotonic() + 1.0)
+
+    def _watches(self) -> list[Call]:
+        return [call for call in self._inside if call.method.is_watch]
+
+    def _ordinary(self) -> list[Call]:
+        return [call for call in self._inside if not call.method.is_long]
+
+    def _cut(self, calls: Iterable[Call]) -> None:
+        for call in calls:
+            call.cut = True
+            call.task.cancel()
+
+    async def _until_gone(self, which: Callable[[], list[Call]], deadline: float) -> list[Call]:
+        while (calls := which()) and (remaining := deadline - monotonic()) > 0:
+            self._left.clear()
+            try:
+                async with asyncio.timeout(remaining):
+                    await self._left.wait()
+            except TimeoutError:
+                return which()
+        return calls
+
+
+class Method:
+    """One method of a service with what is counted about it."""
+
+    def __init__(self, path: str, access: frozenset[Role], handler: Any) -> None:
+        self.path = path
+        self.name = path.rpartition("/")[2]
+        self.access = access
+        self.handler = handler
+        self.behaviour = (
+            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        )  # exactly one is set
+        self.is_long = handler.response_streaming and self.name.startswith(LONG_STREAMS)
+        self.is_watch = self.is_long and self.name.startswith("Watch")
+        self.in_flight = 0
+        self.codes: dict[str, int] = {}
+        self.buckets = [0] * (len(_LATENCY_SECONDS) + 1)
+        self.seconds = 0.0
+
+    def count(self, code: str, seconds: float) -> None:
+        self.codes[code] = self.codes.get(code, 0) + 1
+        if not self.is_long:
+            self.buckets[bisect_left(_LATENCY_SECONDS, seconds)] += 1
+            self.seconds += seconds
+
+
+class Interceptors:
+    """The stack for one server."""
+
+    def __init__(
+        self,
+        *,
+        authenticator: Authenticator,
+        budget: ByteBudget,
+        gate: Gate,
+        default_deadline_seconds: float,
+        max_deadline_seconds: float,
+        max_message_bytes: int,
+    ) -> None:
+        self.gate = gate
+        self.budget = budget
+        self._authenticator = authenticator
+        self._default_deadline_seconds = min(default_deadline_seconds, max_deadline_seconds)
+        self._max_deadline_seconds = max_deadline_seconds
+        self._max_message_bytes = max_message_bytes
+        self._methods: list[Method] = []
+
+    def mount(self, service: Service) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """The service's methods by path with the stack around them.
+
+        Raises FailedPrecondition when a method declares no role, or a declaration names no method.
+        """
+        collected = _Collected()
+        service.add(service.servicer, collected)
+        found = collected.methods.get(service.full_name)
+        if found is None:
+            raise FailedPrecondition(f"{service.full_name} is not what its add function adds")
+        undeclared, unknown = found.keys() - service.access.keys(), service.access.keys() - found.keys()
+        if undeclared or unknown:
+            raise FailedPrecondition(
+                f"{service.full_name}: "
+                + "; ".join(
+                    [f"{name} declares no role" for name in sorted(undeclared)]
+                    + [f"there is no method {name}" for name in sorted(unknown)]
+                )
+            )
+        mounted = {}
+        for name, handler in found.items():
+            method = Method(f"/{service.full_name}/{name}", service.access[name], handler)
+            mounted[method.path] = self._around(method)
+            self._methods.append(method)
+        return mounted
+
+    def _around(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+        handler, behaviour = method.handler, method.behaviour
+        stream_in, stream_out = handler.request_streaming, handler.response_streaming
+        parse, write = handler.request_deserializer, handler.response_serializer
+        if not (inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)):
+            raise FailedPrecondition(f"{method.path} is not async")
+        deserializer = None if stream_in else parse
+        serializer = None if stream_out else write
+        run = _streamed(behaviour) if stream_out else behaviour
+
+        async def serve(argument: Any, context: Any) -> Any:
+            return await self._serve(method, run, deserializer, serializer, argument, context)
+
+        # Single messages are (de)serialised in the stack, where their bytes can be counted and their faults named.
+        if stream_in and stream_out:
+            return grpc.stream_stream_rpc_method_handler(
+                serve, handler.request_deserializer, handler.response_serializer
+            )
+        if stream_in:
+            return grpc.stream_unary_rpc_method_handler(serve, parse, None)
+        if stream_out:
+            return grpc.unary_stream_rpc_method_handler(serve, None, write)
+        return grpc.unary_unary_rpc_method_handler(serve, None, None)
+
+    async def _serve(
+        self,
+        method: Method,
+        run: Callable[[Any, Any], Awaitable[Any]],
+        deserializer: Callable[[bytes], Any] | None,
+        serializer: Callable[[Any], bytes] | None,
+        argument: Any,
+        context: Any,
+    ) -> Any:
+        began = monotonic()
+        task = asyncio.current_task()
+        assert task is not None
+        call = Call(method, context, task)
+        metadata = dict(context.invocation_metadata() or ())
+        span = telemetry.start_span(method.path, parent=metadata.get(telemetry.TRACEPARENT), kind="server")
+        telemetry.enter_span(span)
+        _call.set(call)
+        method.in_flight += 1
+        failure: ModelMoraError | None = None
+        code = "OK"
+        try:
+            limit_seconds = self._admit(call, metadata, context, began)
+            if deserializer is not None:
+                self.budget.take(call, len(argument))
+                argument = _parsed(deserializer, argument)
+            if limit_seconds is None:
+                answer = await run(argument, context)
+            else:
+                async with asyncio.timeout(limit_seconds):
+                    answer = await run(argument, context)
+            if serializer is not None:
+                answer = self._serialised(call, serializer, answer)
+            return answer
+        except ModelMoraError as error:
+            failure = error
+        except (grpc.aio.AbortError, grpc.aio.InternalError):
+            code = "ABORTED_BY_SERVICER" if context.code() is None else context.code().name
+            raise
+        except asyncio.CancelledError as error:
+            if call.cut:
+                task.uncancel()
+            if task.cancelling():  # the caller went away or its deadline passed
+                code = "CANCELLED"
+                raise
+            failure = ShuttingDown(retry_after_seconds=1.0) if call.cut else self._incident(call, error)
+        except Exception as error:
+            if isinstance(error, TimeoutError) and monotonic() >= call.deadline:
+                failure = DeadlineExceeded(f"no answer within {call.deadline - began:g} s")
+            else:
+                failure = self._incident(call, error)
+        finally:
+            method.in_flight -= 1
+            self.gate.leave(call)
+            if call.bytes:
+                # Until the answer's bytes have left; this callback runs when the call is over.
+                context.add_done_callback(lambda _: self.budget.release(call))
+            code = failure.status if failure is not None else code
+            method.count(code, monotonic() - began)
+            if span.sampled:
+                span.attributes["rpc.grpc.status_code"] = code
+            telemetry.finish_span(span, None if code == "OK" else code)
+        await status.abort(context, failure)
+
+    def _admit(self, call: Call, metadata: Mapping[str, Any], context: Any, now: float) -> float | None:
+        """Steps 1 to 3; returns after how many seconds we must end the call ourselves, None if gRPC will."""
+        access = call.method.access
+        if access is not ANYONE:
+            call.caller = self._authenticator.authenticate(metadata)
+            call.caller.require(access)
+        auth.set_caller(call.caller)
+        self.gate.enter(call)
+        remaining = context.time_remaining()
+        if remaining is not None and remaining <= 0:
+            raise DeadlineExceeded("the deadline had passed before the call arrived")
+        if call.method.handler.response_streaming:
+            call.deadline = math.inf if remaining is None else now + remaining
+            return None
+        if remaining is not None and remaining <= self._max_deadline_seconds:
+            call.deadline = now + remaining
+            return None
+        limit = self._default_deadline_seconds if remaining is None else self._max_deadline_seconds
+        call.deadline = now + limit
+        return limit
+
+    def _serialised(self, call: Call, serializer: Callable[[Any], bytes], answer: Any) -> bytes:
+        raw = serializer(answer)
+        if len(raw) > self._max_message_bytes:
+            raise MessageTooLarge(
+                f"the answer has {len(raw)} bytes; the limit is {self._max_message_bytes} (setting "
+                "platform.max_message_bytes)",
+                limit_bytes=self._max_message_bytes,
+            )
+        self.budget.add(call, len(raw))
+        return raw
+
+    def _incident(self, call: Call, error: BaseException) -> InternalError:
+        incident = secrets.token_hex(6)
+        log.error(
+            "%s failed, incident %s",
+            call.method.path,
+            incident,
+            exc_info=error,
+            extra=telemetry.fields(incident=incident, method=call.method.path),
+        )
+        return InternalError(f"something went wrong inside ModelMora, incident {incident}", incident=incident)
+
+    def collect(self) -> Iterable[Metric]:
+        """For the Prometheus registry."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        calls = CounterMetricFamily("modelmora_requests", "Calls answered.", labels=["method", "code"])
+        inside = GaugeMetricFamily("modelmora_requests_in_flight", "Calls running.", labels=["method"])
+        seconds = HistogramMetricFamily("modelmora_request_seconds", "Time from arrival to answer.", labels=["method"])
+        for method in self._methods:
+            name = method.path[1:]
+            inside.add_metric([name], method.in_flight)
+            for code, count in method.codes.items():
+                calls.add_metric([name, code], count)
+            total, buckets = 0, []
+            for bound, count in zip((*map(str, _LATENCY_SECONDS), "+Inf"), method.buckets, strict=True):
+                total += count
+                buckets.append((bound, total))
+            if total:
+                seconds.add_metric([name], buckets, method.seconds)
+        used = GaugeMetricFamily("modelmora_bytes_in_flight", "Bytes of requests and answers in flight.")
+        used.add_metric([], self.budget.used_bytes)
+        limit = GaugeMetricFamily("modelmora_bytes_in_flight_limit", "Their budget.")
+        limit.add_metric([], self.budget.limit_bytes)
+        return [calls, inside, seconds, used, limit]
+
+
+def _parsed(deserializer: Callable[[bytes], Any], raw: bytes) -> Any:
+    try:
+        return deserializer(raw)
+    except DecodeError as error:
+        raise InvalidArgument(f"the request is not a valid message: {error}") from error
+
+
+def _streamed(behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Awaitable[None]]:
+    """Runs a method with a stream of answers, whether it yields them or writes them itself."""
+
+    async def run(request: Any, context: Any) -> None:
+        answers = behaviour(request, context)
+        if inspect.isawaitable(answers):
+            await answers
+            return
+        async with aclosing(answers):
+            async for answer in answers:
+                await context.write(answer)
+
+    return run
+
+
+class _Collected:
+    """Takes a service's handlers out of its generated add function."""
+
+    def __init__(self) -> None:
+        self.methods: dict[str, Mapping[str, Any]] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        pass
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        self.methods[service] = handlers
+
+
+class Router(grpc.GenericRpcHandler):
+    """All methods of a server by path, in one lookup.
+
+    Registered methods are not used: grpc.aio waits on one future for each of them at every call.
+    """
+
+    def __init__(self) -> None:
+        self.methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        return self.methods.get(handler_call_details.method)
