@@ -1,4 +1,5 @@
 """One real worker with the echo engine, started as the launcher starts it, and what it does when things go wrong."""
+# ruff: noqa: ASYNC240 - a test may look at a file in between
 
 from __future__ import annotations
 
