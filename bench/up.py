@@ -33,6 +33,7 @@ class Up:
         *,
         command: Sequence[str] = ("-m", "modelmora_app", "up"),
         settings: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         """`command` are the interpreter's arguments. `settings` are environment variables without their prefix:
         `{"LIFECYCLE_MEMORY_BUDGET_BYTES": "1000"}`.
@@ -41,6 +42,7 @@ class Up:
         self.log = data_dir.with_name(data_dir.name + ".log")
         self.command = tuple(command)
         self.settings = dict(settings or {})
+        self.cwd = cwd
         self.process: subprocess.Popen[bytes] | None = None
         self.target = ""
         self.metrics = ""
@@ -59,7 +61,7 @@ class Up:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", *self.command],
-                env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self.cwd,
             )  # fmt: skip
 
     @property
