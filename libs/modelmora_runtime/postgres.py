@@ -58,6 +58,7 @@ _SOCKET = ".s.PGSQL.5432"
 _SUN_PATH_BYTES = 107
 _NO_SUCH_PID = 2**22 + 1  # PID_MAX_LIMIT is 2**22: the kernel never gives this number.
 
+_POLICY = RestartPolicy(first_delay_seconds=0.05, max_delay_seconds=5.0, forgive_seconds=5.0)
 _SETTINGS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
@@ -201,7 +202,7 @@ class EmbeddedPostgres:
         *,
         on_state: Callable[[PostgresState], None] = lambda state: None,
         on_progress: Callable[[str], None] = lambda line: None,
-        policy: RestartPolicy = RestartPolicy(),  # noqa: B008 (frozen)
+        policy: RestartPolicy = _POLICY,
         start_seconds: float = 120.0,
         stop_seconds: float = 5.0,
     ) -> None:
@@ -254,6 +255,7 @@ class EmbeddedPostgres:
     async def _start(self) -> None:
         """Start the server and wait until it answers. Raises DatabaseFailed, StorageFull, DataFolderUnusable."""
         disarm_pid_file(self._cluster)
+        clear_socket(self._socket_dir, self._cluster)
         settings = _SETTINGS | {"unix_socket_directories": str(self._socket_dir)}
         child = await Child.start(
             [
@@ -594,6 +596,21 @@ def disarm_pid_file(cluster: Path) -> None:
     facts = path.stat()
     _write(path, "\n".join([str(_NO_SUCH_PID), *lines[1:]]))
     os.chown(path, facts.st_uid, facts.st_gid)
+
+
+def clear_socket(folder: Path, cluster: Path) -> None:
+    """Remove the socket of a dead predecessor: its lock file is a second pid file, trusted by pid alone.
+
+    Called when nothing works in the cluster any more. A socket of another cluster is left for PostgreSQL to complain.
+    """
+    lock = folder / f"{_SOCKET}.lock"
+    try:
+        lines = lock.read_text("utf-8", "replace").split("\n")
+    except FileNotFoundError:
+        return
+    if len(lines) < 2 or not lines[1] or os.path.realpath(lines[1]) == os.path.realpath(cluster):
+        (folder / _SOCKET).unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
 
 
 def is_the_server(pid_file: list[str], started: float, executable: str, folder: str, cluster: Path) -> bool:

@@ -59,8 +59,8 @@ class RestartPolicy:
     first_delay_seconds: float = 0.1
     growth: float = 2.0
     max_delay_seconds: float = 30.0
-    steady_seconds: float = 60.0
-    """A child that ran this long has a clean slate."""
+    forgive_seconds: float = 20.0
+    """Running for so long forgives one failure."""
     red_after: int = 3
     """So many failures in a row, and health turns red."""
 
@@ -76,7 +76,7 @@ class Restart:
 
 def after_exit(policy: RestartPolicy, failures: int, ran_seconds: float) -> Restart:
     """What to do after a child ended that had failed `failures` times in a row before and ran for `ran_seconds`."""
-    failures = 1 if ran_seconds >= policy.steady_seconds else failures + 1
+    failures = max(0, failures - int(ran_seconds / policy.forgive_seconds)) + 1
     # The exponent is bounded: a child may fail for weeks, and 2.0 ** 1100 is an OverflowError.
     delay = min(policy.max_delay_seconds, policy.first_delay_seconds * policy.growth ** min(failures - 1, 60))
     return Restart(failures, delay, healthy=failures < policy.red_after)
