@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 MAX_TEXTS = 2048
@@ -133,5 +133,3 @@ class VersionFacts:
     """Number of the task type in the messages."""
     max_input_tokens: int = 0
     embedding_dimensions: int = 0
-    profile: object = field(default=None, compare=False)
-    """The engine profile as a message."""

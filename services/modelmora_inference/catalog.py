@@ -1,0 +1,130 @@
+"""From a model reference to the facts of one version, without asking the registry each time.
+
+An answer is used for as long as the registry allows, and refreshed in the background in the last part of that time, so
+that a busy model never waits for it. While the registry is away the last answer goes on being used: a model that is
+loaded keeps serving. A refusal (no such model, not READY) is remembered for a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from modelmora import errors
+
+from modelmora_inference.domain import VersionFacts
+
+MAX_REFERENCES = 20_000
+REFUSED_SECONDS = 1.0
+STALE_SECONDS = 1.0
+"""While the registry is away it is asked again so often."""
+REFRESH_PART = 0.8
+"""Part of its time after which an answer in use is refreshed."""
+
+Lookup = Callable[[str], Awaitable[tuple[VersionFacts, float]]]
+"""Asks the registry: the facts, and for how many seconds they may be used. Raises the registry's errors."""
+
+
+@dataclass(slots=True)
+class _Answer:
+    facts: VersionFacts | None
+    error: errors.ModelMoraError | None
+    refresh_time: float
+    end_time: float
+    """Both on the monotonic clock."""
+
+
+class Catalog:
+    """Answers by reference, the least recently used forgotten beyond `max_references`."""
+
+    def __init__(self, lookup: Lookup, *, max_references: int = MAX_REFERENCES) -> None:
+        self._lookup = lookup
+        self._max_references = max_references
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[VersionFacts]] = {}
+
+    def known(self, reference: str) -> VersionFacts | None:
+        """The facts if they are at hand; None: ask with `find`. Raises a remembered refusal."""
+        answer = self._answers.get(reference)
+        if answer is None:
+            return None
+        now = time.monotonic()
+        if now >= answer.end_time:
+            return None
+        self._answers.move_to_end(reference)
+        if answer.error is not None:
+            raise _again(answer.error)
+        if now >= answer.refresh_time and reference not in self._asking:
+            self._ask(reference)
+        return answer.facts
+
+    async def find(self, reference: str, timeout_seconds: float) -> VersionFacts:
+        """The facts, from the registry if need be; callers that ask for the same wait for one lookup.
+
+        Raises what the registry raised, DeadlineExceeded after `timeout_seconds`.
+        """
+        facts = self.known(reference)
+        if facts is not None:
+            return facts
+        asking = self._asking.get(reference) or self._ask(reference)
+        # One caller that leaves must not take the lookup of the others with it.
+        await asyncio.wait([asking], timeout=timeout_seconds)
+        if not asking.done():
+            raise errors.DeadlineExceeded("the registry did not say in time which version this is")
+        return asking.result()
+
+    def forget(self, reference: str) -> None:
+        """The answer turned out to be wrong."""
+        self._answers.pop(reference, None)
+
+    async def close(self) -> None:
+        asking = list(self._asking.values())
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+    def _ask(self, reference: str) -> asyncio.Task[VersionFacts]:
+        asking = asyncio.get_running_loop().create_task(self._looked_up(reference))
+        self._asking[reference] = asking
+
+        def asked(task: asyncio.Task[VersionFacts]) -> None:
+            self._asking.pop(reference, None)
+            if not task.cancelled():
+                task.exception()  # whoever waits reads it; a refresh in the background has nobody
+
+        asking.add_done_callback(asked)
+        return asking
+
+    async def _looked_up(self, reference: str) -> VersionFacts:
+        try:
+            facts, seconds = await self._lookup(reference)
+        except (errors.Unavailable, errors.DeadlineExceeded, errors.ResourceExhausted):
+            last = self._answers.get(reference)
+            if last is None or last.facts is None:
+                raise
+            last.end_time = last.refresh_time = time.monotonic() + STALE_SECONDS
+            return last.facts
+        except (errors.NotFound, errors.FailedPrecondition, errors.InvalidArgument) as error:
+            self._keep(reference, None, error, REFUSED_SECONDS)
+            raise
+        self._keep(reference, facts, None, seconds)
+        return facts
+
+    def _keep(
+        self, reference: str, facts: VersionFacts | None, error: errors.ModelMoraError | None, seconds: float
+    ) -> None:
+        now = time.monotonic()
+        self._answers[reference] = _Answer(facts, error, now + REFRESH_PART * seconds, now + seconds)
+        self._answers.move_to_end(reference)
+        while len(self._answers) > self._max_references:
+            self._answers.popitem(last=False)
+
+
+def _again(error: errors.ModelMoraError) -> errors.ModelMoraError:
+    """A copy: one exception raised in two tasks gathers the tracebacks of both."""
+    copy = type(error)(error.message, fields=error.fields, retry_after_seconds=error.retry_after_seconds)
+    copy.metadata = error.metadata
+    return copy

@@ -1,0 +1,647 @@
+"""Brings what is queued for one model version to its worker, and the worker's rows to those who wait for them.
+
+A dispatcher exists while its version is in use. Its life, numbered as in the code:
+
+  1. The first call starts it: it asks lifecycle for a lease, entries gather meanwhile. What cannot be granted answers
+     everybody who waits; what may pass is asked for again, with growing pauses, until its patience ends.
+  2. With the worker's address and key it connects and sends batches (`_pump`) whenever something arrives or is done;
+     queue.py decides what and when. Each batch on the worker is followed by one task.
+  3. Lifecycle hears when the first batch starts and, a moment after the last has ended, that the lease is idle.
+  4. Asked to yield, it starts no batch after the time named, lets those on the worker end, closes, and asks anew if
+     entries remain.
+  5. When the worker is gone or the lease revoked, rows that had arrived are delivered, everything else goes back to
+     its place in the queue, and a new lease is asked for. Only a crash makes the running batch suspect.
+  6. After a time without entries the lease is closed and the dispatcher forgotten.
+
+Whose time runs out or who hangs up leaves at once, from the queue and from the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from modelmora import errors
+from modelmora.common.v1 import common_pb2
+from modelmora.lifecycle.v1 import lifecycle_pb2
+from modelmora.worker.v1 import worker_pb2
+from modelmora_runtime.worker_channel import InferCall, WorkerChannel, error_from_entry
+
+from modelmora_inference.domain import Aging, Batch, BatchLimits, Bounds, Entry, Place, Priority
+from modelmora_inference.metrics import Counts
+from modelmora_inference.queue import EntryQueue
+
+log = logging.getLogger(__name__)
+
+IDLE_AFTER_SECONDS = 0.1
+"""So long after the last batch the lease is called idle: two messages for each lone call would cost more than it."""
+LAST_WORD_SECONDS = 1.0
+"""When the worker's connection is gone, so long lifecycle may take to say why."""
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 2.0
+_PASSING = (errors.Unavailable, errors.Aborted)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The figures of dispatching; settings become these."""
+
+    bounds: Bounds = field(default_factory=Bounds)
+    aging: Aging = field(default_factory=Aging)
+    batches: BatchLimits = field(default_factory=BatchLimits)
+    idle_keep_seconds: float = 30.0
+    """A lease without entries is kept so long; it may be taken from us at any moment of it."""
+    load_attempts: int = 3
+    """Loads that may fail in a row before those who wait hear of it."""
+    patience_seconds: float = 10.0
+    """So long the lifecycle service may be away before those who wait hear of it."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One caller's texts and the place where their rows gather."""
+
+    priority: Priority
+    tenant: str
+    arrival: float
+    deadline: float
+    """Both on the monotonic clock, in seconds."""
+    normalize: bool
+    truncate: bool
+    dimensions: int
+    exact: bool
+    done: asyncio.Future[None]
+    """Ends when every row is there, or with the first error."""
+    entries: list[Entry] = field(default_factory=list)
+    rows: list[bytes] = field(default_factory=list)
+    """Little-endian float32, one for each text."""
+    input_tokens: array[int] = field(default_factory=lambda: array("i"))
+    truncated: bytearray = field(default_factory=bytearray)
+    missing: int = 0
+    started: float = 0.0
+    """When the last of its entries was handed to a worker."""
+    tokenise_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    profile: common_pb2.EngineProfile | None = None
+    """Of the replica that answered last."""
+    seen: object = None
+    """The worker's reply whose times were counted last."""
+    timer: asyncio.TimerHandle | None = None
+
+    def end(self, error: errors.ModelMoraError | None = None) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.seen = None
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+
+@dataclass(slots=True)
+class _Replica:
+    """The worker that we may use now."""
+
+    channel: WorkerChannel
+    profile: common_pb2.EngineProfile
+    limits: BatchLimits
+    last_start: float = float("inf")
+    """No batch starts at or after this; finite once we were asked to yield."""
+    left: bool = False
+    """We closed the connection ourselves, because the worker takes no more work."""
+    crashed: bool = False
+
+
+class Dispatcher:
+    """The queue of one version and the one lease that serves it."""
+
+    def __init__(
+        self,
+        version: str,
+        *,
+        acquire: Callable[[], Any],
+        rules: Rules,
+        counts: Counts,
+        forget: Callable[[Dispatcher], None],
+    ) -> None:
+        """`acquire` opens the lease stream (a stream-stream call); `forget` is told when nothing is left to do."""
+        self.version = version
+        self.queue = EntryQueue(rules.bounds, rules.aging)
+        self.max_input_tokens = 0
+        self.embedding_dimensions = 0
+        """Both as the engine told after its load; 0 while unknown."""
+        self._acquire = acquire
+        self._rules = rules
+        self._counts = counts
+        self._forget = forget
+        self._loop = asyncio.get_running_loop()
+        self._replica: _Replica | None = None
+        self._following: dict[Batch, tuple[InferCall, asyncio.Task[None]]] = {}
+        self._life: asyncio.Task[None] | None = None
+        self._closing = False
+        self._progress = False
+        self._told_busy = False
+        self._idle_since = 0.0
+        self._wake = asyncio.Event()
+        self._bytes_per_token = 4.0
+
+    # What the service calls.
+
+    def submit(self, call: Call, texts: Sequence[str]) -> None:
+        """Queues one entry for each text. Raises QueueFull, ShuttingDown; the call is untouched then."""
+        if self._closing:
+            raise errors.ShuttingDown(retry_after_seconds=1.0)
+        lane = call.exact
+        longest = self.max_input_tokens if call.truncate else 0
+        entries = []
+        for index, text in enumerate(texts):
+            size_bytes = len(text) if text.isascii() else len(text.encode())
+            tokens = 2 + int(size_bytes / self._bytes_per_token)
+            if longest and tokens > longest:
+                tokens = longest
+            entries.append(
+                Entry(
+                    text, call, index, call.priority, call.tenant, call.arrival, call.deadline, tokens, size_bytes, lane
+                )
+            )
+        now = time.monotonic()
+        try:
+            self.queue.push(entries, now)
+        except errors.QueueFull:
+            self._counts.refused += 1
+            raise
+        count = len(entries)
+        call.entries = entries
+        call.rows = [b""] * count
+        call.input_tokens = array("i", bytes(4 * count))
+        call.truncated = bytearray(count)
+        call.missing = count
+        call.timer = self._loop.call_later(max(0.0, call.deadline - now), self._expire, call)
+        if self._life is None:
+            self._life = self._loop.create_task(self._live(), name=f"dispatch {self.version}")
+            self._life.add_done_callback(self._ended)
+        elif self._replica is not None:
+            self._pump()
+
+    def withdraw(self, call: Call) -> None:
+        """Nobody waits for this call any more: its entries leave the queue, and the worker where it computes for it."""
+        call.end(errors.Cancelled())
+        for batch in self.queue.withdraw(call.entries):
+            if batch in self._following:
+                self._following[batch][0].cancel()
+
+    def fail_waiting(self, error: errors.ModelMoraError) -> None:
+        """Answers everything that waits; what is on a worker is left to it."""
+        for entry in self.queue.clear():
+            self._fail(entry, error)
+
+    async def close(self) -> None:
+        """Ends: those who wait hear ShuttingDown, the lease is closed."""
+        self._closing = True
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait([self._life])
+        error = errors.ShuttingDown(retry_after_seconds=1.0)
+        self.queue.worker_gone(crashed=False)
+        self.fail_waiting(error)
+
+    # The life.
+
+    async def _live(self) -> None:
+        failures = 0
+        since = 0.0
+        while len(self.queue) and not self._closing:
+            self._progress = False
+            try:
+                await self._lease()  # 1
+            except errors.ModelMoraError as raised:
+                error = raised
+            else:
+                failures = 0
+                if not self._progress:  # a worker that dies at once, again and again
+                    await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+                continue
+            if not failures:
+                since = time.monotonic()
+            failures += 1
+            if self._is_final(error, failures, time.monotonic() - since):
+                if not error.retry_after_seconds and isinstance(error, errors.Unavailable | errors.ResourceExhausted):
+                    error.retry_after_seconds = 1.0
+                log.info("no worker for %s: %s", self.version, error.message)
+                self.fail_waiting(error)
+                failures = 0
+            else:
+                pause = min(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1), _LONGEST_PAUSE_SECONDS)
+                await asyncio.sleep(min(max(pause, error.retry_after_seconds or 0.0), _LONGEST_PAUSE_SECONDS))
+
+    def _is_final(self, error: errors.ModelMoraError, failures: int, seconds: float) -> bool:
+        """Whether those who wait should hear it, or it may pass while they wait."""
+        if isinstance(error, errors.LoadFailed):
+            return failures >= self._rules.load_attempts
+        if isinstance(error, errors.DeadlineExceeded):
+            return False  # the lease's own deadline; each call has its own
+        return not isinstance(error, _PASSING) or seconds >= self._rules.patience_seconds
+
+    def _ended(self, life: asyncio.Task[None]) -> None:
+        self._life = None
+        if not life.cancelled() and (error := life.exception()) is not None:
+            log.error("the dispatcher of %s failed", self.version, exc_info=error)
+            self.queue.worker_gone(crashed=False)
+            self.fail_waiting(errors.InternalError())
+        if not self._closing and len(self.queue):
+            self._life = self._loop.create_task(self._live(), name=f"dispatch {self.version}")
+            self._life.add_done_callback(self._ended)
+        else:
+            self._forget(self)  # 6
+
+    async def _lease(self) -> None:
+        """One lease from asking for it to its end; returns if it was granted. Raises why there was none."""
+        stream = self._acquire()
+        reading: asyncio.Task[Any] | None = None
+        try:
+            await stream.write(lifecycle_pb2.AcquireRequest(want=self._want()))
+            reading = self._read(stream)
+            loaded = await self._loaded(stream, reading)
+            if loaded is None:
+                return
+            reading = self._read(stream)
+            try:
+                channel = await WorkerChannel.connect(loaded.endpoint, loaded.key)
+            except errors.Unauthenticated as error:
+                raise errors.WorkerUnavailable("the lease was taken before it was used") from error
+            try:
+                self._replica = self._replica_of(loaded, channel)
+                await self._use(self._replica, stream, reading)
+            finally:
+                replica, self._replica = self._replica, None
+                await channel.close()
+                if self._following:
+                    await asyncio.wait([task for _, task in self._following.values()])
+                assert replica is not None
+                self._give_back(crashed=replica.crashed)
+        finally:
+            stream.cancel()
+            if reading is not None:
+                reading.cancel()
+
+    def _want(self) -> lifecycle_pb2.Want:
+        waiting = self.queue.waiting()
+        now = time.monotonic()
+        # A load that outlasts this deadline is still of use to whoever asks again.
+        until = max([entry.deadline for entry in waiting], default=now)
+        seconds = max(until - now, self._rules.idle_keep_seconds)
+        priority = max([entry.priority for entry in waiting], default=Priority.MEDIUM)
+        want = lifecycle_pb2.Want(model_version=self.version, priority=common_pb2.Priority.Name(priority))
+        want.deadline.FromNanoseconds(time.time_ns() + int(seconds * 1e9))
+        return want
+
+    def _read(self, stream: Any) -> asyncio.Task[Any]:
+        reading = self._loop.create_task(_next(stream))
+        reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # read or not, it is no secret
+        return reading
+
+    async def _loaded(self, stream: Any, reading: asyncio.Task[Any]) -> lifecycle_pb2.Loaded | None:
+        """Waits for the grant; None when nobody has waited for it for a while."""
+        empty_since = None
+        while True:
+            await asyncio.wait([reading], timeout=1.0)
+            if reading.done():
+                message = reading.result()
+                kind = message.WhichOneof("message") if message is not None else None
+                if kind == "loaded":
+                    return message.loaded  # type: ignore[no-any-return]
+                if kind != "loading":
+                    reason = message.revoked.reason if kind == "revoked" else "the lease ended"
+                    raise errors.WorkerUnavailable(reason)
+                reading = self._read(stream)
+            now = time.monotonic()
+            if len(self.queue):
+                empty_since = None
+            elif empty_since is None:
+                empty_since = now
+            elif now - empty_since >= self._rules.idle_keep_seconds:
+                reading.cancel()
+                return None
+
+    def _replica_of(self, loaded: lifecycle_pb2.Loaded, channel: WorkerChannel) -> _Replica:
+        told, ours = loaded.limits, self._rules.batches
+        self.max_input_tokens = told.max_input_tokens
+        self.embedding_dimensions = told.embedding_dimensions
+        limits = BatchLimits(
+            max_entries=min(ours.max_entries, told.max_batch_entries or ours.max_entries),
+            max_tokens=min(ours.max_tokens, told.max_batch_tokens or ours.max_tokens),
+            max_batches=min(ours.max_batches, loaded.max_in_flight_batches or ours.max_batches),
+            split_tokens=ours.split_tokens,
+        )
+        profile = common_pb2.EngineProfile()
+        profile.CopyFrom(loaded.engine_profile)
+        return _Replica(channel, profile, limits)
+
+    async def _use(self, replica: _Replica, stream: Any, reading: asyncio.Task[Any]) -> None:
+        """Until the lease ends, whoever ends it."""
+        self._told_busy = False
+        self._idle_since = time.monotonic()
+        lost = self._loop.create_task(replica.channel.closed.wait())
+        waking = self._loop.create_task(self._wake.wait())
+        try:
+            self._pump()
+            while True:
+                seconds = self._seconds_to_wait(replica)
+                await asyncio.wait([reading, lost, waking], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    if not await self._hear(replica, reading):
+                        return
+                    reading = self._read(stream)
+                if lost.done():
+                    await self._hear_why(replica, stream, reading)  # 5
+                    return
+                if waking.done():
+                    self._wake.clear()
+                    waking = self._loop.create_task(self._wake.wait())
+                now = time.monotonic()
+                if self.queue.running and not self._told_busy:  # 3
+                    await self._tell(stream, len(self.queue.running))
+                elif self._told_busy and not self.queue.running and now - self._idle_since >= IDLE_AFTER_SECONDS:
+                    await self._tell(stream, 0)
+                if self.queue.running:
+                    continue
+                if replica.last_start <= now or (replica.last_start < float("inf") and not len(self.queue)):  # 4
+                    return
+                if not len(self.queue) and now - self._idle_since >= self._rules.idle_keep_seconds:  # 6
+                    return
+        finally:
+            for task in (reading, lost, waking):
+                task.cancel()
+
+    def _seconds_to_wait(self, replica: _Replica) -> float:
+        """Until time itself changes something. Work that ends wakes nobody: a look now and then is cheaper."""
+        now = time.monotonic()
+        if self._told_busy:
+            seconds = IDLE_AFTER_SECONDS
+        else:
+            seconds = max(0.0, self._idle_since + self._rules.idle_keep_seconds - now)
+        return min(seconds, max(0.0, replica.last_start - now)) if replica.last_start > now else seconds
+
+    async def _tell(self, stream: Any, in_flight: int) -> None:
+        self._told_busy = in_flight > 0
+        try:
+            await stream.write(lifecycle_pb2.AcquireRequest(in_use=lifecycle_pb2.InUse(in_flight=in_flight)))
+        except (errors.ModelMoraError, asyncio.InvalidStateError) as error:
+            log.debug("the lease of %s is over: %s", self.version, error)  # reading it will tell why
+
+    async def _hear(self, replica: _Replica, reading: asyncio.Task[Any]) -> bool:
+        """What lifecycle said; False when the lease is over."""
+        try:
+            message = reading.result()
+        except errors.ModelMoraError as error:
+            log.warning("the lease of %s ended: %s", self.version, error.message)
+            message = None
+        kind = message.WhichOneof("message") if message is not None else None
+        if kind == "yield":
+            by_ns = getattr(message, "yield").by.ToNanoseconds()
+            replica.last_start = time.monotonic() + max(0.0, (by_ns - time.time_ns()) / 1e9)
+            return True
+        if kind in ("loaded", "loading"):
+            return True
+        if kind == "revoked":
+            replica.crashed = message.revoked.crashed
+            log.info("the lease of %s was revoked: %s", self.version, message.revoked.reason)
+        return False
+
+    async def _hear_why(self, replica: _Replica, stream: Any, reading: asyncio.Task[Any]) -> None:
+        """The worker's connection is gone. Without a word from lifecycle it counts as a crash."""
+        if replica.left:
+            return
+        replica.crashed = "lease-withdrawn" not in replica.channel.close_reason
+        until = time.monotonic() + LAST_WORD_SECONDS
+        while True:
+            await asyncio.wait([reading], timeout=max(0.0, until - time.monotonic()))
+            if not reading.done():
+                reading.cancel()
+                return
+            if not await self._hear(replica, reading):
+                return
+            reading = self._read(stream)
+
+    def _give_back(self, *, crashed: bool) -> None:  # 5
+        in_flight = self.queue.in_flight
+        self._counts.retried += in_flight
+        if crashed and in_flight:
+            log.warning("the worker of %s died with %d entries on it", self.version, in_flight)
+        for entry in self.queue.worker_gone(crashed=crashed):
+            field = errors.FieldViolation(f"texts[{entry.index}]", "the worker died twice while it ran alone")
+            self._fail(entry, errors.RequestCrashedWorker(fields=[field]))
+
+    # Batches.
+
+    def _pump(self) -> None:  # 2
+        """Sends what should go now."""
+        replica = self._replica
+        if replica is None:
+            return
+        now = time.monotonic()
+        while now < replica.last_start and not replica.channel.closed.is_set():
+            popped = self.queue.pop_batch(replica.limits, now)
+            for entry in popped.expired:
+                self._expire(entry.call)  # type: ignore[arg-type]
+            if popped.batch is None:
+                break
+            self._send(replica, popped.batch, now)
+        if self.queue.running and not self._told_busy:
+            self._wake.set()
+
+    def _send(self, replica: _Replica, batch: Batch, now: float) -> None:
+        first: Call = batch.entries[0].call  # type: ignore[assignment]
+        request = worker_pb2.InferRequest(task_type=common_pb2.TASK_TYPE_TXT2EMBED, exact=first.exact)
+        texts = request.texts
+        for entry in batch.entries:
+            call: Call = entry.call  # type: ignore[assignment]
+            call.started = now
+            left = entry.deadline - now
+            seconds = int(left)
+            text = texts.add(
+                text=entry.payload,
+                truncate=call.truncate,
+                normalize=call.normalize,
+                dimensions=call.dimensions,
+            )
+            text.timeout.seconds = seconds
+            text.timeout.nanos = int((left - seconds) * 1e9)
+        infer = replica.channel.infer(request)
+        self._following[batch] = (infer, self._loop.create_task(self._follow(replica, batch, infer)))
+
+    async def _follow(self, replica: _Replica, batch: Batch, infer: InferCall) -> None:
+        """Delivers the rows of one batch until the worker has let go of it."""
+        error: errors.ModelMoraError | None = None
+        try:
+            async for reply in infer:
+                self._deliver(replica, batch, reply)
+                if not reply.done:
+                    self._pump()
+            if batch.answered < len(batch.entries):
+                error = errors.InternalError("the worker left rows of a batch unanswered")
+        except errors.ModelMoraError as raised:
+            error = raised
+        del self._following[batch]
+        if isinstance(error, errors.WorkerUnavailable | errors.ShuttingDown):
+            # The worker is gone or takes no more: what is on it goes back when the lease has ended.
+            if not replica.channel.closed.is_set():
+                replica.left = True
+                await replica.channel.close()
+            return
+        if error is None:
+            self._counts.batch_entries.observe(len(batch.entries))
+            self._counts.batch_tokens.observe(batch.tokens)
+            self.queue.finish(batch)
+        elif isinstance(error, errors.Cancelled) and not batch.wanted:
+            self.queue.finish(batch)
+        else:
+            log.warning("a batch of %s failed: %s", self.version, error.message)
+            infer.cancel()
+            wanted = batch.wanted
+            failed = self.queue.fail(batch)
+            self._counts.retried += wanted - len(failed)
+            for entry in failed:
+                self._fail(entry, error)
+        self._progress = True
+        self._pump()
+        if not self.queue.running:
+            self._idle_since = time.monotonic()
+            if replica.last_start < float("inf"):
+                self._wake.set()
+
+    def _deliver(self, replica: _Replica, batch: Batch, reply: worker_pb2.InferReply) -> None:
+        """Hands each row to its call. Raises InternalError for a reply that makes no sense."""
+        now = time.monotonic()
+        rows, dimensions = reply.rows, reply.row_dimensions
+        positions, input_tokens, truncated = reply.positions, reply.input_tokens, reply.truncated
+        size = len(positions)
+        if not size == len(dimensions) == len(input_tokens) == len(truncated) or 4 * sum(dimensions) != len(rows):
+            raise errors.InternalError("the worker's reply does not fit together")
+        errors_at = {error.position: error for error in reply.errors}
+        compute = reply.compute.seconds + reply.compute.nanos / 1e9
+        tokenise = reply.tokenise.seconds + reply.tokenise.nanos / 1e9
+        at = total_tokens = total_bytes = 0
+        for i, position in enumerate(positions):
+            start, at = at, at + 4 * dimensions[i]
+            if not 0 <= position < len(batch.entries):
+                raise errors.InternalError("the worker answered a row that it was not asked for")
+            entry = self.queue.answer(batch, position, now)
+            if entry is None:
+                continue
+            if position in errors_at:
+                self._fail(entry, error_from_entry(errors_at[position]))
+                continue
+            index = entry.index
+            call: Call = entry.call  # type: ignore[assignment]
+            call.rows[index] = rows[start:at]
+            call.input_tokens[index] = tokens = input_tokens[i]
+            call.truncated[index] = cut = truncated[i]
+            total_tokens += tokens
+            if not cut:
+                total_bytes += entry.size_bytes
+            if call.seen is not reply:
+                call.seen = reply
+                call.compute_seconds += compute
+                call.tokenise_seconds += tokenise
+                call.profile = replica.profile
+            call.missing -= 1
+            if not call.missing:
+                self._counts.queue_seconds[call.priority].observe(call.started - call.arrival)
+                call.end()
+        self._counts.input_tokens += total_tokens
+        if total_bytes and total_tokens and not any(truncated):
+            weight = min(0.5, total_tokens / 10_000)
+            self._bytes_per_token += weight * (max(0.5, total_bytes / total_tokens) - self._bytes_per_token)
+
+    # Ends.
+
+    def _fail(self, entry: Entry, error: errors.ModelMoraError) -> None:
+        """One entry's error is its call's; the others of the call are not computed any more."""
+        call: Call = entry.call  # type: ignore[assignment]
+        if call.done.done():
+            return
+        if isinstance(error, errors.DeadlineExceeded):
+            self._expire(call)
+            return
+        if isinstance(error, errors.InvalidArgument):
+            field_path = f"texts[{entry.index}]"
+            if any(violation.field == "dimensions" for violation in error.fields):
+                field_path = "dimensions"
+            error = type(error)(
+                f"{field_path}: {error.message}", fields=[errors.FieldViolation(field_path, error.message)]
+            )
+        call.end(error)
+        self.withdraw(call)
+
+    def _expire(self, call: Call) -> None:
+        """A few milliseconds before the caller's own clock runs out."""
+        if call.done.done():
+            return
+        now = time.monotonic()
+        waiting = sum(entry.place is Place.WAITING for entry in call.entries)
+        where = f"{waiting} of {len(call.entries)} texts still waited" if waiting else "it was on the worker"
+        if waiting and self._replica is None:
+            where += " for the model to be loaded"
+        self._counts.expired += 1
+        call.end(
+            errors.DeadlineExceeded(
+                f"no answer within {now - call.arrival:.3f} s; {where}",
+                queue_seconds=f"{(call.started if call.started and not waiting else now) - call.arrival:.3f}",
+            )
+        )
+        self.withdraw(call)
+
+
+async def _next(stream: Any) -> Any:
+    """The next message of a lease stream; None at its end."""
+    message = await stream.read()
+    return None if message is grpc.aio.EOF else message
+
+
+class Dispatchers:
+    """Those in use, by version name."""
+
+    def __init__(self, acquire: Callable[[], Any], rules: Rules) -> None:
+        self.rules = rules
+        self.counts = Counts()
+        self._acquire = acquire
+        self._by_version: dict[str, Dispatcher] = {}
+        self._closing = False
+
+    def __iter__(self) -> Iterator[Dispatcher]:
+        return iter(list(self._by_version.values()))
+
+    def get(self, version: str) -> Dispatcher | None:
+        return self._by_version.get(version)
+
+    def submit(self, version: str, call: Call, texts: Sequence[str]) -> Dispatcher:
+        """Queues a call for a version; the dispatcher that has it. Raises QueueFull, ShuttingDown."""
+        dispatcher = self._by_version.get(version)
+        if dispatcher is None:
+            if self._closing:
+                raise errors.ShuttingDown(retry_after_seconds=1.0)
+            dispatcher = Dispatcher(
+                version, acquire=self._acquire, rules=self.rules, counts=self.counts, forget=self._forget
+            )
+            self._by_version[version] = dispatcher
+        dispatcher.submit(call, texts)
+        return dispatcher
+
+    async def close(self) -> None:
+        self._closing = True
+        for dispatcher in list(self._by_version.values()):
+            await dispatcher.close()
+        self._by_version.clear()
+
+    def _forget(self, dispatcher: Dispatcher) -> None:
+        if self._by_version.get(dispatcher.version) is dispatcher:
+            del self._by_version[dispatcher.version]

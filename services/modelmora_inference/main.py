@@ -1,0 +1,139 @@
+"""Inference, wired: settings, and what `open` puts together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from modelmora.common.v1 import common_pb2
+from modelmora.errors import VersionNotFound
+from modelmora.inference.v1 import inference_pb2_grpc
+from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
+from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
+from modelmora_runtime.auth import READERS
+from modelmora_runtime.host import Mounted, Platform, Service
+from modelmora_runtime.settings import Section
+from pydantic import ByteSize, Field, model_validator
+
+from modelmora_inference.catalog import Catalog
+from modelmora_inference.dispatcher import Dispatchers, Rules
+from modelmora_inference.domain import MAX_TEXTS, Aging, BatchLimits, Bounds, Level, VersionFacts
+from modelmora_inference.metrics import Collector
+from modelmora_inference.service import InferenceService
+
+NAME = "inference"
+LOOKUP_SECONDS = 5.0
+"""So long the registry may take to say which version a reference means."""
+MIB = 1024 * 1024
+
+
+class Settings(Section):
+    """Section `inference`."""
+
+    max_queue_entries: int = Field(
+        16_384, ge=MAX_TEXTS, description="Texts that one model version's queue holds, waiting and running."
+    )
+    max_queue_tokens: int = Field(16_000_000, ge=1, description="The same in tokens, as estimated.")
+    max_queue_bytes: ByteSize = Field(ByteSize(256 * MIB), ge=1, description="The same in bytes of text.")
+    max_call_bytes: ByteSize = Field(ByteSize(32 * MIB), ge=1024, description="Bytes of text in one call.")
+    aging_medium_seconds: float = Field(
+        30, ge=0, le=600, description="A MEDIUM request is overtaken only by those that arrive so long after it."
+    )
+    aging_low_seconds: float = Field(90, ge=0, le=600, description="The same for LOW.")
+    max_batch_entries: int = Field(256, ge=1, le=65_536, description="Texts in a batch, at most what the engine takes.")
+    max_batch_tokens: int = Field(16_384, ge=1, description="Tokens in a batch, at most what the engine takes.")
+    max_batches: int = Field(2, ge=1, le=16, description="Batches on a worker at a time, at most what the lease says.")
+    split_tokens: int = Field(256, ge=1, description="Less work than this is not split into two batches.")
+    idle_keep_seconds: float = Field(30, gt=0, le=3600, description="How long a lease without requests is kept.")
+    load_attempts: int = Field(3, ge=1, le=100, description="Failed loads in a row until those who wait hear of it.")
+    patience_seconds: float = Field(
+        10, ge=0, le=600, description="How long lifecycle may be away until those who wait hear of it."
+    )
+
+    @model_validator(mode="after")
+    def _one_call_fits(self) -> Settings:
+        if self.max_queue_bytes < self.max_call_bytes:
+            raise ValueError("max_queue_bytes must be at least max_call_bytes: an empty queue takes every valid call")
+        if self.max_queue_tokens < self.max_call_bytes // 4 + 2 * MAX_TEXTS:
+            raise ValueError("max_queue_tokens must be at least max_call_bytes / 4 + 4096")
+        if self.aging_low_seconds < self.aging_medium_seconds:
+            raise ValueError("aging_low_seconds must be at least aging_medium_seconds")
+        return self
+
+    def rules(self) -> Rules:
+        return Rules(
+            bounds=Bounds(self.max_queue_entries, self.max_queue_tokens, int(self.max_queue_bytes)),
+            aging=Aging(self.aging_medium_seconds, self.aging_low_seconds),
+            batches=BatchLimits(self.max_batch_entries, self.max_batch_tokens, self.max_batches, self.split_tokens),
+            idle_keep_seconds=self.idle_keep_seconds,
+            load_attempts=self.load_attempts,
+            patience_seconds=self.patience_seconds,
+        )
+
+
+@asynccontextmanager
+async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]:
+    """The inference context; it needs no database and waits for nobody to come up."""
+    peers = platform.peers
+
+    def acquire() -> Any:
+        return lifecycle_pb2_grpc.LifecycleLeaseServiceStub(peers.channel("lifecycle")).Acquire()  # type: ignore[no-untyped-call]
+
+    async def look_up(reference: str) -> tuple[VersionFacts, float]:
+        registry = registry_pb2_grpc.RegistryServiceStub(peers.channel("registry"))  # type: ignore[no-untyped-call]
+        request = registry_pb2.ResolveModelRequest(reference=reference)
+        answer = await registry.ResolveModel(request, timeout=LOOKUP_SECONDS)
+        return facts_of(answer), answer.cache_ttl.ToNanoseconds() / 1e9
+
+    catalog = Catalog(look_up)
+    dispatchers = Dispatchers(acquire, settings.rules())
+    servicer = InferenceService(catalog, dispatchers, max_call_bytes=int(settings.max_call_bytes))
+    with _metrics(dispatchers):
+        platform.health.set(NAME, "healthy")
+        try:
+            yield Mounted(
+                [
+                    Service(
+                        full_name="modelmora.inference.v1.InferenceService",
+                        add=inference_pb2_grpc.add_InferenceServiceServicer_to_server,
+                        servicer=servicer,
+                        access={"Embed": READERS, "GetQueue": READERS},
+                    )
+                ]
+            )
+        finally:
+            await dispatchers.close()
+            await catalog.close()
+
+
+def facts_of(answer: registry_pb2.ResolveModelResponse) -> VersionFacts:
+    """The few facts that inference needs of a version."""
+    version = answer.model_version
+    if not version.name:
+        raise VersionNotFound
+    return VersionFacts(
+        name=version.name,
+        digest=version.artifact.digest,
+        task_type=version.task_type or answer.model.task_type or common_pb2.TASK_TYPE_UNSPECIFIED,
+        max_input_tokens=version.limits.max_input_tokens,
+        embedding_dimensions=version.limits.embedding_dimensions,
+    )
+
+
+@contextmanager
+def _metrics(dispatchers: Dispatchers) -> Iterator[None]:
+    from prometheus_client import REGISTRY
+
+    def levels() -> Iterator[tuple[str, int, Sequence[Level]]]:
+        now = time.monotonic()
+        for dispatcher in dispatchers:
+            yield dispatcher.version, dispatcher.queue.in_flight, dispatcher.queue.levels(now)
+
+    collector = Collector(dispatchers.counts, levels)
+    REGISTRY.register(collector)
+    try:
+        yield
+    finally:
+        REGISTRY.unregister(collector)

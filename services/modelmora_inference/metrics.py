@@ -1,0 +1,131 @@
+"""What inference counts, and how Prometheus reads it.
+
+Plain numbers: they are changed on the hot path of every call, in one event loop, and put into Prometheus's words only
+when somebody asks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from modelmora_inference.domain import Level, Priority
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+
+class Histogram:
+    """Counts by upper bound, as Prometheus wants them."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Upper bound and how many values are at most that."""
+        found, sum_so_far = [], 0
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            sum_so_far += count
+            found.append((bound, float(sum_so_far)))
+        return found
+
+
+class Counts:
+    """The numbers, since the start of this process."""
+
+    __slots__ = (
+        "batch_entries",
+        "batch_tokens",
+        "calls",
+        "expired",
+        "input_tokens",
+        "queue_seconds",
+        "refused",
+        "retried",
+    )
+
+    def __init__(self) -> None:
+        self.batch_entries = Histogram((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024))
+        """Entries of each batch that a worker has answered."""
+        self.batch_tokens = Histogram((16, 64, 256, 1024, 4096, 16384, 65536))
+        self.queue_seconds = {
+            priority: Histogram((0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)) for priority in Priority
+        }
+        self.calls: dict[tuple[Priority, str], int] = {}
+        """Calls that have ended, by priority and status."""
+        self.input_tokens = 0
+        self.retried = 0
+        """Entries that went back because their worker was gone or their batch failed."""
+        self.expired = 0
+        """Calls whose time ran out."""
+        self.refused = 0
+        """Calls that a full queue did not take."""
+
+    def ended(self, priority: Priority, status: str) -> None:
+        key = (priority, status)
+        self.calls[key] = self.calls.get(key, 0) + 1
+
+
+class Collector:
+    """For the Prometheus registry; `levels` gives what waits now: version name, entries on a worker, levels."""
+
+    def __init__(self, counts: Counts, levels: Callable[[], Iterable[tuple[str, int, Sequence[Level]]]]) -> None:
+        self._counts = counts
+        self._levels = levels
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        counts = self._counts
+        calls = CounterMetricFamily("modelmora_inference_requests", "Calls ended.", labels=["priority", "status"])
+        for (priority, status), count in list(counts.calls.items()):
+            calls.add_metric([priority.name.lower(), status], count)
+        queue_seconds = HistogramMetricFamily(
+            "modelmora_inference_queue_seconds",
+            "Time of an answered call from its arrival until its last text was handed to a worker.",
+            labels=["priority"],
+        )
+        for priority, histogram in counts.queue_seconds.items():
+            queue_seconds.add_metric([priority.name.lower()], histogram.cumulative(), histogram.total)
+        entries = HistogramMetricFamily("modelmora_inference_batch_entries", "Entries of a batch that was answered.")
+        entries.add_metric([], counts.batch_entries.cumulative(), counts.batch_entries.total)
+        tokens = HistogramMetricFamily("modelmora_inference_batch_tokens", "Estimated tokens of an answered batch.")
+        tokens.add_metric([], counts.batch_tokens.cumulative(), counts.batch_tokens.total)
+        depth = GaugeMetricFamily(
+            "modelmora_inference_queue_entries", "Entries that wait.", labels=["model_version", "priority"]
+        )
+        in_flight = GaugeMetricFamily(
+            "modelmora_inference_in_flight_entries", "Entries on a worker.", labels=["model_version"]
+        )
+        for version, running, levels in self._levels():
+            in_flight.add_metric([version], running)
+            for level in levels:
+                depth.add_metric([version, level.priority.name.lower()], level.entries)
+        return [calls, queue_seconds, entries, tokens, depth, in_flight, *self._plain()]
+
+    def _plain(self) -> Iterable[Metric]:
+        from prometheus_client.core import CounterMetricFamily
+
+        counts = self._counts
+        for name, text, value in (
+            ("batches", "Batches that a worker has answered.", sum(counts.batch_entries.counts)),
+            ("input_tokens", "Tokens of answered texts, as the workers counted them.", counts.input_tokens),
+            ("retried_entries", "Entries that went back because their worker or batch was lost.", counts.retried),
+            ("expired_requests", "Calls whose time ran out.", counts.expired),
+            ("refused_requests", "Calls that a full queue did not take.", counts.refused),
+        ):
+            family = CounterMetricFamily(f"modelmora_inference_{name}", text)
+            family.add_metric([], value)
+            yield family
