@@ -1,4 +1,4 @@
-"""README keeps its word: what `make run` shows, and every command and line of Python in it, on a platform of its own."""
+"""README keeps its word: what `make run` shows, every command and every line of Python, on a platform of its own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import modelmora
 import pytest
 from e2e.rig import no_process_left
-
-import modelmora
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
