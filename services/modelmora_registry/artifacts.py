@@ -146,7 +146,6 @@ class Artifacts:
         self._model_roots = tuple(model_roots)
         self._hub = hub or Hub()
         self._allow_pickle = allow_pickle
-        self._slots = asyncio.Semaphore(concurrency)
         # Plans have threads of their own: a caller must not wait behind somebody's download.
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="registry-import")
         self._plan_threads = ThreadPoolExecutor(2, thread_name_prefix="registry-plan")
@@ -179,24 +178,23 @@ class Artifacts:
         Goes on where an earlier attempt stopped. Raises ChecksumMismatch, StorageFull, UnsafeFile, SourceNotFound,
         SourceUnavailable. When it raises or is cancelled, the snapshot does not exist; `discard` removes the rest.
         """
-        async with self._slots:
-            await self._in(self._plan_threads, self._check_space_of, uid, plan)
-            self._reserved_bytes += plan.total_bytes
+        await self._in(self._plan_threads, self._check_space_of, uid, plan)
+        self._reserved_bytes += plan.total_bytes
+        try:
+            future = asyncio.get_running_loop().run_in_executor(
+                self._threads, self._fetch, uid, plan, checksums, progress
+            )
             try:
-                future = asyncio.get_running_loop().run_in_executor(
-                    self._threads, self._fetch, uid, plan, checksums, progress
-                )
-                try:
-                    return await asyncio.shield(future)
-                except asyncio.CancelledError:
-                    progress.cancel()
-                    # It writes nothing from here on; only a silent server can keep it longer.
-                    done, _ = await asyncio.wait([future], timeout=CANCEL_TIMEOUT_SECONDS)
-                    for ended in done:
-                        ended.exception()
-                    raise
-            finally:
-                self._reserved_bytes -= plan.total_bytes
+                return await asyncio.shield(future)
+            except asyncio.CancelledError:
+                progress.cancel()
+                # It writes nothing from here on; only a silent server can keep it longer.
+                done, _ = await asyncio.wait([future], timeout=CANCEL_TIMEOUT_SECONDS)
+                for ended in done:
+                    ended.exception()
+                raise
+        finally:
+            self._reserved_bytes -= plan.total_bytes
 
     async def discard(self, uid: str, digests: Collection[str] | None = None) -> None:
         """Removes whatever is there of a version, and those of its blobs (None: of all) that nothing else uses."""

@@ -220,15 +220,21 @@ class Store:
 
     # Models.
 
-    async def create_model(self, model_id: ModelId, draft: ModelDraft, request: RequestKey | None) -> Model:
-        """Raises ModelExists, RequestIdReused."""
+    async def create_model(
+        self, model_id: ModelId, draft: ModelDraft, request: RequestKey | None, *, validate_only: bool
+    ) -> Model:
+        """Raises ModelExists, RequestIdReused. With `validate_only` it leaves nothing."""
         async with self._begin() as (connection, now):
             uid = str(uuid7())
             if earlier := await self._claim(connection, request, uid, now):
                 return await self._model_of(connection, model.c.uid == earlier, model_id)
-            if not await self._insert_model(connection, Model.register(model_id, draft, uid=uid, now=now)):
-                raise ModelExists(model=model_id)
-            return await self._model_of(connection, model.c.uid == uid, model_id)
+            new = Model.register(model_id, draft, uid=uid, now=now)
+            if not await self._insert_model(connection, new):
+                raise ModelExists(f"there is a model {model_id}", model=model_id)
+            if validate_only:
+                await connection.rollback()
+                return new.model_copy(update={"uid": ""})
+            return new
 
     async def get_model(self, model_id: ModelId) -> Model:
         """Raises ModelNotFound."""
@@ -339,6 +345,7 @@ class Store:
             await _announce(connection, uid)
             if validate_only:
                 await connection.rollback()
+                new = new.model_copy(update={"uid": ""})
             return Created(found, new, True)
 
     async def earlier(self, request: RequestKey) -> Created | None:
@@ -933,6 +940,7 @@ def _condition(columns: Mapping[str, sa.Column[Any]], comparison: Comparison) ->
     if comparison.key:
         if comparison.operator == "=":
             return column.contains({comparison.key: comparison.value})
-        return column[comparison.key].astext.is_distinct_from(comparison.value)
+        differs: sa.ColumnElement[bool] = column[comparison.key].astext.is_distinct_from(comparison.value)
+        return differs
     condition: sa.ColumnElement[bool] = _COMPARE[comparison.operator](column, comparison.value)
     return condition

@@ -1,0 +1,110 @@
+"""Holds of versions: kept in the database for every registry to see, renewed while their streams live.
+
+A hold that is not renewed runs out after LIFETIME, so those of a process that died free their versions by themselves.
+All writing is done by one task; releasing marks and wakes it, so that a stream can end while the database is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from modelmora.errors import DatabaseUnavailable
+from prometheus_client import Gauge
+
+from modelmora_registry.domain import ModelVersion, Reference
+from modelmora_registry.store import Store
+
+log = logging.getLogger(__name__)
+
+LIFETIME = timedelta(seconds=30)
+RENEW_SECONDS = 5.0
+RETRY_SECONDS = 0.5
+
+HOLDS = Gauge("modelmora_registry_holds", "Holds that are in force in this process")
+
+
+class Hold:
+    """One hold in force. `lost` is set when it is found gone from the database."""
+
+    def __init__(self, uid: str, version: ModelVersion, holder: str) -> None:
+        self.uid = uid
+        self.version = version
+        self.holder = holder
+        self.lost = asyncio.Event()
+
+
+class Holds:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._held: dict[str, Hold] = {}
+        self._ended: set[str] = set()
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
+
+    @asynccontextmanager
+    async def hold(self, reference: Reference, holder: str) -> AsyncIterator[Hold]:
+        """In force inside the block. Raises ModelNotFound, VersionNotFound, DatabaseUnavailable."""
+        uid, version = await self._store.acquire_hold(reference, holder, LIFETIME)
+        made = self._held[uid] = Hold(uid, version, holder)
+        HOLDS.inc()
+        try:
+            yield made
+        finally:
+            HOLDS.dec()
+            del self._held[uid]
+            self._ended.add(uid)
+            self._settled.clear()
+            self._wake.set()
+
+    def held(self) -> Mapping[str, str]:
+        """Holder by uid of the held version."""
+        return {hold.version.uid: hold.holder for hold in self._held.values()}
+
+    async def settle(self, timeout_seconds: float = 1.0) -> None:
+        """Waits until the holds that were released are gone from the database, at most this long."""
+        try:
+            await asyncio.wait_for(self._settled.wait(), timeout_seconds)
+        except TimeoutError:
+            pass
+
+    async def run(self) -> None:
+        """Releases and renews, without end."""
+        pause = RENEW_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                await self.write()
+                pause = RENEW_SECONDS
+            except DatabaseUnavailable:
+                pause = RETRY_SECONDS
+
+    async def close(self) -> None:
+        """A last round, so that the next start does not find holds of nobody."""
+        try:
+            await self.write()
+        except DatabaseUnavailable:
+            pass  # They run out.
+
+    async def write(self) -> None:
+        """One round of releasing and renewing."""
+        for uid in list(self._ended):
+            await self._store.release_hold(uid)
+            self._ended.discard(uid)
+        if not self._ended:
+            self._settled.set()
+        if uids := list(self._held):
+            renewed = await self._store.renew_holds(uids, LIFETIME)
+            for uid in uids:
+                if uid not in renewed and uid in self._held:
+                    log.error("the hold of %s is gone from the database", self._held[uid].version.name)
+                    self._held[uid].lost.set()

@@ -1,0 +1,431 @@
+"""The registry's RPCs: proto in, rules of the domain, one transaction of the store, proto out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from datetime import timedelta
+from pathlib import PurePosixPath
+from typing import Any
+
+from google.protobuf.message import Message
+from modelmora.errors import (
+    EngineNotFound,
+    FieldViolation,
+    InvalidArgument,
+    ShuttingDown,
+    SourceNotFound,
+    Unavailable,
+)
+from modelmora.registry.v1 import registry_pb2 as pb
+from modelmora_runtime import ids, protomap
+from modelmora_runtime.auth import OPERATORS, READERS, SERVICES, Role, current_caller
+from modelmora_runtime.host import EngineCard
+
+from modelmora_registry import domain, listing, metadata
+from modelmora_registry.artifacts import Artifacts, Plan
+from modelmora_registry.domain import (
+    EmptySource,
+    ImportProgress,
+    ModelDraft,
+    ModelId,
+    ModelSource,
+    ModelVersion,
+    TaskType,
+    VersionDraft,
+    check_alias,
+    check_checksums,
+    check_new_version,
+    check_version,
+    exact_profile,
+    parse_model_name,
+    parse_reference,
+    parse_version_name,
+)
+from modelmora_registry.holds import Holds
+from modelmora_registry.imports import Imports
+from modelmora_registry.listing import LABEL, STATE, TASK, TEXT, TIME
+from modelmora_registry.store import Created, Gone, RequestKey, Store
+from modelmora_registry.watching import Watching
+
+CACHE_TTL = timedelta(seconds=5)
+"""How long a caller may go on with an answer of ResolveModel: so long does a moved alias take to be noticed."""
+
+ACCESS: Mapping[str, frozenset[Role]] = {
+    "CreateModel": OPERATORS,
+    "GetModel": READERS,
+    "ListModels": READERS,
+    "UpdateModel": OPERATORS,
+    "DeleteModel": OPERATORS,
+    "CreateModelVersion": OPERATORS,
+    "GetModelVersion": READERS,
+    "ListModelVersions": READERS,
+    "WatchModelVersion": READERS,
+    "DeleteModelVersion": OPERATORS,
+    "SetAlias": OPERATORS,
+    "ImportModel": OPERATORS,
+    "ResolveModel": READERS,
+}
+HOLD_ACCESS: Mapping[str, frozenset[Role]] = {"AcquireHold": SERVICES}
+
+_MODEL_FIELDS = {
+    "name": TEXT,
+    "display_name": TEXT,
+    "task_type": TASK,
+    "labels": LABEL,
+    "create_time": TIME,
+    "update_time": TIME,
+}
+_VERSION_FIELDS = {
+    "version": TEXT,
+    "state": STATE,
+    "engine": TEXT,
+    "task_type": TASK,
+    "create_time": TIME,
+    "update_time": TIME,
+}
+
+
+class RegistryServicer:
+    def __init__(
+        self,
+        store: Store,
+        artifacts: Artifacts,
+        imports: Imports,
+        holds: Holds,
+        watching: Watching,
+        engines: Mapping[str, EngineCard],
+        stopping: asyncio.Event,
+    ) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._imports = imports
+        self._holds = holds
+        self._watching = watching
+        self._engines = engines
+        self._stopping = stopping
+
+    # Models.
+
+    async def CreateModel(self, request: pb.CreateModelRequest, context: Any) -> pb.CreateModelResponse:
+        model_id = ModelId.parse(request.model_id)
+        draft = protomap.read(request.model, ModelDraft, at="model")
+        key = _request_key(request)
+        created = await self._store.create_model(model_id, draft, key, validate_only=request.validate_only)
+        return pb.CreateModelResponse(model=_model(created))
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        return pb.GetModelResponse(model=_model(await self._store.get_model(parse_model_name(request.name))))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        page = listing.parse_page(
+            page_size=request.page_size,
+            page_token=request.page_token,
+            filter=request.filter,
+            order_by=request.order_by,
+            fields=_MODEL_FIELDS,
+            orders=("name", "create_time", "update_time"),
+            default_order="name",
+            scope="models",
+        )
+        found = await self._store.list_models(page, with_total=request.include_total_size)
+        return pb.ListModelsResponse(
+            models=[_model(item) for item in found.items],
+            next_page_token=found.next_page_token,
+            total_size=found.total_size,
+        )
+
+    async def UpdateModel(self, request: pb.UpdateModelRequest, context: Any) -> pb.UpdateModelResponse:
+        model_id = parse_model_name(request.model.name, at="model.name")
+        draft = protomap.read(request.model, ModelDraft, at="model")
+        mask = tuple(request.update_mask.paths)
+        changed = await self._store.change_model(
+            model_id,
+            request.etag,
+            lambda model, now: model.updated(draft, mask, now=now),
+            new_task="task_type" in mask,
+        )
+        return pb.UpdateModelResponse(model=_model(changed))
+
+    async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:
+        model_id = parse_model_name(request.name)
+        await self._holds.settle()
+        gone = await self._store.delete_model(
+            model_id,
+            request.etag,
+            force=request.force,
+            subject=current_caller().subject,
+            held=self._holds.held(),
+        )
+        for version in gone:
+            await self._remove_files(version)
+        return pb.DeleteModelResponse()
+
+    # Versions.
+
+    async def CreateModelVersion(
+        self, request: pb.CreateModelVersionRequest, context: Any
+    ) -> pb.CreateModelVersionResponse:
+        created = await self._create(
+            parse_model_name(request.parent, at="parent"),
+            protomap.read(request.model_version, VersionDraft, at="model_version"),
+            request,
+            at="model_version.",
+            new_model=False,
+        )
+        return pb.CreateModelVersionResponse(model_version=_version(created.version))
+
+    async def ImportModel(self, request: pb.ImportModelRequest, context: Any) -> pb.ImportModelResponse:
+        draft = protomap.read(request, VersionDraft)
+        created = await self._create(_import_id(request, draft), draft, request, at="", new_model=True)
+        return pb.ImportModelResponse(model=_model(created.model), model_version=_version(created.version))
+
+    async def GetModelVersion(self, request: pb.GetModelVersionRequest, context: Any) -> pb.GetModelVersionResponse:
+        version = await self._store.get_version(parse_version_name(request.name))
+        return pb.GetModelVersionResponse(model_version=_version(version))
+
+    async def ListModelVersions(
+        self, request: pb.ListModelVersionsRequest, context: Any
+    ) -> pb.ListModelVersionsResponse:
+        model_id = parse_model_name(request.parent, at="parent")
+        page = listing.parse_page(
+            page_size=request.page_size,
+            page_token=request.page_token,
+            filter=request.filter,
+            order_by=request.order_by,
+            fields=_VERSION_FIELDS,
+            orders=("create_time", "version"),
+            default_order="create_time desc",
+            scope=model_id.name,
+        )
+        found = await self._store.list_versions(model_id, page, with_total=request.include_total_size)
+        return pb.ListModelVersionsResponse(
+            model_versions=[_version(item) for item in found.items],
+            next_page_token=found.next_page_token,
+            total_size=found.total_size,
+        )
+
+    async def WatchModelVersion(
+        self, request: pb.WatchModelVersionRequest, context: Any
+    ) -> AsyncIterator[pb.WatchModelVersionResponse]:
+        seen_uid, seen_revision = _read_cursor(request.cursor)
+        version = await self._store.get_version(parse_version_name(request.name))
+        uid = version.uid
+        if seen_uid != uid:
+            seen_revision = 0  # Another version of this name: the one seen failed and was replaced.
+        with self._watching.watch(uid) as changed:
+            while True:
+                changed.clear()
+                now = await self._store.get_version_by_uid(uid)
+                if now is None:
+                    yield pb.WatchModelVersionResponse(cursor=_cursor(uid, seen_revision), deleted=True)
+                    return
+                if now.revision > seen_revision:
+                    seen_revision = now.revision
+                    yield pb.WatchModelVersionResponse(model_version=_version(now), cursor=_cursor(uid, seen_revision))
+                if now.is_final:
+                    return
+                await _first_of(changed, self._stopping)
+                if self._stopping.is_set():
+                    raise ShuttingDown(cursor=_cursor(uid, seen_revision))
+
+    async def DeleteModelVersion(
+        self, request: pb.DeleteModelVersionRequest, context: Any
+    ) -> pb.DeleteModelVersionResponse:
+        # An alias is no name to delete by: it may have moved since the caller looked.
+        reference = parse_version_name(request.name).model_copy(update={"version_only": True})
+        await self._holds.settle()
+        gone = await self._store.delete_version(
+            reference,
+            request.etag,
+            force=request.force,
+            subject=current_caller().subject,
+            held=self._holds.held(),
+        )
+        await self._remove_files(gone)
+        return pb.DeleteModelVersionResponse()
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
+        model_id = parse_model_name(request.name)
+        alias = check_alias(request.alias)
+        version = check_version(request.version) if request.version else ""
+        changed = await self._store.set_alias(model_id, alias, version, request.etag, subject=current_caller().subject)
+        return pb.SetAliasResponse(model=_model(changed))
+
+    async def ResolveModel(self, request: pb.ResolveModelRequest, context: Any) -> pb.ResolveModelResponse:
+        model, version = await self._store.resolve(parse_reference(request.reference))
+        return pb.ResolveModelResponse(model=_model(model), model_version=_version(version), cache_ttl=CACHE_TTL)
+
+    # Creating a version.
+
+    async def _create(
+        self,
+        model_id: ModelId,
+        draft: VersionDraft,
+        request: pb.CreateModelVersionRequest | pb.ImportModelRequest,
+        *,
+        at: str,
+        new_model: bool,
+    ) -> Created:
+        """1. What was asked for itself 2. an earlier call with this id 3. the source 4. engine, task, options 5. the
+        checksums and the room 6. one transaction 7. the import in the background. `at` begins the fields' paths."""
+        checksums = check_checksums(request.expected_checksums)
+        if draft.version:
+            check_new_version(draft.version, at=f"{at}version")
+        elif draft.source is None or draft.source.hub is None:
+            raise InvalidArgument.at(f"{at}version", "must be set; only a Hub source has a default, its commit")
+        key = _request_key(request)
+        if key is not None and (earlier := await self._store.earlier(key)):
+            return earlier
+        plan = await self._artifacts.plan(self._source(draft, at), at=f"{at}source")
+        engine, task_type = self._check_engine(draft, plan, at)
+        for path in checksums:
+            if path not in plan.paths:
+                field = f"expected_checksums.{path}"
+                raise SourceNotFound(
+                    f"the source has no file {path}", fields=[FieldViolation(field, "the source has no such file")]
+                )
+        await self._artifacts.check_space(plan.total_bytes)
+        version = draft.version or (plan.source.hub.commit if plan.source.hub else "")
+        created = await self._store.create_version(
+            model_id,
+            ModelVersion(
+                name=model_id.version_name(version),
+                version=version,
+                task_type=task_type,
+                engine=engine,
+                engine_options=draft.engine_options,
+                source=plan.source,
+                resource_requirements=draft.resource_requirements,
+                engine_profile=exact_profile(engine),
+                limits=draft.limits,
+                progress=ImportProgress(total_bytes=plan.total_bytes),
+            ),
+            checksums=checksums,
+            request=key,
+            new_model=ModelDraft(task_type=task_type) if new_model else None,
+            reuse=new_model,
+            validate_only=request.validate_only,
+            at=at,
+        )
+        if created.is_new and not created.version.is_final and not request.validate_only:
+            self._imports.start(created.version.uid, plan)
+        return created
+
+    def _source(self, draft: VersionDraft, at: str) -> ModelSource:
+        """The source asked for, without what only the registry may fill in."""
+        if draft.source is None:
+            card = self._engines.get(draft.engine)
+            if card is None or card.needs_files:
+                raise InvalidArgument.at(f"{at}source", "must be one of local, hub, empty")
+            return ModelSource(empty=EmptySource())
+        if draft.source.hub is not None:
+            return ModelSource(hub=draft.source.hub.model_copy(update={"commit": ""}))
+        return draft.source
+
+    def _check_engine(self, draft: VersionDraft, plan: Plan, at: str) -> tuple[str, TaskType]:
+        """The engine and task asked for, or else those that the files tell; with options that the engine takes."""
+        kind = metadata.kind_of(plan.paths)
+        engine = draft.engine or kind.engine
+        known = ", ".join(sorted(self._engines))
+        if engine is None:
+            raise InvalidArgument.at(f"{at}engine", f"cannot be told from the files; must be one of {known}")
+        card = self._engines.get(engine)
+        if card is None:
+            problem = f"there is no engine {engine!r}; there are {known}"
+            raise EngineNotFound(problem, fields=[FieldViolation(f"{at}engine", problem)], engine=engine)
+        if card.needs_files and not plan.files:
+            raise InvalidArgument.at(f"{at}source", f"{engine} needs files")
+        task_type = draft.task_type or kind.task_type
+        if task_type is None and len(card.tasks) == 1:
+            task_type = domain.parse_task(next(iter(card.tasks)))
+        if task_type is None:
+            raise InvalidArgument.at(f"{at}task_type", f"must be set; {engine} does {', '.join(sorted(card.tasks))}")
+        if task_type.value not in card.tasks:
+            raise InvalidArgument.at(
+                f"{at}task_type", f"{engine} does not do {task_type}; it does {', '.join(sorted(card.tasks))}"
+            )
+        violations = [
+            FieldViolation(f"{at}engine_options.{found.field}", found.description)
+            for found in card.check_options(draft.engine_options or {})
+        ]
+        if violations:
+            raise InvalidArgument(
+                "; ".join(f"{found.field}: {found.description}" for found in violations), fields=violations
+            )
+        return engine, task_type
+
+    async def _remove_files(self, gone: Gone) -> None:
+        await self._imports.cancel(gone.uid)
+        await self._artifacts.discard(gone.uid, gone.digests)
+
+
+class RegistryHoldServicer:
+    def __init__(self, holds: Holds) -> None:
+        self._holds = holds
+
+    async def AcquireHold(self, request: pb.AcquireHoldRequest, context: Any) -> AsyncIterator[pb.AcquireHoldResponse]:
+        reference = parse_version_name(request.name)
+        if not request.holder.strip() or len(request.holder) > 255 or "\x00" in request.holder:
+            raise InvalidArgument.at("holder", "must say who holds, in 1 to 255 characters")
+        async with self._holds.hold(reference, request.holder) as hold:
+            yield pb.AcquireHoldResponse(model_version=_version(hold.version))
+            await hold.lost.wait()
+            raise Unavailable("the hold is gone; acquire it again", version=hold.version.name)
+
+
+def _model(value: domain.Model) -> pb.Model:
+    return protomap.write(value, pb.Model)
+
+
+def _version(value: ModelVersion) -> pb.ModelVersion:
+    return protomap.write(value, pb.ModelVersion)
+
+
+def _import_id(request: pb.ImportModelRequest, draft: VersionDraft) -> ModelId:
+    """The model to import into: as asked for, else the Hub's repository, else `local/<name of the folder>`."""
+    source = draft.source
+    if not request.model_id and source is not None and source.hub is not None:
+        return ModelId.parse(source.hub.repo_id)
+    if not request.model_id and source is not None and source.local is not None:
+        return ModelId.parse(f"local/{domain.slug(PurePosixPath(source.local.path).name)}")
+    return ModelId.parse(request.model_id)
+
+
+def _request_key(request: Message) -> RequestKey | None:
+    """The request's id with the digest of all the rest."""
+    request_id = getattr(request, "request_id")  # noqa: B009 (not on every Message)
+    if not request_id or getattr(request, "validate_only"):  # noqa: B009
+        return None
+    rest = type(request)()
+    rest.CopyFrom(request)
+    rest.ClearField("request_id")
+    content = rest.DESCRIPTOR.full_name.encode() + b"\0" + rest.SerializeToString(deterministic=True)
+    return RequestKey(str(ids.parse(request_id, "request_id")), hashlib.sha256(content).hexdigest())
+
+
+def _cursor(uid: str, revision: int) -> str:
+    return base64.urlsafe_b64encode(f"{uid}:{revision}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> tuple[str, int]:
+    if not cursor:
+        return "", 0
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+        uid, _, revision = text.partition(":")
+        return str(ids.parse(uid)), int(revision)
+    except (ValueError, binascii.Error, InvalidArgument):
+        raise InvalidArgument.at("cursor", "is not a cursor that this stream gave") from None
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
