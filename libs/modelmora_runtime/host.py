@@ -20,7 +20,7 @@ import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -421,28 +421,34 @@ def run(
     *,
     engines: Mapping[str, EngineCard] | None = None,
     announce: Callable[[str], None] = print,
+    complain: Callable[[str], None] = print,
     endpoint_name: str = "endpoint.json",
+    alone: bool = False,
 ) -> int:
-    """Serves until SIGTERM, SIGINT or SIGHUP; returns the exit status.
+    """Serves until SIGTERM, SIGINT or SIGHUP; returns the exit status, having said in one line what went wrong.
 
-    A second signal kills our descendants and ends this process at once.
+    `alone`: nobody else may use the data folder meanwhile. (Parts of a platform may share one when the database is
+    elsewhere; the embedded one is always alone.) A second signal kills our descendants and ends this process at once.
     """
     import uvloop
 
-    async def serve() -> int:
-        try:
-            with telemetry.logs(settings.log_level, settings.log_format, settings.data_dir / "logs"):
-                return await _serve_until_told(
-                    Host(settings, contexts, engines=engines, announce=announce, endpoint_name=endpoint_name), announce
-                )
-        except ModelMoraError as error:
-            announce(f"modelmora: {error.reason}: {error.message}")
-        except OSError as error:
-            announce(f"modelmora: {error}")
-        return 1
+    host = Host(settings, contexts, engines=engines, announce=announce, endpoint_name=endpoint_name)
+    try:
+        with ExitStack() as stack:
+            if alone:
+                from modelmora_runtime.postgres import DataDirectory
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve())
+                stack.enter_context(DataDirectory.lock(settings.data_dir, holder="modelmora up"))
+            else:
+                make_private(settings.data_dir)
+            stack.enter_context(telemetry.logs(settings.log_level, settings.log_format, settings.data_dir / "logs"))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(_serve_until_told(host, announce))
+    except ModelMoraError as error:
+        complain(f"{error.reason}: {error.message}")
+    except OSError as error:
+        complain(str(error))
+    return 1
 
 
 async def _serve_until_told(host: Host, announce: Callable[[str], None]) -> int:

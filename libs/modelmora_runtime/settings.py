@@ -111,6 +111,12 @@ class Loaded:
     def __getitem__(self, name: str) -> Any:
         return self.sections[name]
 
+    @property
+    def platform(self) -> PlatformSettings:
+        section = self.sections[PLATFORM]
+        assert isinstance(section, PlatformSettings)
+        return section
+
     def shown(self) -> Iterator[Shown]:
         """Every setting in the order of its section, values as text, secrets masked."""
         for name, section in self.sections.items():

@@ -1,0 +1,28 @@
+"""The program `modelmora`: server commands start at once, everything else is a client in `modelmora_app.cli`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# gRPC must not hook itself into fork: our children are started by exec, and its hooks cost time and may hang.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+# What gRPC's core writes to stderr about broken connections is in our statuses already.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def main() -> None:
+    """The entry point of the script `modelmora`."""
+    if len(sys.argv) > 1 and sys.argv[1] in ("up", "serve"):
+        from modelmora_app import host_commands
+
+        quick = host_commands.read_arguments(sys.argv[1], sys.argv[2:])
+        if quick is not None:
+            sys.exit(host_commands.run(*quick))
+    from modelmora_app.cli import cli
+
+    cli(prog_name="modelmora")
+
+
+if __name__ == "__main__":
+    main()
