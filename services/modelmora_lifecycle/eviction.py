@@ -1,12 +1,12 @@
 """Who has to go so that a load fits: a pure function of the need and of the replicas in memory.
 
-    1. Need > ceiling - pinned on any device            → Impossible: no eviction will ever help.
-    2. Candidates are LOADED, unpinned, unclaimed, past their minimum residency, and free something that is short.
-       A busy one counts only if nothing of higher priority than the (aged) priority of the need runs on it.
-    3. Idle before busy; least recently used first; the shortest prefix that frees what is short → Plan. The busy ones
-       are named apart: they are asked to yield, never stopped at work.
-    4. Else Wait: until the moment at which more candidates come of age, with the set that would then go, so that the
-       scheduler keeps that memory for this need and lets others use the rest.
+1. Need > ceiling - pinned on any device            → Impossible: no eviction will ever help.
+2. Candidates are LOADED, unpinned, unclaimed, past their minimum residency, and free something that is short.
+   A busy one counts only if nothing of higher priority than the (aged) priority of the need runs on it.
+3. Idle before busy; least recently used first; the shortest prefix that frees what is short → Plan. The busy ones
+   are named apart: they are asked to yield, never stopped at work.
+4. Else Wait: until the moment at which more candidates come of age, with the set that would then go, so that the
+   scheduler keeps that memory for this need and lets others use the rest.
 """
 
 from __future__ import annotations
@@ -105,14 +105,14 @@ def plan(need: Need, replicas: Sequence[Candidate], policy: Policy, now: float) 
     # A device that the need does not name is never short, whatever others owe there.
     short = positive({device: b - need.available.get(device, 0) for device, b in positive(need.memory).items()})
     able = sorted((replica for replica in replicas if _frees(replica, short)), key=policy.key)  # 2
-    ready = [r for r in able if r.resident_until <= now and (not r.busy or r.busy_priority <= need.priority)]
+    ready = [r for r in able if r.resident_until <= now and not _ahead(r, need)]
     prefix = _shortest_prefix(ready, short)  # 3
     if prefix is not None:
         return Plan(tuple(r.uid for r in prefix), tuple(r.uid for r in prefix if r.busy))
 
     later = [r.resident_until for r in able if r.resident_until > now]  # 4
-    ahead = [r.busy_priority - need.priority for r in able if r.busy and r.busy_priority > need.priority]
-    later += [now + points * policy.aging_seconds_per_point for points in ahead]
+    ahead = [replica for replica in able if _ahead(replica, need)]
+    later += [now + (r.busy_priority - need.priority) * policy.aging_seconds_per_point for r in ahead]
     expected = _shortest_prefix(able, short)
     attainable = covers(minus(need.budget, pinned), need.memory)
     return Wait(
@@ -136,6 +136,11 @@ def _frees(replica: Candidate, short: Vector) -> bool:
     return replica.evictable and not replica.pinned and any(replica.charge.get(device, 0) > 0 for device in short)
 
 
+def _ahead(replica: Candidate, need: Need) -> bool:
+    # Aged priorities are sums of floats: one that should be 30 may be 29.999999999 when its time has come.
+    return replica.busy and replica.busy_priority > need.priority + 1e-6
+
+
 def _shortest_prefix(ordered: Iterable[Candidate], short: Vector) -> list[Candidate] | None:
     prefix: list[Candidate] = []
     room: Vector = {}
@@ -155,6 +160,6 @@ def _shortest_prefix(ordered: Iterable[Candidate], short: Vector) -> list[Candid
 def _why(able: Sequence[Candidate], need: Need, now: float) -> str:
     if any(replica.resident_until > now for replica in able):
         return "models in memory are within their minimum residency"
-    if any(replica.busy_priority > need.priority for replica in able):
+    if any(_ahead(replica, need) for replica in able):
         return "models in memory serve requests of higher priority"
     return "memory is in use by loads in progress"

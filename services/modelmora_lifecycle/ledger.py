@@ -97,7 +97,7 @@ class Ledger:
         return replace(self, charges={**self.charges, owner: dict(need)})
 
     def settle(self, owner: str, measured: Vector) -> Ledger:
-        """Replaces the prediction by what was measured. More than was predicted is charged all the same: it is taken."""
+        """Replaces the prediction by what was measured. More than was predicted is charged all the same."""
         if owner not in self.charges:
             raise ValueError(f"{owner} has no reservation")
         return replace(self, charges={**self.charges, owner: {device: max(0, b) for device, b in measured.items()}})

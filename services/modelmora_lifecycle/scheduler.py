@@ -21,9 +21,10 @@ once. A load with a plan is promised its need; it starts as soon as its need is 
 This is safe because claims keep `free + coming >= promised`, and a start takes the same amount from both sides. Should
 reality break it (a worker grew meanwhile), the latest promises are withdrawn and planned again.
 
-*Revival.* A victim whose load is no longer wanted goes back to LOADED, unless its process was told to end. The lesson is
-Ollama's: a victim revived while a load still counted on its memory left that load waiting for ever. Here a claim names
-its load, a claimed replica cannot be revived (`Replica.to`), and a withdrawn load gives up its claims in the same step.
+*Revival.* A victim whose load is no longer wanted goes back to LOADED, unless its process was told to end. The lesson
+is Ollama's: a victim revived while a load still counted on its memory left that load waiting for ever. Here a claim
+names its load, a claimed replica cannot be revived (`Replica.to`), and a withdrawn load gives up its claims in the same
+step.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from modelmora.errors import (
     ShuttingDown,
     VersionInUse,
 )
+
 from modelmora_lifecycle.domain import (
     EngineLimits,
     EngineProfile,
@@ -57,6 +59,7 @@ from modelmora_lifecycle.eviction import Candidate, Impossible, Need, Plan, Poli
 from modelmora_lifecycle.ledger import Ledger, Vector, covers, largest, least, minus, plus, positive
 
 INFINITE = float("inf")
+VERSIONS_KNOWN = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,8 @@ class Rules:
     crash_window_seconds: float = 10.0
     """A crash this soon after the load counts as one of a loop."""
     backoff_limit_seconds: float = 30.0
-    policy: Policy = Policy()
-    prediction: Prediction = Prediction()
+    policy: Policy = field(default_factory=Policy)
+    prediction: Prediction = field(default_factory=Prediction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,7 @@ class Scheduler:
         self._replicas: dict[str, Replica] = {}
         self._leases: dict[str, _Lease] = {}
         self._known: dict[str, _Known] = {}
+        self._remembered: dict[str, Footprint] = {}
         self._promised: dict[str, Vector] = {}
         """Needs of the replicas that have a plan, by uid, in the order of their planning."""
         self._leaving: set[str] = set()
@@ -203,11 +207,16 @@ class Scheduler:
         pin: bool = False,
         visit: bool = False,
     ) -> str:
-        """A caller wants a version until `deadline`. The answer is the uid of the replica it waits for or got; empty when
-        it was refused. `visit`: only to have it loaded."""
+        """A caller wants a version until `deadline`. The answer is the uid of the replica it waits for or got; empty
+        when it was refused. `visit`: only to have it loaded."""
         if lease in self._leases:
             raise ValueError(f"lease {lease} exists")
-        known = self._known.setdefault(facts.name, _Known(facts))
+        known = self._known.get(facts.name)
+        if known is None:
+            before = self._remembered.pop(facts.name, None)
+            known = _Known(facts, before.memory, before.load_seconds) if before else _Known(facts)
+            self._known[facts.name] = known
+            self._forget_unused()
         if self._closing:
             self._effects.refused(lease, ShuttingDown())
             return ""
@@ -224,8 +233,11 @@ class Scheduler:
         if held is None or not held.replica:
             return
         was_busy, held.in_flight = held.in_flight > 0, max(0, in_flight)
-        if was_busy != (held.in_flight > 0):
-            self._touch(held.replica, now)
+        if was_busy == (held.in_flight > 0):
+            return
+        self._touch(held.replica, now)
+        # The most frequent event of all. Unless someone waits for memory or this replica is to go, nothing can follow.
+        if self._replicas[held.replica].state is not ReplicaState.LOADED or self._waiters() or self._idle_counts():
             self._step(now)
 
     def release(self, lease: str, now: float) -> None:
@@ -397,11 +409,10 @@ class Scheduler:
             self.ledger = self.ledger.observe(foreign)
             self._step(now)
 
-    def remember(self, version: str, memory: Vector, load_seconds: float, facts: VersionFacts) -> None:
-        """What was measured before this process started."""
-        known = self._known.setdefault(version, _Known(facts))
-        if not known.measured:
-            known.measured, known.load_seconds = dict(memory), load_seconds
+    def remember(self, version: str, memory: Vector, load_seconds: float) -> None:
+        """What was measured before this process started; changes nothing that is known better by now."""
+        if version not in self._known:
+            self._remembered[version] = Footprint(dict(memory), load_seconds)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -423,7 +434,8 @@ class Scheduler:
         else:
             raise AssertionError("the scheduler does not come to rest")
         self._tell(now)
-        self.next_wake = min((wake for wake in self._wakes if wake > now), default=None)
+        # Never before now: a wake that rounding puts a hair too early must not be lost, nor asked for in a circle.
+        self.next_wake = min((max(wake, now + 0.001) for wake in self._wakes), default=None)
 
     def _expire(self, now: float) -> None:  # 1
         for lease in list(self._leases.values()):
@@ -657,14 +669,20 @@ class Scheduler:
         for lease in self._waiters(version):
             self._refuse(lease, error)
 
+    def _forget_unused(self) -> None:
+        """Keeps what is known of versions bounded."""
+        if len(self._known) > VERSIONS_KNOWN:
+            used = {r.version for r in self._replicas.values()} | {lease.version for lease in self._leases.values()}
+            for name in list(self._known)[: VERSIONS_KNOWN // 10]:
+                if name not in used:
+                    del self._known[name]
+
     # Derived facts.
 
     def _plan(
         self, version: str, need: Vector, available: Vector, kept: set[str], now: float
     ) -> Plan | Wait | Impossible:
-        priority = max(
-            self.rules.policy.aged(lease.priority, now - lease.arrival) for lease in self._waiters(version)
-        )
+        priority = max(self.rules.policy.aged(lease.priority, now - lease.arrival) for lease in self._waiters(version))
         asked = Need(need, available, self.ledger.ceiling, self.ledger.budget, priority)
         candidates = self._candidates(kept)
         outcome = plan(asked, candidates, self.rules.policy, now)
@@ -736,6 +754,9 @@ class Scheduler:
         """Its memory is on its way back."""
         return replica.state in (ReplicaState.DRAINING, ReplicaState.FAILED)
 
+    def _idle_counts(self) -> bool:
+        return self.rules.idle_ttl_seconds > 0 or bool(self.ledger.overdraft)
+
     def _estimate(self, version: str) -> float | None:
         return self._known[version].load_seconds
 
@@ -752,8 +773,8 @@ def _again(error: ModelMoraError, seconds: float) -> ModelMoraError:
 
 def _never_fits(version: str, outcome: Impossible) -> NeverFits:
     return NeverFits(
-        f"{version} needs {outcome.need_bytes} bytes on {outcome.device}; the budget is {outcome.budget_bytes}, of which "
-        f"{outcome.pinned_bytes} are pinned and {outcome.evictable_bytes} could be freed at most",
+        f"{version} needs {outcome.need_bytes} bytes on {outcome.device}; the budget is {outcome.budget_bytes}, of "
+        f"which {outcome.pinned_bytes} are pinned and {outcome.evictable_bytes} could be freed at most",
         model_version=version,
         device=outcome.device,
         need_bytes=outcome.need_bytes,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from modelmora.errors import IllegalTransition, MemoryBusy
 from modelmora_lifecycle.domain import HOST, MIB, Prediction, Replica, ReplicaState, VersionFacts
 from modelmora_lifecycle.ledger import Ledger, covers, plus
@@ -119,7 +118,7 @@ def test_reservations_never_exceed_the_budget_on_any_device(
             except MemoryBusy:
                 assert not covers(ledger.free, need)
         assert ledger.overdraft == {}
-        assert plus(ledger.charged, ledger.free) == plus(ledger.ceiling, {d: 0 for d in ledger.charged})
+        assert plus(ledger.charged, ledger.free) == plus(ledger.ceiling, dict.fromkeys(ledger.charged, 0))
 
 
 def facts(artifact_bytes: int = 0, **declared: int) -> VersionFacts:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from modelmora_lifecycle.eviction import Candidate, Impossible, Need, Plan, Policy, Wait, plan, relief
 from modelmora_lifecycle.ledger import covers, minus, plus
 
@@ -104,7 +103,12 @@ def test_a_victim_frees_something_that_is_short() -> None:
 
 
 def test_relief_takes_idle_replicas_only() -> None:
-    replicas = [candidate("a", busy=10), candidate("b", used=2.0), candidate("c", used=1.0), candidate("d", pinned=True)]
+    replicas = [
+        candidate("a", busy=10),
+        candidate("b", used=2.0),
+        candidate("c", used=1.0),
+        candidate("d", pinned=True),
+    ]
     assert relief({"host": 5}, replicas, POLICY, NOW) == ("c",)
     assert relief({"host": 500}, replicas, POLICY, NOW) == ("c", "b")
 

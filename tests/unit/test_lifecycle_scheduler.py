@@ -8,7 +8,6 @@ import pytest
 from fakes import FakeClock, FakeEffects, FakeWorker
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from modelmora.errors import (
     DeadlineExceeded,
     LoadFailed,
@@ -541,9 +540,7 @@ class Traffic(Node):
         self.count += 1
         lease = f"{facts.name}#{self.count}"
         self.holders[lease] = Holder(lease, facts.name, self.clock.now, self.clock.now + seconds)
-        self.scheduler.want(
-            lease, facts, priority=priority, deadline=self.clock.now + seconds, now=self.clock.now
-        )
+        self.scheduler.want(lease, facts, priority=priority, deadline=self.clock.now + seconds, now=self.clock.now)
         self.check()
         return lease
 
@@ -738,4 +735,3 @@ def test_the_same_traffic_gives_the_same_decisions() -> None:
     first = play()
     assert len(first) > 50
     assert first == play()
-

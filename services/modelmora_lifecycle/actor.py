@@ -1,0 +1,528 @@
+"""The node: one actor in the event loop that owns the scheduler, carries out its effects and tells who watches.
+
+Every change comes in through `_post` and runs alone, one after another; an effect starts a task or puts a message into
+a lease's inbox and returns at once. So no edge ever acts on a state that it read before, and no lock is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from modelmora.errors import InternalError, LoadFailed, ModelMoraError, ReplicaNotFound, ShuttingDown
+from modelmora.worker.v1 import worker_pb2
+from modelmora_runtime.ids import uuid7
+from prometheus_client import Counter, Gauge, Histogram
+
+from modelmora_lifecycle import machine
+from modelmora_lifecycle.domain import (
+    HOST,
+    MIB,
+    EngineLimits,
+    EngineProfile,
+    Footprint,
+    Health,
+    HealthState,
+    Replica,
+    ReplicaState,
+    VersionFacts,
+)
+from modelmora_lifecycle.eviction import Plan
+from modelmora_lifecycle.launcher import Launcher
+from modelmora_lifecycle.ledger import Ledger, Vector
+from modelmora_lifecycle.scheduler import Decision, Rules, Scheduler
+from modelmora_lifecycle.workers import Hold, Worker, WorkerRules
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+HISTORY_EVENTS = 1000
+ENDED_REPLICAS = 100
+_FOREIGN_STEP_BYTES = 64 * MIB
+
+LOADS = Counter("modelmora_lifecycle_loads", "Loads by how they ended.", ["outcome"])
+LOAD_SECONDS = Histogram(
+    "modelmora_lifecycle_load_seconds", "From launch to LOADED.", buckets=(0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+)
+EVICTIONS = Counter("modelmora_lifecycle_evictions", "Replicas that had to make room.")
+CRASHES = Counter("modelmora_lifecycle_worker_crashes", "Workers that ended unasked or had to be replaced.")
+REVOKED = Counter("modelmora_lifecycle_leases_revoked", "Leases that were taken from their holder.")
+REPLICAS = Gauge("modelmora_lifecycle_replicas", "Replicas now.", ["state"])
+CHARGED = Gauge("modelmora_lifecycle_memory_charged_bytes", "Bytes charged in the ledger.", ["device"])
+BUDGET = Gauge("modelmora_lifecycle_memory_budget_bytes", "Bytes that models may take.", ["device"])
+
+
+@dataclass(frozen=True)
+class Loading:
+    """It is not there yet."""
+
+    estimate_seconds: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Granted:
+    """The replica may be used, at `endpoint` with `key`."""
+
+    replica: Replica
+    endpoint: str
+    key: bytes
+
+
+@dataclass(frozen=True)
+class Yielding:
+    """No new batch after `by` (monotonic)."""
+
+    by: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """The lease is over."""
+
+    reason: str
+
+
+Message = Loading | Granted | Yielding | Revoked | ModelMoraError
+
+
+@dataclass(eq=False)
+class LeaseEnd:
+    """The node's side of one lease: what its holder is to be told, and the key it was given."""
+
+    uid: str
+    inbox: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
+    """Bounded by the conversation: a few messages, of which Loading alone may come again."""
+    visit: bool = False
+    """Only wants to know when it is loaded."""
+    worker: Worker | None = None
+    key: bytes = b""
+    admission: asyncio.Task[None] | None = None
+
+    async def next(self) -> Message:
+        """The next message; raises the error that refuses the lease."""
+        message = await self.inbox.get()
+        if isinstance(message, ModelMoraError):
+            raise message
+        return message
+
+
+@dataclass(frozen=True)
+class Event:
+    """One transition, as watchers see it."""
+
+    number: int
+    replica: Replica
+    previous: ReplicaState
+    leases: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a watcher is sent: a replica as it is, or one transition."""
+
+    cursor: str
+    reset: bool
+    replica: Replica | None
+    previous: ReplicaState | None
+    leases: tuple[int, int]
+
+
+class Journal(Protocol):
+    """Where decisions and measurements are kept; never waits, may drop."""
+
+    def decided(self, decision: Decision) -> None: ...
+
+    def measured(self, version: str, facts: VersionFacts, memory: Vector, load_seconds: float) -> None: ...
+
+
+class Node:
+    """All that is in memory on this node. Belongs to the event loop it is made in."""
+
+    def __init__(
+        self,
+        *,
+        budget_bytes: int,
+        share: float,
+        rules: Rules,
+        worker_rules: WorkerRules,
+        launcher: Launcher,
+        hold: Callable[[str], Hold],
+        journal: Journal | None = None,
+        on_health: Callable[[str, str], None] = lambda state, reason: None,
+    ) -> None:
+        """`budget_bytes` 0: a `share` of what the machine or its container has, less what other programs use."""
+        self._loop = asyncio.get_running_loop()
+        self._measures_foreign = budget_bytes == 0
+        ceiling = budget_bytes or int(machine.total_bytes() * share)
+        self.scheduler = Scheduler(Ledger(ceiling={HOST: ceiling}), rules, self, lambda: str(uuid7()))
+        self.foreign_bytes = 0
+        self._worker_rules = worker_rules
+        self._launcher = launcher
+        self._hold = hold
+        self._journal = journal
+        self._on_health = on_health
+        self._ends: dict[str, LeaseEnd] = {}
+        self._workers: dict[str, Worker] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._events: deque[Event] = deque(maxlen=HISTORY_EVENTS)
+        self._event_count = 0
+        self._boot = secrets.token_hex(4)
+        self._ended: dict[str, Replica] = {}
+        self._news = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._sampler: asyncio.Task[None] | None = None
+        self._wall_offset = time.time() - time.monotonic()
+
+    # What edges ask for.
+
+    def open_lease(self, facts: VersionFacts, priority: int, deadline: float) -> LeaseEnd:
+        """A lease that waits for `facts` until `deadline` (monotonic). Close it in any case."""
+        end = LeaseEnd(str(uuid7()))
+        self._ends[end.uid] = end
+        self._post(lambda now: self.scheduler.want(end.uid, facts, priority=priority, deadline=deadline, now=now))
+        return end
+
+    def in_use(self, end: LeaseEnd, in_flight: int) -> None:
+        self._post(lambda now: self.scheduler.in_use(end.uid, in_flight, now))
+
+    def close_lease(self, end: LeaseEnd) -> None:
+        """The holder is gone: the lease is free and its key void."""
+        if self._ends.pop(end.uid, None) is not None:
+            self._post(lambda now: self.scheduler.release(end.uid, now))
+            self._shut_out(end)
+
+    async def load(self, facts: VersionFacts, *, pin: bool, deadline: float, wait: bool) -> Replica:
+        """A version in memory: LOADED with `wait`, else as it is right after the ask. Raises what refuses the load.
+
+        Who waits and goes away cancels; who does not wait has asked for it until `deadline`.
+        """
+        end = LeaseEnd(str(uuid7()), visit=True)
+        self._ends[end.uid] = end
+        try:
+            uid = await self._ask(
+                lambda now: self.scheduler.want(
+                    end.uid, facts, priority=20, deadline=deadline, now=now, pin=pin, visit=True
+                )
+            )
+            while wait or not uid:
+                message = await end.next()
+                if isinstance(message, Granted):
+                    return message.replica
+                if isinstance(message, Revoked):
+                    raise LoadFailed(message.reason)
+            replica = self.replica(uid)
+            if replica is None:
+                raise LoadFailed(f"{facts.name} was cancelled")
+            return replica
+        finally:
+            if wait:
+                self.close_lease(end)
+            else:
+                self._ends.pop(end.uid, None)
+
+    async def unload(self, version: str, *, force: bool) -> list[str]:
+        """Uids of the replicas that are drained now. Raises ReplicaNotFound, VersionInUse."""
+        return await self._ask(lambda now: self.scheduler.unload(version, force=force, now=now))
+
+    async def gone(self, uids: Sequence[str]) -> None:
+        """Returns when none of these replicas is in memory."""
+        while any(self.scheduler.replica(uid) is not None for uid in uids):
+            await self._news.wait()
+
+    def replica(self, uid: str) -> Replica | None:
+        """A replica that is, or was lately."""
+        return self.scheduler.replica(uid) or self._ended.get(uid)
+
+    def serves(self, version: str) -> bool:
+        """Whether a version is in memory or on its way."""
+        return any(
+            replica.version == version and replica.state is not ReplicaState.FAILED
+            for replica in self.scheduler.replicas()
+        )
+
+    def total_bytes(self, device: str) -> int:
+        """Memory that exists on a device."""
+        return machine.total_bytes() if device == HOST else self.scheduler.ledger.ceiling.get(device, 0)
+
+    def deleted(self, version: str) -> None:
+        """The registry knows this version no more: it goes from memory too."""
+        self._spawn(asyncio.create_task(self._forget(version)))
+
+    async def _forget(self, version: str) -> None:
+        try:
+            await self.unload(version, force=True)
+        except ReplicaNotFound:
+            pass
+
+    def wall_time(self, monotonic: float) -> float:
+        """Seconds since the epoch; the same moment always gives the same answer."""
+        return monotonic + self._wall_offset
+
+    async def watch(self, cursor: str, stopping: asyncio.Event) -> AsyncIterator[Sight]:
+        """Transitions after `cursor`, or everything as it is and then transitions. ShuttingDown with the cursor when
+        `stopping` is set."""
+        boot, _, number = cursor.partition("-")
+        seen = int(number) if boot == self._boot and number.isdigit() else -1
+        while True:
+            if not self._remembers(seen):
+                seen = self._event_count
+                now_there = [(replica, self.scheduler.leases(replica.uid)) for replica in self.scheduler.replicas()]
+                for index, (replica, leases) in enumerate(now_there):
+                    # Only the last one carries a cursor: a stream that breaks before has not seen everything.
+                    last = index == len(now_there) - 1
+                    yield Sight(self._cursor(seen) if last else "", index == 0, replica, None, leases)
+                if not now_there:
+                    yield Sight(self._cursor(seen), True, None, None, (0, 0))
+            for event in [event for event in self._events if event.number > seen]:
+                seen = event.number
+                yield Sight(self._cursor(seen), False, event.replica, event.previous, event.leases)
+            if stopping.is_set():
+                raise ShuttingDown(retry_after_seconds=1.0, cursor=self._cursor(seen))
+            if self._event_count == seen:
+                news = asyncio.create_task(self._news.wait())
+                stop = asyncio.create_task(stopping.wait())
+                try:
+                    await asyncio.wait((news, stop), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    news.cancel()
+                    stop.cancel()
+
+    def _remembers(self, seen: int) -> bool:
+        """Whether every event after number `seen` is still there."""
+        return self._event_count - len(self._events) <= seen <= self._event_count
+
+    async def begin(self) -> None:
+        self._sampler = asyncio.create_task(self._sample(), name="memory sampler")
+
+    async def give_up(self) -> None:
+        """Unloads everything: another process has taken this node."""
+        for version in {replica.version for replica in self.scheduler.replicas()}:
+            await self._forget(version)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Ends every worker; returns when all are reaped."""
+        if self._sampler is not None:
+            self._sampler.cancel()
+        await self._ask(lambda now: self.scheduler.close(now, grace_seconds))
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # The actor.
+
+    def _post(self, event: Callable[[float], object]) -> None:
+        self._loop.call_soon(self._run, event)
+
+    async def _ask(self, event: Callable[[float], T]) -> T:
+        answer: asyncio.Future[T] = self._loop.create_future()
+
+        def run(now: float) -> None:
+            try:
+                result = event(now)
+            except ModelMoraError as error:
+                if not answer.done():
+                    answer.set_exception(error)
+            else:
+                if not answer.done():
+                    answer.set_result(result)
+            finally:
+                if not answer.done():
+                    answer.set_exception(InternalError())
+
+        self._post(run)
+        return await answer
+
+    def _run(self, event: Callable[[float], object]) -> None:
+        event(time.monotonic())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wake = self.scheduler.next_wake
+        if wake is not None:
+            delay = max(0.0, wake - time.monotonic())
+            self._timer = self._loop.call_later(delay, self._run, self.scheduler.tick)
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def _spawn(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _sample(self) -> None:
+        while True:
+            ledger = self.scheduler.ledger
+            total = machine.total_bytes()
+            ours = machine.private_bytes(replica.pid for replica in self.scheduler.replicas() if replica.pid)
+            # In steps, rounded up: the last megabyte decides nothing and changes all the time.
+            foreign = max(0, total - machine.available_bytes() - ours)
+            self.foreign_bytes = -(-foreign // _FOREIGN_STEP_BYTES) * _FOREIGN_STEP_BYTES
+            if self._measures_foreign:
+                self._post(lambda now: self.scheduler.observed({HOST: self.foreign_bytes}, now))
+            for state in ReplicaState:
+                REPLICAS.labels(state.value).set(sum(r.state is state for r in self.scheduler.replicas()))
+            for device, memory_bytes in ledger.budget.items():
+                BUDGET.labels(device).set(memory_bytes)
+                CHARGED.labels(device).set(ledger.charged.get(device, 0))
+            self._tell_health()
+            await asyncio.sleep(2.0)
+
+    def _tell_health(self) -> None:
+        unstable = self.scheduler.unstable()
+        overdraft = self.scheduler.ledger.overdraft
+        if unstable:
+            names = ", ".join(f"{name} ({count} times in a row)" for name, count in sorted(unstable.items()))
+            self._on_health("degraded", f"keeps failing: {names}")
+        elif overdraft:
+            self._on_health("degraded", f"models use more memory than there is: {overdraft} bytes too many")
+        else:
+            self._on_health("healthy", "")
+
+    def _cursor(self, number: int) -> str:
+        return f"{self._boot}-{number}"
+
+    # Effects.
+
+    def start(self, replica: Replica, facts: VersionFacts, need: Vector) -> None:
+        worker = Worker(replica.uid, facts, need, self._launcher, self._hold(facts.name), self._worker_rules, self)
+        self._workers[replica.uid] = worker
+        self._spawn(worker.begin())
+
+    def stop(self, replica: Replica, grace_seconds: float) -> None:
+        self._workers[replica.uid].stop(grace_seconds)
+
+    def granted(self, lease: str, replica: Replica) -> None:
+        end = self._ends.get(lease)
+        if end is None:
+            return
+        if end.visit:
+            del self._ends[lease]
+            end.inbox.put_nowait(Granted(replica, "", b""))
+            return
+        end.worker = self._workers[replica.uid]
+        end.key = secrets.token_bytes(32)
+        end.admission = self._spawn(asyncio.create_task(self._admit(end, replica)))
+
+    async def _admit(self, end: LeaseEnd, replica: Replica) -> None:
+        assert end.worker is not None
+        try:
+            await end.worker.allow(end.key)
+        except (ModelMoraError, TimeoutError) as error:
+            end.inbox.put_nowait(Revoked(f"the worker did not let the holder in: {error or 'timeout'}"))
+            self._post(lambda now: self.scheduler.release(end.uid, now))
+        else:
+            end.inbox.put_nowait(Granted(replica, end.worker.endpoint, end.key))
+
+    def loading(self, lease: str, estimate_seconds: float | None, reason: str) -> None:
+        self._send(lease, Loading(estimate_seconds, reason))
+
+    def yielding(self, lease: str, by: float, reason: str) -> None:
+        self._send(lease, Yielding(by, reason))
+
+    def revoked(self, lease: str, reason: str) -> None:
+        REVOKED.inc()
+        end = self._ends.pop(lease, None)
+        if end is not None:
+            self._shut_out(end)
+            end.inbox.put_nowait(Revoked(reason))
+
+    def refused(self, lease: str, error: ModelMoraError) -> None:
+        end = self._ends.pop(lease, None)
+        if end is not None:
+            end.inbox.put_nowait(error)
+
+    def changed(self, replica: Replica, previous: ReplicaState) -> None:
+        self._event_count += 1
+        leases = self.scheduler.leases(replica.uid)
+        self._events.append(Event(self._event_count, replica, previous, leases))
+        log.info(
+            "%s of %s: %s -> %s: %s", replica.name, replica.version, previous.name, replica.state.name, replica.reason
+        )
+        if replica.state is ReplicaState.FAILED:
+            if previous is ReplicaState.LOADING:
+                LOADS.labels("cancelled" if replica.reason.startswith("cancelled") else "failed").inc()
+            else:
+                CRASHES.inc()
+        elif replica.state is ReplicaState.LOADED and previous is ReplicaState.LOADING:
+            LOADS.labels("loaded").inc()
+            LOAD_SECONDS.observe(replica.load_seconds)
+            self._keep(replica)
+        elif replica.state is ReplicaState.UNLOADED:
+            if replica.peak:
+                self._keep(replica)
+            self._ended[replica.uid] = replica
+            if len(self._ended) > ENDED_REPLICAS:
+                del self._ended[next(iter(self._ended))]
+
+    def decided(self, decision: Decision) -> None:
+        if isinstance(decision.outcome, Plan):
+            EVICTIONS.inc(len(decision.outcome.victims))
+        log.info("to place %s: %s", decision.version, decision.outcome)
+        if self._journal is not None:
+            self._journal.decided(decision)
+
+    def _keep(self, replica: Replica) -> None:
+        facts = self.scheduler.facts(replica.version)
+        if self._journal is not None and facts is not None:
+            self._journal.measured(replica.version, facts, replica.peak, replica.load_seconds)
+
+    def _send(self, lease: str, message: Message) -> None:
+        end = self._ends.get(lease)
+        if end is not None:
+            end.inbox.put_nowait(message)
+
+    def _shut_out(self, end: LeaseEnd) -> None:
+        if end.worker is not None:
+            self._spawn(asyncio.create_task(self._withdraw(end)))
+
+    async def _withdraw(self, end: LeaseEnd) -> None:
+        assert end.worker is not None
+        if end.admission is not None:
+            await asyncio.wait((end.admission,))
+        await end.worker.withdraw(end.key)
+
+    # Reports of workers.
+
+    def launched(self, uid: str, pid: int) -> None:
+        self._post(lambda now: self.scheduler.launched(uid, pid, now))
+
+    def loaded(self, uid: str, reply: worker_pb2.LoadReply, seconds: float) -> None:
+        memory = {item.device: item.memory_bytes for item in reply.footprint if item.memory_bytes > 0}
+        profile = EngineProfile(
+            reply.engine_profile.backend,
+            reply.engine_profile.precision,
+            dict(reply.engine_profile.library_versions),
+            reply.engine_profile.batch_rule,
+        )
+        limits = EngineLimits(
+            reply.max_input_tokens, reply.embedding_dimensions, reply.max_batch_tokens, reply.max_batch_entries
+        )
+        self._post(lambda now: self.scheduler.loaded(uid, Footprint(memory, seconds), now, profile, limits))
+
+    def load_failed(self, uid: str, error: ModelMoraError) -> None:
+        log.warning("a load failed: %s", error.message)
+        self._post(lambda now: self.scheduler.load_failed(uid, error, now))
+
+    def watched(self, uid: str, health: Health, memory: Mapping[str, int]) -> None:
+        def report(now: float) -> None:
+            if health.state is not HealthState.UNKNOWN:
+                self.scheduler.health(uid, health, now)
+            self.scheduler.measured(uid, memory, now)
+
+        self._post(report)
+
+    def exited(self, uid: str, reason: str) -> None:
+        def report(now: float) -> None:
+            self._workers.pop(uid, None)
+            self.scheduler.exited(uid, reason, now)
+
+        self._post(report)

@@ -1,0 +1,352 @@
+"""Lifecycle's settings and wiring: the node, what it asks the registry, what it keeps, and who is on duty."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from modelmora.errors import DatabaseUnavailable, ModelMoraError, NotFound, Unavailable, VersionNotReady
+from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
+from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
+from modelmora_runtime.auth import OPERATORS, READERS, SERVICES
+from modelmora_runtime.db import Database
+from modelmora_runtime.host import Mounted, Platform, Service
+from modelmora_runtime.settings import Section
+from pydantic import ByteSize, Field
+
+from modelmora_lifecycle import machine
+from modelmora_lifecycle.actor import Node
+from modelmora_lifecycle.domain import HOST, MIB, EngineProfile, Prediction, VersionFacts
+from modelmora_lifecycle.launcher import LocalLauncher
+from modelmora_lifecycle.scheduler import Rules
+from modelmora_lifecycle.service import Duty, LifecycleLeaseServicer, LifecycleServicer
+from modelmora_lifecycle.store import LifecycleStore, StoreJournal
+from modelmora_lifecycle.workers import WorkerRules
+
+NAME = "lifecycle"
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = (0.1, 2.0)
+_RPC_SECONDS = 10.0
+_STOP_GRACE_SECONDS = 1.0
+_FACTS_KEPT = 10_000
+_ACCELERATOR = "cuda:0"
+
+
+class Settings(Section):
+    """Section `lifecycle`."""
+
+    node: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        max_length=255,
+        description="Name of this machine; one process at a time serves it.",
+    )
+    memory_budget_bytes: ByteSize = Field(
+        ByteSize(0), ge=0, description="Main memory that models may take; 0: memory_share, less what others use."
+    )
+    memory_share: float = Field(
+        0.8, gt=0, le=1, description="Share of the machine's or container's memory that models may take."
+    )
+    minimum_residency_seconds: float = Field(
+        2.0, ge=0, le=3600, description="A model stays at least so long once loaded, and as long as its load took."
+    )
+    holder_grace_seconds: float = Field(
+        20.0, gt=0, le=600, description="How long work in flight may go on when its model has to make room."
+    )
+    drain_grace_seconds: float = Field(
+        5.0, gt=0, le=600, description="How long work in flight may go on when its model is unloaded by force."
+    )
+    launch_timeout_seconds: float = Field(60.0, gt=0, le=3600, description="Until a new worker process listens.")
+    load_timeout_seconds: float = Field(
+        120.0, gt=0, le=86400, description="Until a model is loaded, beside what its size allows."
+    )
+    load_bytes_per_second: ByteSize = Field(
+        ByteSize(20_000_000), gt=0, description="Slowest reading of model files that is waited for."
+    )
+    idle_ttl_seconds: float = Field(
+        0.0, ge=0, le=31_536_000, description="Unload what was not used for so long; 0: only when room is needed."
+    )
+    engine_overhead_bytes: ByteSize = Field(
+        ByteSize(350 * MIB), ge=0, description="Guess of what an engine takes beside the model's files."
+    )
+    worker_overhead_bytes: ByteSize = Field(
+        ByteSize(32 * MIB), ge=0, description="Guess of what a worker takes whose engine needs no files."
+    )
+    watch_interval_seconds: float = Field(1.0, ge=0.05, le=60, description="How often a worker tells how it is.")
+    unresponsive_seconds: float = Field(
+        5.0, ge=0.5, le=600, description="Silence after which a worker counts as unhealthy."
+    )
+    unhealthy_grace_seconds: float = Field(
+        10.0, ge=0, le=3600, description="How long a worker may stay unhealthy before it is replaced."
+    )
+    decisions_kept: int = Field(10_000, ge=100, description="Rows kept of eviction decisions.")
+
+
+@asynccontextmanager
+async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]:
+    """Returns at once; who is on duty is settled in the background. On exit no worker is left."""
+    if settings.memory_budget_bytes > machine.total_bytes():
+        log.warning("lifecycle.memory_budget_bytes is more than the %d bytes there are", machine.total_bytes())
+    registry = Registry(platform, f"{NAME}@{settings.node}")
+    launcher = LocalLauncher(platform.run_dir, platform.settings.data_dir / "logs")
+    database = Database(platform.database_url, NAME, pool_size=2, pool_overflow=2) if platform.database_url else None
+    store = LifecycleStore(database, settings.node, settings.decisions_kept) if database else None
+    journal = StoreJournal(store) if store else None
+    duty = Duty(asyncio.Event())
+    state = {"duty": ("unknown", duty.reason), "models": ("healthy", "")}
+
+    def report(part: str) -> Callable[[str, str], None]:
+        def set_health(level: str, reason: str) -> None:
+            state[part] = (level, reason)
+            worst = state["duty"] if state["duty"][0] != "healthy" else state["models"]
+            platform.health.set(NAME, worst[0], worst[1])  # type: ignore[arg-type]
+
+        return set_health
+
+    node = Node(
+        budget_bytes=settings.memory_budget_bytes,
+        share=settings.memory_share,
+        rules=rules(settings),
+        worker_rules=WorkerRules(
+            launch_timeout_seconds=settings.launch_timeout_seconds,
+            load_timeout_seconds=settings.load_timeout_seconds,
+            load_bytes_per_second=settings.load_bytes_per_second,
+            watch_interval_seconds=settings.watch_interval_seconds,
+            unresponsive_seconds=settings.unresponsive_seconds,
+        ),
+        launcher=launcher,
+        hold=registry.hold,
+        journal=journal,
+        on_health=report("models"),
+    )
+    registry.on_deleted = node.deleted
+    await node.begin()
+    chores: list[Coroutine[Any, Any, None]] = [serve_node(duty, node, database, store, settings.node, report("duty"))]
+    if journal is not None:
+        chores.append(journal.run())
+    tasks = [asyncio.create_task(chore) for chore in chores]
+    try:
+        yield Mounted(services(node, registry, duty, platform.stopping))
+    finally:
+        await node.close(_STOP_GRACE_SECONDS)
+        await launcher.close()
+        if journal is not None and database is not None and database.available:
+            await journal.flush(0.5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if database is not None:
+            await database.close()
+
+
+def services(node: Node, registry: Registry, duty: Duty, stopping: asyncio.Event) -> list[Service]:
+    """Both services with the roles that each RPC needs."""
+    return [
+        Service(
+            "modelmora.lifecycle.v1.LifecycleService",
+            lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server,
+            LifecycleServicer(node, registry, duty, stopping),
+            {
+                "LoadModel": OPERATORS,
+                "UnloadModel": OPERATORS,
+                "GetReplica": READERS,
+                "ListReplicas": READERS,
+                "WatchReplicas": READERS,
+                "GetMemory": READERS,
+            },
+        ),
+        Service(
+            "modelmora.lifecycle.v1.LifecycleLeaseService",
+            lifecycle_pb2_grpc.add_LifecycleLeaseServiceServicer_to_server,
+            LifecycleLeaseServicer(node, registry, duty),
+            {"Acquire": SERVICES},
+        ),
+    ]
+
+
+def rules(settings: Settings) -> Rules:
+    return Rules(
+        minimum_residency_seconds=settings.minimum_residency_seconds,
+        holder_grace_seconds=settings.holder_grace_seconds,
+        drain_grace_seconds=settings.drain_grace_seconds,
+        unhealthy_grace_seconds=settings.unhealthy_grace_seconds,
+        idle_ttl_seconds=settings.idle_ttl_seconds,
+        prediction=Prediction(
+            engine_overhead_bytes=settings.engine_overhead_bytes,
+            bare_overhead_bytes=settings.worker_overhead_bytes,
+        ),
+    )
+
+
+async def serve_node(
+    duty: Duty,
+    node: Node,
+    database: Database | None,
+    store: LifecycleStore | None,
+    name: str,
+    report: Callable[[str, str], None],
+) -> None:
+    """Settles who serves this node, by an advisory lock, for ever. Who has served goes on while the database is away:
+    nobody else can take the lock then either, and models in memory need no database."""
+
+    def set_duty(on_duty: bool, level: str, reason: str) -> None:
+        duty.on_duty, duty.reason = on_duty, reason
+        duty.decided.set()
+        report(level, reason)
+
+    if database is None or store is None:
+        set_duty(True, "healthy", "")
+        return
+    pause, longest = _RETRY_SECONDS
+    migrated = False
+    while True:
+        try:
+            if not migrated:
+                await database.migrate("modelmora_lifecycle")
+                for measured in await store.measurements():
+                    node.scheduler.remember(measured.model_version, measured.memory, measured.load_seconds)
+                migrated = True
+            lock = await database.try_lock(f"node {name}")
+        except DatabaseUnavailable as error:
+            if not duty.on_duty:
+                report("unhealthy", f"database: {error.message}")
+        else:
+            if lock is not None:
+                set_duty(True, "healthy", "")
+                try:
+                    await lock.lost.wait()
+                finally:
+                    await lock.release()
+                pause = _RETRY_SECONDS[0]
+                log.warning("the lock of node %s is lost; serving goes on", name)
+                continue
+            if duty.on_duty:
+                log.error("another process has taken node %s; everything is unloaded", name)
+                await node.give_up()
+            set_duty(False, "degraded", f"standby: another process serves node {name}")
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, longest)
+
+
+class Registry:
+    """What lifecycle asks the registry: facts of versions, which never change, and holds."""
+
+    def __init__(self, platform: Platform, holder: str) -> None:
+        self._platform = platform
+        self._holder = holder
+        self._facts: OrderedDict[str, VersionFacts] = OrderedDict()
+        self.on_deleted: Callable[[str], None] = lambda name: None
+
+    async def resolve(self, reference: str) -> VersionFacts:
+        request = registry_pb2.ResolveModelRequest(reference=reference)
+        response = await self._service().ResolveModel(request, timeout=_RPC_SECONDS)
+        return self._remember(facts_of(response.model_version))
+
+    async def facts(self, name: str) -> VersionFacts:
+        if name in self._facts:
+            self._facts.move_to_end(name)
+            return self._facts[name]
+        request = registry_pb2.GetModelVersionRequest(name=name)
+        response = await self._service().GetModelVersion(request, timeout=_RPC_SECONDS)
+        return self._remember(facts_of(response.model_version))
+
+    def hold(self, name: str) -> RegistryHold:
+        return RegistryHold(self, name)
+
+    def _service(self) -> Any:
+        channel = self._platform.peers.channel("registry")
+        return registry_pb2_grpc.RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
+
+    def _remember(self, facts: VersionFacts) -> VersionFacts:
+        self._facts[facts.name] = facts
+        self._facts.move_to_end(facts.name)
+        if len(self._facts) > _FACTS_KEPT:
+            self._facts.popitem(last=False)
+        return facts
+
+    def forget(self, name: str) -> None:
+        self._facts.pop(name, None)
+
+    async def keep_hold(self, name: str, in_force: Callable[[], None]) -> None:
+        """Holds until cancelled. Raises NotFound when the version is gone, Unavailable when the stream breaks."""
+        channel = self._platform.peers.channel("registry")
+        stub = registry_pb2_grpc.RegistryHoldServiceStub(channel)  # type: ignore[no-untyped-call]
+        call = stub.AcquireHold(registry_pb2.AcquireHoldRequest(name=name, holder=self._holder))
+        try:
+            async for _ in call:
+                in_force()
+        finally:
+            call.cancel()
+        raise Unavailable("the registry ended the hold")
+
+
+class RegistryHold:
+    """A hold that comes back by itself when the registry does."""
+
+    def __init__(self, registry: Registry, name: str) -> None:
+        self._registry = registry
+        self._name = name
+        self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep(), name=f"hold of {name}")
+
+    async def acquired(self) -> None:
+        """In force, or the registry is away: what it cannot delete now, it will not delete behind our back, for the
+        hold is asked for again as soon as it is there. Raises VersionNotFound, ModelNotFound."""
+        await asyncio.shield(self._first)
+
+    def release(self) -> None:
+        self._task.cancel()
+        self._first.cancel()
+
+    async def _keep(self) -> None:
+        pause, longest = _RETRY_SECONDS
+        while True:
+            try:
+                await self._registry.keep_hold(self._name, self._settle)
+            except NotFound as error:
+                self._registry.forget(self._name)
+                if self._first.done():
+                    log.error("%s was deleted while it was in memory", self._name)
+                    self._registry.on_deleted(self._name)
+                else:
+                    self._settle(error)
+                return
+            except ModelMoraError as error:
+                log.warning("the hold of %s is not in force: %s", self._name, error)
+                self._settle()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, longest)
+
+    def _settle(self, error: ModelMoraError | None = None) -> None:
+        if self._first.done():
+            return
+        if error is None:
+            self._first.set_result(None)
+        else:
+            self._first.set_exception(error)
+
+
+def facts_of(version: registry_pb2.ModelVersion) -> VersionFacts:
+    """What lifecycle needs of a version. Raises VersionNotReady."""
+    if version.state != registry_pb2.MODEL_VERSION_STATE_READY:
+        raise VersionNotReady(f"{version.name} is not READY", model_version=version.name)
+    required = version.resource_requirements
+    declared = {HOST: required.memory_bytes, _ACCELERATOR: required.accelerator_memory_bytes}
+    profile = version.engine_profile
+    return VersionFacts(
+        name=version.name,
+        engine=version.engine,
+        artifact_path=version.artifact.path,
+        artifact_bytes=version.artifact.size_bytes,
+        task_type=version.task_type,
+        cpu_threads=required.cpu_threads,
+        declared={device: memory_bytes for device, memory_bytes in declared.items() if memory_bytes > 0},
+        profile=EngineProfile(profile.backend, profile.precision, dict(profile.library_versions), profile.batch_rule),
+        options=version.engine_options.SerializeToString(deterministic=True),
+    )

@@ -1,0 +1,283 @@
+"""The life of one worker process, from launch to reap: what effects `start` and `stop` mean for real.
+
+It reports and decides nothing. Whatever happens, `exited` is reported exactly once, when the process is gone:
+
+    launch ─ hello ─ load ─ loaded ─ watch …… stop asked ─ drain ─ SIGTERM ─ SIGKILL ─ exited
+       └────────┴───────┴─ error, exit or stop: load_failed (unless stopped) ─ SIGKILL ─ exited
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from modelmora.common.v1 import common_pb2
+from modelmora.errors import LoadFailed, ModelMoraError, WorkerUnavailable
+from modelmora.worker.v1 import worker_pb2
+from modelmora_runtime.worker_channel import WorkerChannel
+
+from modelmora_lifecycle.domain import Health, HealthState, VersionFacts
+from modelmora_lifecycle.launcher import Launcher, LaunchSpec, WorkerExit, WorkerProcess
+
+log = logging.getLogger(__name__)
+
+_TAIL_LINES = 20
+_TAIL_CHARS = 4000
+_AFTER_DRAIN_SECONDS = 2.0
+_AFTER_TERM_SECONDS = 2.0
+_KEY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class WorkerRules:
+    """How long things may take."""
+
+    launch_timeout_seconds: float = 60.0
+    load_timeout_seconds: float = 120.0
+    """Beside what the size of the files allows for."""
+    load_bytes_per_second: float = 20e6
+    """The slowest disk that is waited for."""
+    watch_interval_seconds: float = 1.0
+    unresponsive_seconds: float = 5.0
+    """Silence after which a worker counts as unhealthy."""
+
+    def load_seconds(self, artifact_bytes: int) -> float:
+        return self.load_timeout_seconds + artifact_bytes / self.load_bytes_per_second
+
+
+class Hold(Protocol):
+    """Keeps a version from being deleted while it is loading or loaded."""
+
+    async def acquired(self) -> None:
+        """Returns once it is in force. Raises VersionNotFound, or Unavailable while the registry is away."""
+
+    def release(self) -> None: ...
+
+
+class Reports(Protocol):
+    """Where a worker's life is reported."""
+
+    def launched(self, uid: str, pid: int) -> None: ...
+
+    def loaded(self, uid: str, reply: worker_pb2.LoadReply, seconds: float) -> None: ...
+
+    def load_failed(self, uid: str, error: ModelMoraError) -> None: ...
+
+    def watched(self, uid: str, health: Health, memory: Mapping[str, int]) -> None: ...
+
+    def exited(self, uid: str, reason: str) -> None: ...
+
+
+class Worker:
+    """One replica's process. `begin` once; `stop` any time and as often as wanted."""
+
+    def __init__(
+        self,
+        uid: str,
+        facts: VersionFacts,
+        need: Mapping[str, int],
+        launcher: Launcher,
+        hold: Hold,
+        rules: WorkerRules,
+        reports: Reports,
+    ) -> None:
+        self.uid = uid
+        self.endpoint = ""
+        self._facts = facts
+        self._need = need
+        self._launcher = launcher
+        self._hold = hold
+        self._rules = rules
+        self._reports = reports
+        self._process: WorkerProcess | None = None
+        self._control: WorkerChannel | None = None
+        self._stop_asked = asyncio.Event()
+        self._grace_seconds = 0.0
+        self._last_sign = 0.0
+
+    def begin(self) -> asyncio.Task[None]:
+        return asyncio.create_task(self._live(), name=f"worker of {self.uid}")
+
+    def stop(self, grace_seconds: float) -> None:
+        """Drain within the grace, then end by force. A load is cancelled without grace."""
+        self._grace_seconds = grace_seconds
+        self._stop_asked.set()
+
+    async def allow(self, key: bytes) -> None:
+        """Lets a holder in. Raises WorkerUnavailable, TimeoutError."""
+        async with asyncio.timeout(_KEY_SECONDS):
+            await self._open_control().allow(key)
+
+    async def withdraw(self, key: bytes) -> None:
+        """Shuts a holder out and closes its connections; nothing happens when the worker is gone."""
+        try:
+            async with asyncio.timeout(_KEY_SECONDS):
+                await self._open_control().withdraw(key)
+        except (ModelMoraError, TimeoutError) as error:
+            if self._process is not None and not self._process.exited.done():
+                log.warning("a key could not be withdrawn from the worker of %s: %s", self._facts.name, error)
+
+    def _open_control(self) -> WorkerChannel:
+        if self._control is None:
+            raise WorkerUnavailable("the worker is not there")
+        return self._control
+
+    async def _live(self) -> None:
+        reason = "it was never started"
+        try:
+            if await self._load_unless_stopped():
+                await self._serve()
+            reason = await self._end()
+        finally:
+            self._hold.release()
+            if self._control is not None:
+                await self._control.close()
+            self._reports.exited(self.uid, reason)
+
+    async def _load_unless_stopped(self) -> bool:
+        """Whether there is a loaded model now."""
+        load = asyncio.create_task(self._load())
+        stop = asyncio.create_task(self._stop_asked.wait())
+        try:
+            await asyncio.wait((load, stop), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            load.cancel()
+            await asyncio.wait((load, stop))
+        if load.cancelled():
+            self._grace_seconds = 0.0
+            return False
+        error = load.exception()
+        if error is None:
+            return True
+        self._grace_seconds = 0.0
+        if not isinstance(error, ModelMoraError):
+            raise error
+        if isinstance(error, WorkerUnavailable) and self._process is not None:
+            # The connection broke; how the process ended says more.
+            exit_ = await self._wait_for_exit(_AFTER_TERM_SECONDS)
+            error = LoadFailed(f"the worker ended while loading: {_words(exit_)}" if exit_ else error.message)
+        self._reports.load_failed(self.uid, error)
+        return False
+
+    async def _load(self) -> None:
+        start = time.monotonic()
+        spec = LaunchSpec(self.uid, self._facts.engine, self._facts.name, {})
+        holding = asyncio.ensure_future(self._hold.acquired())
+        try:
+            process = await self._launcher.launch(spec, timeout_seconds=self._rules.launch_timeout_seconds)
+            self._process = process
+            self._reports.launched(self.uid, process.pid)
+            self._control = await WorkerChannel.connect(process.endpoint, process.control_key)
+            self.endpoint = process.endpoint
+            await holding
+        finally:
+            holding.cancel()
+            await asyncio.gather(holding, return_exceptions=True)
+        reply = await self._control.load(
+            load_request(self._facts, self._need),
+            timeout_seconds=self._rules.load_seconds(self._facts.artifact_bytes),
+        )
+        self._reports.loaded(self.uid, reply, time.monotonic() - start)
+
+    async def _serve(self) -> None:
+        """Until it is to stop or is gone."""
+        assert self._process is not None
+        stop = asyncio.create_task(self._stop_asked.wait())
+        watch = asyncio.create_task(self._watch())
+        pulse = asyncio.create_task(self._take_pulse())
+        try:
+            await asyncio.wait((stop, self._process.exited), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (stop, watch, pulse):
+                task.cancel()
+            await asyncio.wait((stop, watch, pulse))
+
+    async def _watch(self) -> None:
+        assert self._process is not None
+        interval = self._rules.watch_interval_seconds
+        while True:
+            try:
+                if self._control is None or self._control.closed.is_set():
+                    self._control = await WorkerChannel.connect(self._process.endpoint, self._process.control_key)
+                async for reply in self._control.watch(interval):
+                    self._last_sign = time.monotonic()
+                    state = _HEALTH.get(reply.state, HealthState.UNKNOWN)
+                    self._reports.watched(
+                        self.uid, Health(state, reply.reason, self._last_sign), {"host": reply.private_bytes}
+                    )
+            except ModelMoraError as error:
+                log.warning("the worker of %s is not to be reached: %s", self._facts.name, error)
+            await asyncio.sleep(interval)
+
+    async def _take_pulse(self) -> None:
+        self._last_sign = time.monotonic()
+        while True:
+            await asyncio.sleep(self._rules.unresponsive_seconds / 4)
+            now = time.monotonic()
+            silence = now - self._last_sign
+            if silence > self._rules.unresponsive_seconds + self._rules.watch_interval_seconds:
+                reason = f"the worker has not answered for {silence:.0f} s"
+                self._reports.watched(self.uid, Health(HealthState.UNHEALTHY, reason, now), {})
+
+    async def _end(self) -> str:
+        """Ends the process, politely while there is grace; answers how it ended."""
+        process = self._process
+        if process is None:
+            return "it was never started"
+        if self._grace_seconds > 0 and self._control is not None and not process.exited.done():
+            try:
+                await self._control.drain(timeout_seconds=self._grace_seconds)
+                await self._wait_for_exit(_AFTER_DRAIN_SECONDS)
+            except (ModelMoraError, TimeoutError) as error:
+                log.info("the worker of %s did not drain: %s", self._facts.name, error or "timeout")
+            if not process.exited.done():
+                process.terminate()
+                await self._wait_for_exit(_AFTER_TERM_SECONDS)
+        if not process.exited.done():
+            process.kill()
+        while (exit_ := await self._wait_for_exit(10.0)) is None:
+            # In the kernel's hands; its memory is not back before it is gone, so nothing else is right than to wait.
+            log.error("the worker of %s (pid %d) does not die", self._facts.name, process.pid)
+        return _words(exit_)
+
+    async def _wait_for_exit(self, seconds: float) -> WorkerExit | None:
+        assert self._process is not None
+        await asyncio.wait((self._process.exited,), timeout=seconds)
+        return self._process.exited.result() if self._process.exited.done() else None
+
+
+_HEALTH = {
+    common_pb2.HEALTH_STATE_HEALTHY: HealthState.HEALTHY,
+    common_pb2.HEALTH_STATE_DEGRADED: HealthState.DEGRADED,
+    common_pb2.HEALTH_STATE_UNHEALTHY: HealthState.UNHEALTHY,
+}
+
+
+def load_request(facts: VersionFacts, need: Mapping[str, int]) -> worker_pb2.LoadRequest:
+    """What the worker is told to load, with the bytes granted on each device."""
+    request = worker_pb2.LoadRequest(
+        engine=facts.engine,
+        artifact_path=facts.artifact_path,
+        model_version=facts.name,
+        devices=[common_pb2.DeviceMemory(device=name, memory_bytes=size) for name, size in sorted(need.items())],
+        task_type=facts.task_type,  # type: ignore[arg-type]
+        cpu_threads=facts.cpu_threads,
+        engine_profile=common_pb2.EngineProfile(
+            backend=facts.profile.backend,
+            precision=facts.profile.precision,
+            library_versions=facts.profile.library_versions,
+            batch_rule=facts.profile.batch_rule,
+        ),
+    )
+    request.options.ParseFromString(facts.options)
+    return request
+
+
+def _words(exit_: WorkerExit) -> str:
+    tail = "\n".join(exit_.log_tail[-_TAIL_LINES:])[-_TAIL_CHARS:]
+    return f"{exit_}; its last lines:\n{tail}" if tail else str(exit_)
