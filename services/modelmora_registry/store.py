@@ -908,7 +908,7 @@ async def _page(
     query = query.where(*(_condition(columns, comparison) for comparison in page.comparisons))
     total = None
     if with_total:
-        capped = query.with_only_columns(sa.literal(1)).limit(TOTAL_SIZE_CAP).subquery()
+        capped = query.with_only_columns(sa.literal(1), maintain_column_froms=True).limit(TOTAL_SIZE_CAP).subquery()
         total = await connection.scalar(sa.select(sa.func.count()).select_from(capped))
     key = columns[page.order.field]
     if page.after is not None:
