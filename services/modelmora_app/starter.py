@@ -47,6 +47,7 @@ SENTENCES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs until the platform ends; its exit code, or 1 when the model did not answer."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core writes about connections is in our errors
     folder = wheel_folder()
     roots = ["--set", f"registry.model_roots=[{json.dumps(str(folder))}]"] if folder is not None else []
     command = [sys.executable, "-P", "-m", "modelmora_app", "up", *roots, *arguments]
@@ -102,13 +103,14 @@ def _endpoint_file(arguments: Sequence[str]) -> Path:
                 given[flag] = arguments[position + 1]
             elif argument.startswith(flag + "="):
                 given[flag] = argument.partition("=")[2]
-    if "--config" in given:
+    config_file = given.get("--config") or os.environ.get("MODELMORA_CONFIG")
+    if config_file:
         from modelmora_runtime import settings
 
         from modelmora_app.cli.platform import CONTEXTS
 
         loaded = settings.load(
-            {}, config_file=Path(given["--config"]), flags={"data_dir": given.get("--data-dir")}, elsewhere=CONTEXTS
+            {}, config_file=Path(config_file), flags={"data_dir": given.get("--data-dir")}, elsewhere=CONTEXTS
         )
         return Path(loaded[settings.PLATFORM].data_dir) / "run" / "endpoint.json"
     from modelmora_app.cli.session import data_dir

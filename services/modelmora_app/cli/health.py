@@ -41,7 +41,9 @@ def info(session: Session) -> None:
         show.print_json(answer)
         return
     storage = answer.storage
-    models = f", {storage.model_count} models" if storage.HasField("model_count") else ""
+    models = (
+        f", {storage.model_count} model" + "s" * (storage.model_count != 1) if storage.HasField("model_count") else ""
+    )
     show.facts(
         [
             ("modelmora", answer.version),

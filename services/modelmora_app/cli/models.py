@@ -127,7 +127,12 @@ def _show_version(version: registry_pb2.ModelVersion) -> None:
             ("task", show.field_word(version, "task_type")),
             ("engine", " ".join(filter(None, (version.engine, profile.backend, profile.precision)))),
             ("options", json.dumps(show.as_json(version.engine_options)) if version.engine_options.fields else ""),
-            ("source", f"hub {hub.repo_id} {hub.commit}" if kind == "hub" else f"{kind} {version.source.local.path}"),
+            (
+                "source",
+                f"hub {hub.repo_id} {hub.commit}"
+                if kind == "hub"
+                else f"{kind or ''} {version.source.local.path}".strip(),
+            ),
             ("size", show.size(version.artifact.size_bytes) if version.artifact.size_bytes else ""),
             ("digest", version.artifact.digest),
             ("dimensions", str(limits.embedding_dimensions or "")),

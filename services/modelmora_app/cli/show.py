@@ -41,7 +41,7 @@ def error_lines(error: ModelMoraError) -> list[str]:
     facts = [f"{key}={value}" for key, value in error.metadata.items() if value and value not in error.message]
     if facts:
         lines.append("  " + ", ".join(facts))
-    if error.reason in _ADVICE:
+    if error.reason in _ADVICE and "force" not in error.message:
         lines.append("  " + _ADVICE[error.reason])
     elif error.reason == "Unavailable":
         lines.append(
@@ -81,7 +81,7 @@ def _message(message: Any) -> Any:
     if kind == "google.protobuf.Struct":
         from google.protobuf.json_format import MessageToDict
 
-        return MessageToDict(message)
+        return _with_integers(MessageToDict(message))
     content: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         if field.has_presence and not message.HasField(field.name):
@@ -96,6 +96,15 @@ def _message(message: Any) -> Any:
         else:
             content[field.name] = [enum_word(field.enum_type, item) for item in value]
     return content
+
+
+def _with_integers(value: Any) -> Any:
+    """A Struct knows floats only; 8.0 was an 8."""
+    if isinstance(value, dict):
+        return {key: _with_integers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_integers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def enum_word(enum: Any, number: int) -> str | int:
@@ -138,7 +147,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) 
         grid.add_column(column.rstrip(">").upper(), justify="right" if right else "left", overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    console().print(grid)
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(grid)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,8 @@ def _path(config_file: Path | None, data_dir: str | None, token_file: str | None
     # Sections of the contexts do not matter here, and importing them would take a second.
     elsewhere = ("registry", "lifecycle", "inference", "observability")
     flags = {"data_dir": data_dir, "token_file": token_file}
+    if config_file is None and os.environ.get("MODELMORA_CONFIG"):
+        config_file = Path(os.environ["MODELMORA_CONFIG"])
     platform = settings.load({}, config_file=config_file, flags=flags, elsewhere=elsewhere)[settings.PLATFORM]
     return Path(platform.token_file or platform.data_dir / "tokens.json")
 
