@@ -1,0 +1,307 @@
+"""Inference in a real host with real echo workers, and a lifecycle small enough that a test can say when it takes a
+lease back. The same calls against the real lifecycle are in test_inference_platform.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from modelmora import errors
+from modelmora.common.v1 import common_pb2
+from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
+from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
+from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
+from modelmora.worker.v1 import worker_pb2
+from modelmora_inference import main as inference
+from modelmora_lifecycle.launcher import LaunchSpec, LocalLauncher, WorkerProcess
+from modelmora_runtime.auth import SERVICES
+from modelmora_runtime.host import Context, Host, Mounted, Platform, Service
+from modelmora_runtime.peers import PeerChannel
+from modelmora_runtime.settings import PlatformSettings, Section
+from modelmora_runtime.worker_channel import WorkerChannel
+from modelmora_worker.engines.echo import vector
+
+DIGEST = "sha256:" + "ab" * 32
+
+
+@dataclass
+class Granted:
+    """One lease that inference holds."""
+
+    version: str
+    inbox: asyncio.Queue[lifecycle_pb2.AcquireResponse | None]
+    in_use: list[int] = field(default_factory=list)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def ask_to_yield(self, in_seconds: float = 0.0) -> None:
+        message = lifecycle_pb2.AcquireResponse()
+        asked = getattr(message, "yield")
+        asked.by.FromNanoseconds(time.time_ns() + int(in_seconds * 1e9))
+        asked.reason = "the test wants it"
+        self.inbox.put_nowait(message)
+
+    def revoke(self, *, crashed: bool = False) -> None:
+        revoked = lifecycle_pb2.Revoked(reason="the test wants it", crashed=crashed)
+        self.inbox.put_nowait(lifecycle_pb2.AcquireResponse(revoked=revoked))
+        self.inbox.put_nowait(None)
+
+
+@dataclass
+class Loaded:
+    """One worker process with its control connection."""
+
+    process: WorkerProcess
+    control: WorkerChannel
+    reply: worker_pb2.LoadReply
+
+    async def seen(self) -> worker_pb2.WatchReply:
+        """What the worker counted."""
+        async for reply in self.control.watch(60):
+            return reply
+        raise AssertionError("the worker is gone")
+
+    def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+
+
+class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer):
+    """Loads on demand, one worker for each version; says what became of a worker that dies."""
+
+    def __init__(self, launcher: LocalLauncher, models: Mapping[str, Mapping[str, object]]) -> None:
+        self._launcher = launcher
+        self._models = models
+        self._locks: dict[str, asyncio.Lock] = {}
+        self.loaded: dict[str, Loaded] = {}
+        self.launches = 0
+        self.wants: list[lifecycle_pb2.Want] = []
+        self.leases: list[Granted] = []
+        self.refuse_with: list[errors.ModelMoraError] = []
+        """The next wants get these, one each."""
+        self.changed = asyncio.Condition()
+
+    async def lease(self, number: int) -> Granted:
+        """The lease of this number, counted from 0, once it is granted."""
+        async with self.changed, asyncio.timeout(20):
+            await self.changed.wait_for(lambda: len(self.leases) > number)
+        return self.leases[number]
+
+    async def Acquire(self, requests: AsyncIterator[Any], context: Any) -> None:
+        first = await anext(requests)
+        self.wants.append(first.want)
+        version = first.want.model_version
+        if self.refuse_with:
+            raise self.refuse_with.pop(0)
+        loading = lifecycle_pb2.Loading(reason="loading")
+        await context.write(lifecycle_pb2.AcquireResponse(loading=loading))
+        worker = await self._load(version)
+        key = secrets.token_bytes(32)
+        await worker.control.allow(key)
+        granted = Granted(version, asyncio.Queue())
+        reply = worker.reply
+        message = lifecycle_pb2.Loaded(
+            endpoint=worker.process.endpoint,
+            key=key,
+            replica="replicas/x",
+            engine_profile=reply.engine_profile,
+            max_in_flight_batches=2,
+            limits=lifecycle_pb2.EngineLimits(
+                max_input_tokens=reply.max_input_tokens,
+                embedding_dimensions=reply.embedding_dimensions,
+                max_batch_tokens=reply.max_batch_tokens,
+                max_batch_entries=reply.max_batch_entries,
+            ),
+        )
+        await context.write(lifecycle_pb2.AcquireResponse(loaded=message))
+        async with self.changed:
+            self.leases.append(granted)
+            self.changed.notify_all()
+        worker.process.exited.add_done_callback(lambda _: granted.revoke(crashed=True))
+
+        async def listen() -> None:
+            async for request in requests:
+                granted.in_use.append(request.in_use.in_flight)
+                async with self.changed:
+                    self.changed.notify_all()
+            granted.inbox.put_nowait(None)
+
+        listening = asyncio.create_task(listen())
+        try:
+            while (answer := await granted.inbox.get()) is not None:
+                await context.write(answer)
+        finally:
+            listening.cancel()
+            granted.closed.set()
+            if not worker.control.closed.is_set():
+                try:
+                    await worker.control.withdraw(key)
+                except errors.WorkerUnavailable:
+                    pass
+
+    async def _load(self, version: str) -> Loaded:
+        async with self._locks.setdefault(version, asyncio.Lock()):
+            there = self.loaded.get(version)
+            if there is not None and not there.process.exited.done() and not there.control.closed.is_set():
+                return there
+            self.launches += 1
+            spec = LaunchSpec(replica_uid=f"{self.launches:010}", engine="echo", label=version)
+            process = await self._launcher.launch(spec, timeout_seconds=30)
+            control = await WorkerChannel.connect(process.endpoint, process.control_key)
+            request = worker_pb2.LoadRequest(engine="echo", model_version=version)
+            request.options.update(dict(self._models[version]))
+            self.loaded[version] = Loaded(process, control, await control.load(request, timeout_seconds=30))
+            return self.loaded[version]
+
+
+class Resolver(registry_pb2_grpc.RegistryServiceServicer):
+    """Every model there is has one version, `1`."""
+
+    def __init__(self, models: Mapping[str, Mapping[str, object]]) -> None:
+        self._models = models
+        self.lookups = 0
+        self.task_type = common_pb2.TASK_TYPE_TXT2EMBED
+        self.fail_with: errors.ModelMoraError | None = None
+        self.cache_ttl_seconds = 5.0
+
+    async def ResolveModel(self, request: Any, context: Any) -> registry_pb2.ResolveModelResponse:
+        self.lookups += 1
+        if self.fail_with is not None:
+            raise self.fail_with
+        name = version_of(request.reference)
+        if name not in self._models:
+            raise errors.ModelNotFound(name=request.reference)
+        version = registry_pb2.ModelVersion(name=name, task_type=self.task_type)
+        version.artifact.digest = DIGEST
+        response = registry_pb2.ResolveModelResponse(model_version=version)
+        response.cache_ttl.FromNanoseconds(int(self.cache_ttl_seconds * 1e9))
+        return response
+
+
+@dataclass
+class Rig:
+    """What a test has in its hands."""
+
+    host: Host
+    lessor: Lessor
+    resolver: Resolver
+    stub: Any
+    channel: PeerChannel
+
+    async def embed(self, *texts: str, model: str = "acme/echo", timeout: float = 30.0, **fields: Any) -> Any:
+        """The answer; raises the named error."""
+        request = inference_pb2.EmbedRequest(model=model, texts=texts, **fields)
+        return await self.stub.Embed(request, timeout=timeout)
+
+    async def right(self, *texts: str, **fields: Any) -> Any:
+        """The answer, checked: each vector is that of its own text."""
+        answer = await self.embed(*texts, **fields)
+        assert_right(answer, texts)
+        return answer
+
+    async def queue(self) -> inference_pb2.Queue:
+        answer = await self.stub.GetQueue(inference_pb2.GetQueueRequest(model="acme/echo"), timeout=5)
+        (queue,) = answer.queues
+        return queue  # type: ignore[no-any-return]
+
+    async def until(self, condition: Callable[[inference_pb2.Queue], bool]) -> None:
+        """Asks again and again until the queue is like this."""
+        async with asyncio.timeout(10):
+            while True:
+                if condition(await self.queue()):
+                    return
+
+    async def waiting(self, count: int) -> None:
+        """Returns once so many entries wait."""
+        await self.until(lambda queue: sum(level.entries for level in queue.levels) == count)
+
+    async def running(self) -> None:
+        """Returns once something is on a worker."""
+        await self.until(lambda queue: queue.in_flight > 0)
+
+    @property
+    def worker(self) -> Loaded:
+        return self.lessor.loaded[version_of("acme/echo")]
+
+
+def version_of(reference: str) -> str:
+    return f"models/{reference}/versions/1"
+
+
+def assert_right(answer: inference_pb2.EmbedResponse, texts: tuple[str, ...]) -> None:
+    assert len(answer.embeddings) == len(texts)
+    for text, embedding in zip(texts, answer.embeddings, strict=True):
+        assert max(abs(a - b) for a, b in zip(embedding.values, vector(0, text, 8), strict=True)) < 1e-6, text
+
+
+def _only(add: Any, methods: Sequence[str]) -> Any:
+    """A generated add function, cut down to the methods that the test's servicer has."""
+
+    class Chosen:
+        def __init__(self, server: Any) -> None:
+            self._server = server
+
+        def add_generic_rpc_handlers(self, handlers: object) -> None: ...
+
+        def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+            self._server.add_registered_method_handlers(service, {name: handlers[name] for name in methods})
+
+    return lambda servicer, server: add(servicer, Chosen(server))
+
+
+@asynccontextmanager
+async def rig(
+    data_dir: Path, models: Mapping[str, Mapping[str, object]] | None = None, **settings: Any
+) -> AsyncIterator[Rig]:
+    """`models`: `org/repo` → options of the echo engine; by default `acme/echo`."""
+    versions = {version_of(name): options for name, options in (models or {"acme/echo": {}}).items()}
+    launcher = LocalLauncher(data_dir / "w", data_dir / "logs")
+    lessor, resolver = Lessor(launcher, versions), Resolver(versions)
+
+    def context(name: str, full_name: str, add: Any, servicer: object, *methods: str) -> Context:
+        @asynccontextmanager
+        async def open_context(_: Section, platform: Platform) -> AsyncIterator[Mounted]:
+            yield Mounted([Service(full_name, _only(add, methods), servicer, dict.fromkeys(methods, SERVICES))])
+
+        return Context(name, Section(), open_context)
+
+    host = Host(
+        PlatformSettings(data_dir=data_dir, port=0, metrics_port=0, grace_seconds=5),
+        [
+            context(
+                "registry",
+                "modelmora.registry.v1.RegistryService",
+                registry_pb2_grpc.add_RegistryServiceServicer_to_server,
+                resolver,
+                "ResolveModel",
+            ),
+            context(
+                "lifecycle",
+                "modelmora.lifecycle.v1.LifecycleLeaseService",
+                lifecycle_pb2_grpc.add_LifecycleLeaseServiceServicer_to_server,
+                lessor,
+                "Acquire",
+            ),
+            Context("inference", inference.Settings(**settings), inference.open),
+        ],
+        announce=lambda line: None,
+    )
+    try:
+        async with host:
+            channel = PeerChannel(grpc.aio.insecure_channel(host.target), (), 60.0)
+            try:
+                yield Rig(host, lessor, resolver, inference_pb2_grpc.InferenceServiceStub(channel), channel)
+            finally:
+                await channel.close()
+    finally:
+        for loaded in lessor.loaded.values():
+            await loaded.control.close()
+        await launcher.close()
