@@ -91,7 +91,7 @@ def test_a_seeded_breach_is_seen(tree: Path, known: frozenset[walls.Breach], wal
     before = target.read_text()
     target.write_text(before + "\n" + code + "\n")
     try:
-        new = [breach for breach in walls.breaches(tree) if breach not in known]
+        new = [breach for breach in walls.breaches(tree, [target]) if breach not in known]
     finally:
         target.write_text(before)
     assert [breach for breach in new if breach.rule == wall and breach.file == file], f"not seen: {code!r}; new: {new}"
