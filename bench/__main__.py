@@ -69,7 +69,7 @@ def embed_bench(folder: Path, pairs: int, seconds: float) -> tuple[dict[str, Ser
     facts = ceiling.ask(texts=texts)
     found: dict[str, Series] = {}
     with tempfile.TemporaryDirectory(prefix="modelmora-bench-") as temporary:
-        up = Up(Path(temporary) / "data", settings={"REGISTRY_MODEL_ROOTS": str(folder)})
+        up = Up(Path(temporary) / "data", settings={"REGISTRY_MODEL_ROOTS": json.dumps([str(folder)])})
         with up:
             up.add_model(MODEL, engine="sentence_transformers", folder=folder)
             up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=MODEL, wait=True, pin=True), timeout=120)
@@ -123,7 +123,7 @@ def startup_bench(folder: Path, rounds: int) -> dict[str, list[float]]:
     """The second start of a platform that has the starter model: ready, and first answer."""
     found: dict[str, list[float]] = {"ready_seconds": [], "first_answer_seconds": [], "stop_seconds": []}
     with tempfile.TemporaryDirectory(prefix="modelmora-bench-") as temporary:
-        up = Up(Path(temporary) / "data", settings={"REGISTRY_MODEL_ROOTS": str(folder)})
+        up = Up(Path(temporary) / "data", settings={"REGISTRY_MODEL_ROOTS": json.dumps([str(folder)])})
         with up:
             up.add_model(MODEL, engine="sentence_transformers", folder=folder)
         for _ in range(rounds):

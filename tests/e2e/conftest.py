@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ StartUp = Callable[..., Up]
 
 def model_root_settings() -> dict[str, str]:
     """Lets the registry read the starter model's files."""
-    return {"REGISTRY_MODEL_ROOTS": str(minilm_folder())}
+    return {"REGISTRY_MODEL_ROOTS": json.dumps([str(minilm_folder())])}
 
 
 @pytest.fixture(scope="session")
