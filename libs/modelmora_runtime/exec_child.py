@@ -84,7 +84,7 @@ def _reach(paths: list[str]) -> None:
                     mode = oct(stat.S_IMODE(os.stat(folder).st_mode))
                 except OSError as error:
                     mode = str(error.strerror)
-                print(f"{folder} ({mode})")
+                print(f"{folder} ({mode})", flush=True)
                 os._exit(UNREACHABLE)
     os._exit(0)
 

