@@ -294,14 +294,14 @@ async def rig(
         ],
         announce=lambda line: None,
     )
+    channel: PeerChannel | None = None
     try:
         async with host:
             channel = PeerChannel(grpc.aio.insecure_channel(host.target), (), 60.0)
-            try:
-                yield Rig(host, lessor, resolver, inference_pb2_grpc.InferenceServiceStub(channel), channel)
-            finally:
-                await channel.close()
+            yield Rig(host, lessor, resolver, inference_pb2_grpc.InferenceServiceStub(channel), channel)
     finally:
+        if channel is not None:  # after the host: what it says last should still be heard
+            await channel.close()
         for loaded in lessor.loaded.values():
             await loaded.control.close()
         await launcher.close()
