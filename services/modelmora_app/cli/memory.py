@@ -96,7 +96,7 @@ def ps(session: Session, watch: bool) -> None:
                 f"{replica.busy_leases}/{replica.leases}",
                 str(replica.pid or ""),
                 show.ago(replica.last_used_time),
-                replica.reason,
+                replica.reason if replica.reason != show.field_word(replica, "state") else "",
             ]
             for replica in replicas
         ],
