@@ -40,8 +40,11 @@ class _Answer:
 class Catalog:
     """Answers by reference, the least recently used forgotten beyond `max_references`."""
 
-    def __init__(self, lookup: Lookup, *, max_references: int = MAX_REFERENCES) -> None:
+    def __init__(
+        self, lookup: Lookup, *, max_references: int = MAX_REFERENCES, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._lookup = lookup
+        self._clock = clock
         self._max_references = max_references
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
         self._asking: dict[str, asyncio.Task[VersionFacts]] = {}
@@ -51,7 +54,7 @@ class Catalog:
         answer = self._answers.get(reference)
         if answer is None:
             return None
-        now = time.monotonic()
+        now = self._clock()
         if now >= answer.end_time:
             return None
         self._answers.move_to_end(reference)
@@ -105,7 +108,7 @@ class Catalog:
             last = self._answers.get(reference)
             if last is None or last.facts is None:
                 raise
-            last.end_time = last.refresh_time = time.monotonic() + STALE_SECONDS
+            last.end_time = last.refresh_time = self._clock() + STALE_SECONDS
             return last.facts
         except (errors.NotFound, errors.FailedPrecondition, errors.InvalidArgument) as error:
             self._keep(reference, None, error, REFUSED_SECONDS)
@@ -116,7 +119,7 @@ class Catalog:
     def _keep(
         self, reference: str, facts: VersionFacts | None, error: errors.ModelMoraError | None, seconds: float
     ) -> None:
-        now = time.monotonic()
+        now = self._clock()
         self._answers[reference] = _Answer(facts, error, now + REFRESH_PART * seconds, now + seconds)
         self._answers.move_to_end(reference)
         while len(self._answers) > self._max_references:

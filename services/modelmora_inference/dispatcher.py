@@ -573,12 +573,11 @@ class Dispatcher:
             self._expire(call)
             return
         if isinstance(error, errors.InvalidArgument):
-            field_path = f"texts[{entry.index}]"
-            if any(violation.field == "dimensions" for violation in error.fields):
-                field_path = "dimensions"
-            error = type(error)(
-                f"{field_path}: {error.message}", fields=[errors.FieldViolation(field_path, error.message)]
-            )
+            # A row's error names no field; of a call's fields only these two can be wrong in the engine's eyes.
+            too_wide = 0 < self.embedding_dimensions < call.dimensions
+            path = "dimensions" if too_wide else f"texts[{entry.index}]"
+            description = error.message.removeprefix(f"{path}: ")
+            error = type(error)(f"{path}: {description}", fields=[errors.FieldViolation(path, description)])
         call.end(error)
         self.withdraw(call)
 
