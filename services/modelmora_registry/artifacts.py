@@ -405,7 +405,7 @@ class Artifacts:
                 if download.offset != digests.size_bytes:
                     digests, progress.done_bytes = _Digests(planned), before
                 with open(part, "ab" if digests.size_bytes else "wb", buffering=0) as written:
-                    for chunk in download.chunks(CHUNK_BYTES):
+                    for chunk in download.chunks():
                         progress.check()
                         self._take(chunk, written, planned, digests, progress)
                     os.fsync(written.fileno())

@@ -44,9 +44,10 @@ class Download:
         self.offset = offset
         self._response = response
 
-    def chunks(self, size: int) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[bytes]:
+        """As they come from the network: gathered into larger ones, what came before a break would be lost."""
         with _as_source_errors():
-            yield from self._response.iter_raw(size)
+            yield from self._response.iter_raw()
 
     def abort(self) -> None:
         stream = self._response.extensions.get("network_stream")

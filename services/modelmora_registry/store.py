@@ -187,10 +187,10 @@ class Created:
 
 @dataclass(frozen=True)
 class Gone:
-    """A deleted version and the digests of its files, so that the files can follow."""
+    """A deleted version and the digests of its files (None: an import was at work), so that the files can follow."""
 
     uid: str
-    digests: frozenset[str]
+    digests: frozenset[str] | None
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ class Store:
             found.check_etag(etag)
             versions = (
                 await connection.execute(
-                    sa.select(model_version.c.uid, model_version.c.version)
+                    sa.select(model_version.c.uid, model_version.c.version, model_version.c.state)
                     .where(model_version.c.model_id == found.uid)
                     .with_for_update()
                 )
@@ -286,7 +286,7 @@ class Store:
                 )
             for row in versions:
                 await self._check_not_held(connection, row.uid, model_id.version_name(row.version), held)
-            gone = [Gone(row.uid, await self._digests(connection, row.uid)) for row in versions]
+            gone = [Gone(row.uid, await self._digests(connection, row.uid, row.state)) for row in versions]
             for name, version in found.aliases.items():
                 await self._write_history(connection, model_id, name, version, None, subject, now)
             await connection.execute(sa.delete(alias).where(alias.c.model_id == found.uid))
@@ -409,7 +409,7 @@ class Store:
             is_current = current_version_of(found.aliases) == version.version
             if (is_current or set(names) - {MANAGED_ALIAS}) and not force:
                 raise VersionIsCurrent(version=version.name, aliases=", ".join(names))
-            gone = Gone(version.uid, await self._digests(connection, version.uid))
+            gone = Gone(version.uid, await self._digests(connection, version.uid, version.state))
             for name in names:
                 target = await self._newest(connection, found, version.uid) if name == MANAGED_ALIAS else None
                 await self._move_alias(connection, found, name, target, subject, now)
@@ -805,7 +805,9 @@ class Store:
         if holders:
             raise VersionInUse(f"{name} is held by {', '.join(sorted(holders))}; unload it first", version=name)
 
-    async def _digests(self, connection: AsyncConnection, uid: str) -> frozenset[str]:
+    async def _digests(self, connection: AsyncConnection, uid: str, state: str) -> frozenset[str] | None:
+        if state == _CREATING.value:
+            return None
         query = sa.select(artifact_file.c.sha256).where(artifact_file.c.model_version_id == uid)
         return frozenset(await connection.scalars(query))
 

@@ -1,0 +1,183 @@
+"""A small server that speaks the Hub's routes, built from what huggingface_hub asks for, with faults on demand.
+
+Plain files are answered by the Hub itself; large ones (`.safetensors`) with a redirect to another host, here another
+port. Both know ETag and Range.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class FakeHub:
+    """`files` of the one repository `org/repo`; everything else changes how it is told."""
+
+    files: dict[str, bytes]
+    repo_id: str = "org/repo"
+    branches: dict[str, str] = field(default_factory=lambda: {"main": COMMIT})
+    token: str | None = None
+    lie: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the listing says of a path instead of the truth: size, sha256, blobId, rfilename."""
+    truncate: dict[str, int] = field(default_factory=dict)
+    """Close after so many bytes, once for each entry."""
+    refuse: list[tuple[int, Mapping[str, str]]] = field(default_factory=list)
+    """Status and headers for the next requests, whatever they ask."""
+    hold: dict[str, threading.Event] = field(default_factory=dict)
+    """Send half of this path, then wait for the event."""
+    half_sent: threading.Event = field(default_factory=threading.Event)
+    redirect_loop: bool = False
+    url: str = ""
+    cdn_url: str = ""
+    requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
+    """Method, path, Range and Authorization of every request."""
+    sent_bytes: dict[str, int] = field(default_factory=dict)
+    """Bytes of bodies by path in the repository."""
+
+    def tree(self) -> list[dict[str, Any]]:
+        """The listing as the newer client asks for it."""
+        return [
+            {"type": "file", "path": file["rfilename"], "size": file["size"], "oid": file["blobId"]}
+            | (
+                {"lfs": {"oid": file["lfs"]["sha256"], "size": file["size"], "pointerSize": 134}}
+                if "lfs" in file
+                else {}
+            )
+            for file in self.listing()["siblings"]
+        ]
+
+    def listing(self) -> dict[str, Any]:
+        siblings = []
+        for path, content in self.files.items():
+            told: dict[str, Any] = {"rfilename": path, "size": len(content)}
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+            told["blobId"] = blob
+            lie = dict(self.lie.get(path, {}))
+            if _is_large(path):
+                sha256 = lie.pop("sha256", hashlib.sha256(content).hexdigest())
+                told["lfs"] = {"sha256": sha256, "size": lie.get("size", len(content)), "pointerSize": 134}
+            siblings.append({**told, **lie})
+        return {"_id": "1", "id": self.repo_id, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+
+
+def _is_large(path: str) -> bool:
+    return path.endswith((".safetensors", ".bin"))
+
+
+@contextmanager
+def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
+    """Serves on two loopback ports until the block ends."""
+    fake = FakeHub(dict(files), **fields)
+
+    class Answer(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def _answer(self, *, body: bool) -> None:
+            path = unquote(urlsplit(self.path).path)
+            fake.requests.append((self.command, path, self.headers.get("Range"), self.headers.get("Authorization")))
+            if fake.refuse:
+                status, headers = fake.refuse.pop(0)
+                return self._plain(status, b"", headers)
+            if fake.redirect_loop:
+                return self._plain(302, b"", {"Location": f"{fake.url}{self.path}"})
+            if path.startswith("/cdn/"):
+                return self._file(path.removeprefix("/cdn/"), {}, body=body)
+            if fake.token and self.headers.get("Authorization") != f"Bearer {fake.token}":
+                return self._plain(401, b"", {"X-Error-Code": "RepoNotFound"})
+            if path.startswith(f"/api/models/{fake.repo_id}/revision/"):
+                return self._listing(path.rpartition("/revision/")[2])
+            if path == f"/api/models/{fake.repo_id}/tree/{COMMIT}":
+                return self._plain(200, json.dumps(fake.tree()).encode(), {"Content-Type": "application/json"})
+            if path.startswith(f"/{fake.repo_id}/resolve/{COMMIT}/"):
+                return self._resolve(path.split(f"/resolve/{COMMIT}/", 1)[1], body=body)
+            return self._plain(404, b"", {"X-Error-Code": "RepoNotFound"})
+
+        def _listing(self, revision: str) -> None:
+            if revision != COMMIT and revision not in fake.branches:
+                return self._plain(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            return self._plain(200, json.dumps(fake.listing()).encode(), {"Content-Type": "application/json"})
+
+        def _resolve(self, path: str, *, body: bool) -> None:
+            if path not in fake.files:
+                return self._plain(404, b"", {"X-Error-Code": "EntryNotFound"})
+            content = fake.files[path]
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+            if _is_large(path):
+                headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": headers["ETag"]}
+                return self._plain(302, b"", {**headers, "Location": f"{fake.cdn_url}/cdn/{path}"})
+            return self._file(path, headers, body=body)
+
+        def _file(self, path: str, headers: Mapping[str, str], *, body: bool) -> None:
+            content, status, headers = fake.files[path], 200, dict(headers)
+            start = 0
+            if (wanted := self.headers.get("Range")) and wanted.startswith("bytes="):
+                start, status = int(wanted.removeprefix("bytes=").partition("-")[0]), 206
+                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content) - start)}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if not body:
+                return
+            rest = content[start:]
+            if path in fake.hold:
+                self._send(path, rest[: len(rest) // 2])
+                fake.half_sent.set()
+                fake.hold[path].wait(20)
+                rest = rest[len(rest) // 2 :]
+            if path in fake.truncate:
+                self._send(path, rest[: fake.truncate.pop(path)])
+                self.close_connection = True
+                return
+            self._send(path, rest)
+
+        def _send(self, path: str, content: bytes) -> None:
+            try:
+                self.wfile.write(content)
+                self.wfile.flush()
+                fake.sent_bytes[path] = fake.sent_bytes.get(path, 0) + len(content)
+            except OSError:
+                self.close_connection = True
+
+        def _plain(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), Answer), ThreadingHTTPServer(("localhost", 0), Answer)]
+    fake.url = f"http://127.0.0.1:{servers[0].server_address[1]}"
+    fake.cdn_url = f"http://localhost:{servers[1].server_address[1]}"
+    threads = [threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True) for server in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield fake
+    finally:
+        for event in fake.hold.values():
+            event.set()
+        for server, thread in zip(servers, threads, strict=True):
+            server.shutdown()
+            thread.join()
+            server.server_close()

@@ -1,0 +1,169 @@
+"""A registry behind its real host and gRPC, on a real database, with the small models its tests import."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import modelmora_registry.main as registry_main
+from modelmora.errors import FieldViolation, ModelMoraError
+from modelmora.registry.v1 import registry_pb2 as pb
+from modelmora.registry.v1 import registry_pb2_grpc
+from modelmora.status import error_from_rpc
+from modelmora_registry.main import Settings
+from modelmora_runtime.host import Context, EngineCard, Host
+from modelmora_runtime.settings import PlatformSettings
+from modelmora_worker.engines.base import TABLE, check_options
+
+TABLES = ("model", "model_version", "artifact_file", "alias", "alias_history", "used_version", "create_request", "hold")
+WAIT_SECONDS = 20.0
+
+
+def _card(name: str) -> EngineCard:
+    row = TABLE[name]
+    return EngineCard(name, row.tasks, row.needs_files, partial(check_options, row))
+
+
+ENGINES = {name: _card(name) for name in TABLE}
+
+
+@dataclass
+class Rig:
+    """One running registry. `call` raises the platform's errors."""
+
+    registry: Any
+    holds: Any
+    data_dir: Path
+    database_url: str
+    host: Host
+
+    async def call(self, method: Any, request: Any, timeout: float = WAIT_SECONDS) -> Any:
+        try:
+            return await method(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from None
+
+    async def rows(self, *tables: str) -> dict[str, int]:
+        """How many rows each table has."""
+        connection = await asyncpg.connect(self.database_url.replace("+asyncpg", ""), timeout=5)
+        try:
+            return {
+                table: await connection.fetchval(f"SELECT count(*) FROM registry.{table}")  # noqa: S608
+                for table in tables or TABLES
+            }
+        finally:
+            await connection.close()
+
+    async def sql(self, statement: str, *values: Any) -> Any:
+        connection = await asyncpg.connect(self.database_url.replace("+asyncpg", ""), timeout=5)
+        try:
+            return await connection.fetch(statement, *values)
+        finally:
+            await connection.close()
+
+    @property
+    def artifacts(self) -> Path:
+        return self.data_dir / "artifacts"
+
+    def files(self) -> list[str]:
+        """Everything below the artifact store."""
+        return sorted(str(path.relative_to(self.artifacts)) for path in self.artifacts.rglob("*") if path.is_file())
+
+    async def import_model(self, **fields: Any) -> pb.ModelVersion:
+        """ImportModel, then waits until the version is READY or FAILED."""
+        response = await self.call(self.registry.ImportModel, pb.ImportModelRequest(**fields))
+        return await self.final(response.model_version.name)
+
+    async def final(self, name: str) -> pb.ModelVersion:
+        last = await self.watch(name)
+        return last[-1].model_version
+
+    async def watch(self, name: str, cursor: str = "") -> list[pb.WatchModelVersionResponse]:
+        """Every answer of a watch until it ends by itself."""
+        try:
+            request = pb.WatchModelVersionRequest(name=name, cursor=cursor)
+            return [answer async for answer in self.registry.WatchModelVersion(request, timeout=WAIT_SECONDS)]
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from None
+
+    async def echo(self, model_id: str = "acme/echo", version: str = "1.0.0", **fields: Any) -> pb.ModelVersion:
+        """A READY version without files."""
+        request = pb.ImportModelRequest(model_id=model_id, version=version, engine="echo", **fields)
+        request.source.empty.SetInParent()
+        return (await self.call(self.registry.ImportModel, request)).model_version
+
+    async def refused(self, call: Callable[[], Any], cls: type[ModelMoraError], field: str | None = None) -> Any:
+        """The error of a call that must be refused and must leave neither rows nor files."""
+        rows, files = await self.rows(), self.files()
+        try:
+            await call()
+        except ModelMoraError as error:
+            assert type(error) is cls, f"{type(error).__name__}: {error}"
+            if field is not None:
+                assert field in [violation.field for violation in error.fields], error.fields
+            assert await self.rows() == rows
+            assert self.files() == files
+            return error
+        raise AssertionError(f"{cls.__name__} expected")
+
+
+@asynccontextmanager
+async def registry(
+    database_url: str, data_dir: Path, *, engines: Mapping[str, EngineCard] = ENGINES, **settings: Any
+) -> AsyncIterator[Rig]:
+    """A registry that serves; `settings` are those of its section."""
+    platform = PlatformSettings(data_dir=data_dir, database_url=database_url, port=0, metrics_port=0, grace_seconds=2)
+    context = Context("registry", Settings(**settings), registry_main.open, "required")
+    async with (
+        Host(platform, [context], engines=engines, announce=lambda line: None) as host,
+        grpc.aio.insecure_channel(host.target) as channel,
+    ):
+        yield Rig(
+            registry_pb2_grpc.RegistryServiceStub(channel),  # type: ignore[no-untyped-call]
+            registry_pb2_grpc.RegistryHoldServiceStub(channel),  # type: ignore[no-untyped-call]
+            data_dir,
+            database_url,
+            host,
+        )
+
+
+def sentence_model(folder: Path, *, tokens: int = 128, width: int = 16, seed: bytes = b"w") -> Path:
+    """Files in the layout of sentence-transformers; the weights are bytes, nobody computes with them here."""
+    (folder / "1_Pooling").mkdir(parents=True)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    for path, content in {
+        "modules.json": modules,
+        "config.json": {"hidden_size": width, "max_position_embeddings": 512},
+        "sentence_bert_config.json": {"max_seq_length": tokens},
+        "1_Pooling/config.json": {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True},
+    }.items():
+        (folder / path).write_text(json.dumps(content))
+    (folder / "model.safetensors").write_bytes(seed * 100_000)
+    return folder
+
+
+def local(path: Path) -> pb.ModelSource:
+    return pb.ModelSource(local=pb.LocalSource(path=str(path)))
+
+
+def violations(error: ModelMoraError) -> list[FieldViolation]:
+    return list(error.fields)
+
+
+async def until(condition: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
+    """Waits for a fact that nothing announces; a deadline, no fixed sleep."""
+    async with asyncio.timeout(seconds):
+        while not (found := await condition() if asyncio.iscoroutinefunction(condition) else condition()):
+            await asyncio.sleep(0.01)
+    return found

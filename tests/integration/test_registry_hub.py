@@ -1,0 +1,248 @@
+"""Imports from the Hub: the real client against a server that speaks its routes, and what may go wrong on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration.hub_server import COMMIT, FakeHub, hub
+from integration.registry_rig import Rig, registry, sentence_model
+from modelmora.errors import FailedPrecondition, SourceNotFound, SourceUnavailable, UnsafeFile
+from modelmora.registry.v1 import registry_pb2 as pb
+from modelmora_registry import imports
+
+Start = Callable[..., AbstractAsyncContextManager[Rig]]
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, bytes]:
+    folder = sentence_model(tmp_path / "m")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def fake(files: dict[str, bytes]) -> Iterator[FakeHub]:
+    with hub(files) as fake:
+        yield fake
+
+
+@pytest.fixture
+async def rig(database_url: str, data_dir: Path, fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(imports.Imports.__init__, "__kwdefaults__", {"retry_delays_seconds": (0.01, 0.02)})
+    async with registry(database_url, data_dir, hub_endpoint=fake.url) as rig:
+        yield rig
+
+
+def source(**fields: Any) -> pb.ModelSource:
+    return pb.ModelSource(hub=pb.HubSource(repo_id="org/repo", **fields))
+
+
+def test_the_servers_routes_satisfy_the_unpatched_client(fake: FakeHub, tmp_path: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    folder = Path(
+        snapshot_download("org/repo", endpoint=fake.url, cache_dir=tmp_path / "cache", token=False, max_workers=2)
+    )
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert found == fake.files
+
+
+async def test_an_import_is_pinned_verified_and_described(rig: Rig, fake: FakeHub) -> None:
+    version = await rig.import_model(source=source(revision="main"))
+    assert version.state == pb.MODEL_VERSION_STATE_READY, version.failure
+    assert version.name == f"models/org/repo/versions/{COMMIT}"
+    assert version.source.hub.commit == COMMIT
+    assert version.source.hub.revision == "main"
+    assert version.engine == "sentence_transformers"
+    assert (version.engine_profile.backend, version.engine_profile.precision) == ("torch", "fp32")
+    assert (version.limits.max_input_tokens, version.limits.embedding_dimensions) == (128, 16)
+    assert {file.path: file.sha256 for file in version.artifact.files} == {
+        path: f"sha256:{hashlib.sha256(content).hexdigest()}" for path, content in fake.files.items()
+    }
+    snapshot = Path(version.artifact.path)
+    assert {str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file()} == set(fake.files)
+    assert all(path.stat().st_mode & 0o777 == 0o444 for path in snapshot.rglob("*") if path.is_file())
+    before = len(fake.requests)
+    again = await rig.call(rig.registry.ImportModel, pb.ImportModelRequest(source=source(revision="main")))
+    assert again.model_version == version
+    assert len(fake.requests) == before + 1  # The branch is resolved, nothing is downloaded.
+
+
+async def test_files_that_are_here_already_are_not_downloaded_again(rig: Rig, fake: FakeHub) -> None:
+    await rig.import_model(source=source())
+    version = await rig.import_model(model_id="other/copy", source=source())
+    assert version.state == pb.MODEL_VERSION_STATE_READY
+    assert fake.sent_bytes[WEIGHTS] == len(fake.files[WEIGHTS])
+    inodes = {path.stat().st_ino for path in rig.artifacts.rglob(WEIGHTS)}
+    assert len(inodes) == 1
+
+
+async def test_other_formats_beside_safetensors_and_code_are_left_out(rig: Rig, fake: FakeHub) -> None:
+    wanted = set(fake.files)
+    for path in ("pytorch_model.bin", "onnx/model.onnx", "train.py", ".gitattributes", "openvino/openvino_model.bin"):
+        fake.files[path] = b"x"
+    version = await rig.import_model(source=source())
+    assert {file.path for file in version.artifact.files} == wanted
+
+
+@pytest.mark.parametrize("lie", [{"sha256": "0" * 64}, {"size": 7}, {"size": 10**6}])
+async def test_a_hub_that_lies_about_large_files_is_found_out(rig: Rig, fake: FakeHub, lie: dict[str, Any]) -> None:
+    fake.lie[WEIGHTS] = lie
+    await _fails(rig, "SourceUnavailable" if lie.get("size", 0) > 10**5 * 5 else "ChecksumMismatch")
+
+
+@pytest.mark.parametrize("lie", [{"blobId": "0" * 40}, {"size": 1}])
+async def test_a_hub_that_lies_about_plain_files_is_found_out(rig: Rig, fake: FakeHub, lie: dict[str, Any]) -> None:
+    fake.lie["config.json"] = lie
+    await _fails(rig, "ChecksumMismatch")
+
+
+async def _fails(rig: Rig, reason: str) -> None:
+    version = await rig.import_model(source=source())
+    assert version.state == pb.MODEL_VERSION_STATE_FAILED
+    assert version.failure.reason == reason, version.failure
+    assert not version.HasField("artifact")
+    assert rig.files() == []
+
+
+async def test_a_failed_import_can_be_asked_for_again(rig: Rig, fake: FakeHub) -> None:
+    fake.lie[WEIGHTS] = {"sha256": "0" * 64}
+    failed = await rig.import_model(source=source())
+    fake.lie.clear()
+    version = await rig.import_model(source=source())
+    assert version.state == pb.MODEL_VERSION_STATE_READY
+    assert version.uid != failed.uid
+
+
+async def test_a_truncated_download_goes_on_where_it_broke_off(rig: Rig, fake: FakeHub) -> None:
+    fake.truncate[WEIGHTS] = 40_000
+    version = await rig.import_model(source=source())
+    assert version.state == pb.MODEL_VERSION_STATE_READY, version.failure
+    assert "bytes=40000-" in [request[2] for request in fake.requests]
+    assert fake.sent_bytes[WEIGHTS] == len(fake.files[WEIGHTS])
+
+
+async def test_a_restart_in_the_middle_goes_on_where_it_stopped(
+    database_url: str, data_dir: Path, fake: FakeHub
+) -> None:
+    fake.hold[WEIGHTS] = threading.Event()
+    async with registry(database_url, data_dir, hub_endpoint=fake.url) as first:
+        made = await first.call(first.registry.ImportModel, pb.ImportModelRequest(source=source()))
+        assert made.model_version.state == pb.MODEL_VERSION_STATE_CREATING
+        await _in_thread(fake.half_sent.wait, 20)
+        half = len(fake.files[WEIGHTS]) // 2
+        part = data_dir / "artifacts" / "staging" / made.model_version.uid / "part"
+        await _in_thread(_until, lambda: part.exists() and part.stat().st_size == half)
+    fake.hold.pop(WEIGHTS).set()
+    async with registry(database_url, data_dir, hub_endpoint=fake.url) as second:
+        version = await second.final(made.model_version.name)
+        assert version.state == pb.MODEL_VERSION_STATE_READY, version.failure
+        assert f"bytes={half}-" in [request[2] for request in fake.requests]
+
+
+async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    import asyncio
+
+    return await asyncio.to_thread(function, *arguments)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    import time
+
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+async def test_deleting_while_it_downloads_leaves_nothing(rig: Rig, fake: FakeHub) -> None:
+    fake.hold[WEIGHTS] = threading.Event()
+    made = await rig.call(rig.registry.ImportModel, pb.ImportModelRequest(source=source()))
+    await _in_thread(fake.half_sent.wait, 20)
+    await rig.call(rig.registry.DeleteModelVersion, pb.DeleteModelVersionRequest(name=made.model_version.name))
+    assert rig.files() == []
+    assert not list((rig.artifacts / "staging").iterdir())
+    assert (await rig.rows("model_version", "used_version")) == {"model_version": 0, "used_version": 0}
+
+
+async def test_too_many_requests_are_waited_for(rig: Rig, fake: FakeHub) -> None:
+    made = partial(rig.call, rig.registry.ImportModel, pb.ImportModelRequest(source=source()))
+    fake.refuse.append((429, {"Retry-After": "7"}))
+    error = await rig.refused(made, SourceUnavailable)
+    assert error.retry_after_seconds == 7
+
+
+@pytest.mark.parametrize(
+    ("asked", "cls"),
+    [
+        (pb.HubSource(repo_id="org/none"), SourceNotFound),
+        (pb.HubSource(repo_id="org/repo", revision="none"), SourceNotFound),
+        (pb.HubSource(repo_id="org/repo", revision="f" * 40), SourceNotFound),
+    ],
+)
+async def test_what_the_hub_does_not_have_is_not_found(
+    rig: Rig, asked: pb.HubSource, cls: type[SourceNotFound]
+) -> None:
+    request = pb.ImportModelRequest(source=pb.ModelSource(hub=asked))
+    await rig.refused(lambda: rig.call(rig.registry.ImportModel, request), cls)
+
+
+@pytest.mark.parametrize(
+    ("path", "cls"),
+    [
+        ("../evil.json", UnsafeFile),
+        ("/etc/passwd", UnsafeFile),
+        ("a/../../b.json", UnsafeFile),
+        ("con.json", UnsafeFile),
+        ("sub/pytorch_model.bin", UnsafeFile),
+    ],
+)
+async def test_poisoned_names_are_refused(rig: Rig, fake: FakeHub, path: str, cls: type[UnsafeFile]) -> None:
+    fake.files[path] = b"x"
+    request = pb.ImportModelRequest(source=source())
+    await rig.refused(lambda: rig.call(rig.registry.ImportModel, request), cls, "source.hub")
+
+
+async def test_redirect_loops_nonsense_and_silence_are_unavailable(rig: Rig, fake: FakeHub) -> None:
+    made = partial(rig.call, rig.registry.ImportModel, pb.ImportModelRequest(source=source()))
+    fake.redirect_loop = True
+    await rig.refused(made, SourceUnavailable)
+    fake.redirect_loop = False
+    fake.refuse.append((503, {}))
+    await rig.refused(made, SourceUnavailable)
+    fake.lie["config.json"] = {"size": "many"}
+    await rig.refused(made, SourceUnavailable)
+
+
+async def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(
+    database_url: str, data_dir: Path, fake: FakeHub, tmp_path: Path
+) -> None:
+    fake.token = "hf_secret"
+    secret = tmp_path / "token"
+    secret.write_text("hf_secret\n")
+    async with registry(database_url, data_dir, hub_endpoint=fake.url, hub_token_file=secret) as rig:
+        version = await rig.import_model(source=source())
+        assert version.state == pb.MODEL_VERSION_STATE_READY, version.failure
+    assert {request[3] for request in fake.requests if request[1].startswith("/cdn/")} == {None}
+    assert {request[3] for request in fake.requests if not request[1].startswith("/cdn/")} == {"Bearer hf_secret"}
+
+
+async def test_without_its_token_a_gated_repository_is_not_shown(rig: Rig, fake: FakeHub) -> None:
+    fake.token = "hf_secret"
+    request = pb.ImportModelRequest(source=source())
+    error = await rig.refused(lambda: rig.call(rig.registry.ImportModel, request), SourceNotFound)
+    assert "hub_token_file" in error.message
+
+
+async def test_offline_asks_nobody(database_url: str, data_dir: Path, fake: FakeHub) -> None:
+    async with registry(database_url, data_dir, hub_endpoint=fake.url, offline=True) as rig:
+        request = pb.ImportModelRequest(source=source())
+        await rig.refused(lambda: rig.call(rig.registry.ImportModel, request), FailedPrecondition)
+    assert fake.requests == []
