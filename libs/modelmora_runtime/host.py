@@ -436,7 +436,7 @@ def run(
     try:
         with ExitStack() as stack:
             if alone:
-                from modelmora_runtime.postgres import DataDirectory
+                from modelmora_runtime.data_directory import DataDirectory
 
                 stack.enter_context(DataDirectory.lock(settings.data_dir, holder="modelmora up"))
             else:
