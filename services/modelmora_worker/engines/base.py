@@ -274,6 +274,11 @@ def _check_value(option: Option, value: object) -> str:
     return ""
 
 
+def too_many_dimensions(asked: int, there: int) -> errors.InvalidArgument:
+    """The error for a row that asks for more dimensions than the model has."""
+    return errors.InvalidArgument.at("dimensions", f"{asked} asked for, the model has {there}")
+
+
 def open_engine(row: EngineRow) -> Engine:
     """An engine, not loaded yet. Raises EngineUnavailable where its libraries are missing."""
     module, _, name = row.module.partition(":")

@@ -82,7 +82,9 @@ class EchoEngine:
                 prepared.failed.append((position, error))
                 continue
             if entry.dimensions > self._options["dimensions"]:
-                prepared.failed.append((position, too_many_dimensions(entry.dimensions, self._options["dimensions"])))
+                prepared.failed.append(
+                    (position, base.too_many_dimensions(entry.dimensions, self._options["dimensions"]))
+                )
                 continue
             if not batch.positions or len(batch.positions) >= most:
                 batch = base.MicroBatch([], [], [], [])
@@ -144,11 +146,6 @@ class EchoEngine:
             ctypes.PyDLL(None).usleep(int(options["hold_gil_seconds"] * 1e6))
         while due("hang_after_batches"):
             time.sleep(3600)
-
-
-def too_many_dimensions(asked: int, there: int) -> errors.InvalidArgument:
-    """The error for a row that asks for more dimensions than the model has."""
-    return errors.InvalidArgument.at("dimensions", f"{asked} asked for, the model has {there}")
 
 
 def _touched(size: int) -> mmap.mmap:

