@@ -20,7 +20,9 @@ from modelmora_inference.domain import VersionFacts
 MAX_REFERENCES = 20_000
 REFUSED_SECONDS = 1.0
 STALE_SECONDS = 1.0
-"""While the registry is away it is asked again so often."""
+"""While the registry is away it is asked again so often, and nobody waits for it."""
+PATIENCE_SECONDS = 0.25
+"""A registry that takes longer counts as away for whoever has an old answer."""
 REFRESH_PART = 0.8
 """Part of its time after which an answer in use is refreshed."""
 
@@ -35,6 +37,8 @@ class _Answer:
     refresh_time: float
     end_time: float
     """Both on the monotonic clock."""
+    stale: bool = False
+    """Its time is over and the registry did not give a newer one."""
 
 
 class Catalog:
@@ -55,7 +59,7 @@ class Catalog:
         if answer is None:
             return None
         now = self._clock()
-        if now >= answer.end_time:
+        if now >= answer.end_time and not answer.stale:
             return None
         self._answers.move_to_end(reference)
         if answer.error is not None:
@@ -73,9 +77,15 @@ class Catalog:
         if facts is not None:
             return facts
         asking = self._asking.get(reference) or self._ask(reference)
+        last = self._answers.get(reference)
+        if last is not None and last.facts is not None:
+            timeout_seconds = min(timeout_seconds, PATIENCE_SECONDS)
         # One caller that leaves must not take the lookup of the others with it.
         await asyncio.wait([asking], timeout=timeout_seconds)
         if not asking.done():
+            if last is not None and last.facts is not None:
+                last.stale = True
+                return last.facts
             raise errors.DeadlineExceeded("the registry did not say in time which version this is")
         return asking.result()
 
@@ -108,7 +118,8 @@ class Catalog:
             last = self._answers.get(reference)
             if last is None or last.facts is None:
                 raise
-            last.end_time = last.refresh_time = self._clock() + STALE_SECONDS
+            last.refresh_time = self._clock() + STALE_SECONDS
+            last.stale = True
             return last.facts
         except (errors.NotFound, errors.FailedPrecondition, errors.InvalidArgument) as error:
             self._keep(reference, None, error, REFUSED_SECONDS)

@@ -102,7 +102,23 @@ async def test_the_last_answer_serves_while_the_registry_is_away() -> None:
     registry.away = False
     registry.version = 2
     registry.now += 1.1
+    assert (await catalog.find("a/b", 1)).name == "a/b/1", "nobody waits to hear whether it is back"
+    await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})
     assert (await catalog.find("a/b", 1)).name == "a/b/2"
+
+
+async def test_a_registry_that_hangs_holds_up_nobody_who_has_an_old_answer() -> None:
+    registry = Registry()
+    catalog = registry.catalog()
+    await catalog.find("a/b", 1)
+    registry.gate.clear()
+    registry.now += 100
+    async with asyncio.timeout(2):
+        assert (await catalog.find("a/b", 60)).name == "a/b/1"
+    for _ in range(100):
+        assert catalog.known("a/b") is not None
+    assert registry.lookups == 2
+    await catalog.close()
 
 
 async def test_a_refusal_is_remembered_but_not_for_long() -> None:
