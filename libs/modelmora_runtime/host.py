@@ -144,6 +144,7 @@ class Host:
         self._stack = AsyncExitStack()
         self._gate = Gate()
         self._router = Router()
+        self._server: grpc.aio.Server | None = None
 
     @property
     def target(self) -> str:
@@ -187,11 +188,13 @@ class Host:
             max_message_bytes=int(settings.max_message_bytes),
         )
         metrics = await self._open_metrics(interceptors)
-        server, socket_target = self._make_server(run_dir)
-        stack.push_async_callback(server.stop, 0.5)
+        # Contexts call each other until the last has left, so the server stops after them although it starts last.
+        stack.push_async_callback(self._stop_server)
+        socket = run_dir / f"host-{os.getpid()}-{secrets.token_hex(3)}.sock"
+        stack.callback(socket.unlink, missing_ok=True)
         peers = Peers(
             mounted=[context.name for context in self.contexts],
-            local_target=socket_target,
+            local_target=f"unix:{socket}",
             peer_key=peer_key,
             targets=settings.peers,
             service_token=auth.read_service_token(settings.service_token_file) if settings.service_token_file else None,
@@ -204,7 +207,7 @@ class Host:
         for context in self.contexts:
             names += await self._enter(context, platform, interceptors)
         self._mount_standard_services(names, interceptors, authenticator)
-        await server.start()
+        await self._start_server(socket)
         # Leaving runs backwards: this is the first step of the stop.
         stack.push_async_callback(self._drain)
         self._write_endpoint(metrics)
@@ -283,7 +286,7 @@ class Host:
         self.metrics_port = metrics.port
         return metrics
 
-    def _make_server(self, run_dir: Path) -> tuple[grpc.aio.Server, str]:
+    async def _start_server(self, socket: Path) -> None:
         settings = self.settings
         options: list[tuple[str, Any]] = [
             ("grpc.max_receive_message_length", int(settings.max_message_bytes)),
@@ -302,10 +305,13 @@ class Host:
             self.port = server.add_insecure_port(listen.address(settings.host, settings.port))
         except RuntimeError as error:
             raise listen.in_use(settings.host, settings.port, "platform.port") from error
-        socket = run_dir / f"host-{os.getpid()}-{secrets.token_hex(3)}.sock"
         server.add_insecure_port(f"unix:{socket}")
-        self._stack.callback(socket.unlink, missing_ok=True)
-        return server, f"unix:{socket}"
+        await server.start()
+        self._server = server
+
+    async def _stop_server(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0.5)
 
     async def _enter(self, context: Context, platform: Platform, interceptors: Interceptors) -> list[str]:
         began = time.monotonic()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import ipaddress
 import os
 import socket
@@ -57,7 +59,7 @@ def check_free(host: str, port: int, setting: str) -> None:
             except PermissionError as error:
                 raise InvalidArgument.at(setting, f"port {port} needs more rights: {error.strerror}") from error
             except OSError as error:
-                if error.errno == 98:  # EADDRINUSE
+                if error.errno == errno.EADDRINUSE:
                     raise in_use(host, port, setting) from error
                 raise InvalidArgument.at("platform.host", f"{host} cannot be listened on: {error.strerror}") from error
 
@@ -81,13 +83,19 @@ def holder(port: int) -> str | None:
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
-        try:
-            held = {os.readlink(descriptor) for descriptor in (process / "fd").iterdir()}
-        except OSError:  # gone, or another user's
-            continue
-        if inodes & held:
+        if not inodes.isdisjoint(_open_files(process)):
             return f"{_command(process)} (pid {process.name})"
     return None
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    try:
+        descriptors = os.listdir(process / "fd")
+    except OSError:  # gone, or another user's
+        return
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):  # closed meanwhile, as the one of our own listing
+            yield os.readlink(process / "fd" / descriptor)
 
 
 def _listening_inodes(port: int) -> Iterator[str]:

@@ -1,0 +1,329 @@
+"""What a call goes through in a real host: errors, deadlines, bytes, roles, traces, metrics, peers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from integration.tiny_platform import INFERENCE, LEASES, LIFECYCLE, Front, Settings, Tiny, platform_settings, tiny_host
+from modelmora import errors
+from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
+from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
+from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
+from modelmora.status import error_from_rpc
+from modelmora_runtime import auth, listen
+from modelmora_runtime.host import Context, Host, Mounted, Platform, Service, StartFailed
+
+UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+class Rig:
+    """A running host with a plain client."""
+
+    def __init__(self, host: Host, tiny: Tiny, channel: grpc.aio.Channel) -> None:
+        self.host, self.tiny, self.channel = host, tiny, channel
+        self.lifecycle: Any = lifecycle_pb2_grpc.LifecycleServiceStub(channel)
+        self.inference: Any = inference_pb2_grpc.InferenceServiceStub(channel)
+
+    async def get(self, name: str, token: str | None = None, **call: Any) -> str:
+        metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        call.setdefault("timeout", 20)
+        answer = await self.lifecycle.GetReplica(pb.GetReplicaRequest(name=name), metadata=metadata, **call)
+        return str(answer.replica.reason)
+
+    async def failure(self, name: str, **call: Any) -> errors.ModelMoraError:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await self.get(name, **call)
+        return error_from_rpc(raised.value)
+
+    async def embed(self, model: str, **call: Any) -> str:
+        answer = await self.inference.Embed(inference_pb2.EmbedRequest(model=model), **call)
+        return str(answer.model_version)
+
+
+@asynccontextmanager
+async def rig(data_dir: Path, **given: Any) -> AsyncIterator[Rig]:
+    tiny = Tiny()
+    async with (
+        tiny_host(data_dir, tiny, **given) as host,
+        grpc.aio.insecure_channel(host.target, options=UNLIMITED) as channel,
+    ):
+        yield Rig(host, tiny, channel)
+
+
+async def test_a_named_error_arrives_with_ids_and_delay(data_dir: Path) -> None:
+    async with rig(data_dir) as it:
+        error = await it.failure("raise:x")
+        assert type(error) is errors.ReplicaNotFound
+        assert (error.message, error.metadata, error.retry_after_seconds) == ("no x", {"name": "x"}, 2.0)
+
+
+async def test_an_unknown_exception_is_an_incident_whose_text_stays_in_the_log(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with rig(data_dir) as it:
+        with caplog.at_level(logging.ERROR):
+            error = await it.failure("crash:password")
+        assert type(error) is errors.InternalError
+        assert "secret" not in error.message
+        assert error.metadata["incident"] in error.message
+        assert error.metadata["incident"] in caplog.text
+        assert "secret password" in caplog.text
+
+
+async def test_a_stray_cancellation_is_an_incident_and_not_a_call_without_end(data_dir: Path) -> None:
+    async with rig(data_dir) as it:
+        assert type(await it.failure("stray", timeout=5)) is errors.InternalError
+
+
+async def test_a_call_without_deadline_gets_the_default_and_a_long_one_is_cut(data_dir: Path) -> None:
+    async with rig(data_dir, default_deadline_seconds=20, max_deadline_seconds=50) as it:
+        assert 19 < float(await it.get("deadline", timeout=None)) <= 20
+        assert 29 < float(await it.get("deadline", timeout=30)) < 31, "gRPC rounds up on its way"
+        assert 49 < float(await it.get("deadline", timeout=3000)) <= 50
+
+
+async def test_the_default_deadline_ends_a_call(data_dir: Path) -> None:
+    async with rig(data_dir, default_deadline_seconds=0.2) as it:
+        error = await it.failure("wait", timeout=None)
+        assert type(error) is errors.DeadlineExceeded
+        assert "0.2 s" in error.message
+
+
+async def test_a_request_over_the_message_limit_names_it(data_dir: Path) -> None:
+    async with rig(data_dir, max_message_bytes=70_000) as it:
+        error = await it.failure("x" * 80_000)
+        assert type(error) is errors.MessageTooLarge
+        assert "70000" in error.message
+        assert await it.get("large:60000") == "x" * 60_000
+
+
+async def test_an_answer_over_the_message_limit_names_it(data_dir: Path) -> None:
+    async with rig(data_dir, max_message_bytes=70_000) as it:
+        error = await it.failure("large:80000")
+        assert type(error) is errors.MessageTooLarge
+        assert error.metadata == {"limit_bytes": "70000"}
+
+
+async def test_bytes_in_flight_are_bounded_and_given_back(data_dir: Path) -> None:
+    async with rig(data_dir, max_in_flight_bytes=100_000) as it:
+        first = asyncio.ensure_future(it.get("wait:" + "x" * 60_000))
+        await asyncio.wait_for(it.tiny.entered.wait(), 10)
+        error = await it.failure("caller:" + "x" * 60_000)
+        assert error.reason == "BytesInFlight"
+        assert isinstance(error, errors.ResourceExhausted)
+        assert error.retry_after_seconds
+        assert await it.get("caller")
+        it.tiny.go_on.set()
+        await first
+        assert "everyone" in await it.get("caller:" + "x" * 60_000)
+        assert "everyone" in await it.get("caller:" + "x" * 200_000), "one call alone is let in"
+        page = await metrics(it.host)
+        assert "modelmora_bytes_in_flight 0.0" in page
+
+
+async def test_a_malformed_message_is_an_invalid_argument(data_dir: Path) -> None:
+    async with rig(data_dir) as it:
+        raw = it.channel.unary_unary(f"/{LIFECYCLE}/GetReplica")
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await raw(b"\xff\xff\xff")
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_unknown_method_is_unimplemented(data_dir: Path) -> None:
+    async with rig(data_dir) as it:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await it.channel.unary_unary(f"/{LIFECYCLE}/Nothing")(b"")
+        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_who_calls_and_what_they_may(data_dir: Path) -> None:
+    path = data_dir / "tokens.json"
+    client = auth.create_token(path, role="client", tenant="acme", subject="crawler")
+    operator = auth.create_token(path, role="operator")
+    async with rig(data_dir) as it:
+        assert (await it.failure("caller")).reason == "TokenMissing"
+        assert (await it.failure("caller", token="mm_00_x")).reason == "TokenInvalid"
+        assert await it.get("caller", token=client) == "crawler acme client False"
+        for token, allowed in ((client, False), (operator, True)):
+            call = it.lifecycle.LoadModel(pb.LoadModelRequest(), metadata=(("authorization", f"Bearer {token}"),))
+            if allowed:
+                await call
+            else:
+                with pytest.raises(grpc.aio.AioRpcError) as raised:
+                    await call
+                assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        forged = ((auth.PEER_KEY, "guess"),)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await it.lifecycle.GetReplica(pb.GetReplicaRequest(), metadata=forged)
+        assert error_from_rpc(raised.value).reason == "TokenInvalid"
+
+
+async def test_a_revoked_token_is_out_at_the_next_call(data_dir: Path) -> None:
+    path = data_dir / "tokens.json"
+    token = auth.create_token(path, role="client")
+    async with rig(data_dir) as it:
+        await it.get("caller", token=token)
+        auth.revoke_token(path, auth.list_tokens(path)[0].id)
+        assert (await it.failure("caller", token=token)).reason == "TokenInvalid"
+
+
+async def test_contexts_call_each_other_as_services_with_the_trace_and_named_errors(data_dir: Path) -> None:
+    token = auth.create_token(data_dir / "tokens.json", role="client")
+    async with rig(data_dir) as it:
+        identity = ("authorization", f"Bearer {token}")
+        assert await it.embed("caller", metadata=(identity,)) == "peer default service True"
+        trace = "0af7651916cd43dd8448eb211c80319c"
+        seen = await it.embed("trace", metadata=(identity, ("traceparent", f"00-{trace}-b7ad6b7169203331-01")))
+        assert seen.split("-")[1] == trace
+        assert seen.split("-")[2] != "b7ad6b7169203331"
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await it.embed("raise:y", metadata=(identity,))
+        error = error_from_rpc(raised.value)
+        assert (type(error), error.metadata) == (errors.ReplicaNotFound, {"name": "y"})
+
+
+async def test_peer_calls_of_every_kind_raise_named_errors(data_dir: Path) -> None:
+    async with rig(data_dir) as it:
+        assert it.tiny.platform is not None
+        channel = it.tiny.platform.peers.channel("tiny")
+        lifecycle: Any = lifecycle_pb2_grpc.LifecycleServiceStub(channel)
+        with pytest.raises(errors.ReplicaNotFound):
+            await lifecycle.GetReplica(pb.GetReplicaRequest(name="raise:z"))
+        watch = lifecycle.WatchReplicas(pb.WatchReplicasRequest(cursor="fail"))
+        with pytest.raises(errors.OutOfRange):
+            async for _ in watch:
+                pass
+        reading = lifecycle.WatchReplicas(pb.WatchReplicasRequest(cursor="fail"))
+        await reading.read()
+        with pytest.raises(errors.OutOfRange):
+            await reading.read()
+        leases: Any = lifecycle_pb2_grpc.LifecycleLeaseServiceStub(channel)
+        lease = leases.Acquire()
+        await lease.write(pb.AcquireRequest())
+        assert isinstance(await lease.read(), pb.AcquireResponse)
+        lease.cancel()
+        assert lease.cancelled()
+
+
+async def test_a_context_that_is_nowhere_is_named(data_dir: Path) -> None:
+    async with rig(data_dir) as it:
+        assert it.tiny.platform is not None
+        with pytest.raises(errors.FailedPrecondition, match="registry"):
+            it.tiny.platform.peers.channel("registry")
+
+
+async def metrics(host: Host, path: str = "/metrics") -> str:
+    url = f"http://127.0.0.1:{host.metrics_port}{path}"
+
+    def read() -> str:
+        with urllib.request.urlopen(url, timeout=10) as page:
+            return str(page.read().decode())
+
+    return await asyncio.to_thread(read)
+
+
+async def test_calls_are_counted_by_method_and_code(data_dir: Path) -> None:
+    async with rig(data_dir) as it:
+        await it.get("caller")
+        await it.get("caller")
+        await it.failure("raise:x")
+        await it.failure("crash")
+        page = await metrics(it.host)
+        method = f"{LIFECYCLE}/GetReplica"
+        for code, count in (("OK", 2), ("NOT_FOUND", 1), ("INTERNAL", 1)):
+            assert f'modelmora_requests_total{{code="{code}",method="{method}"}} {count}.0' in page
+        assert f'modelmora_request_seconds_count{{method="{method}"}} 4.0' in page
+        assert f'modelmora_requests_in_flight{{method="{method}"}} 0.0' in page
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            await metrics(it.host, "/")
+
+
+async def test_reflection_lists_and_describes_under_both_names(data_dir: Path) -> None:
+    from grpc_reflection.v1alpha import reflection_pb2
+
+    async with rig(data_dir) as it:
+        for version in ("v1", "v1alpha"):
+            ask = it.channel.stream_stream(
+                f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+                request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+            )
+            call: Any = ask()
+            await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+            answer = await call.read()
+            names = {service.name for service in answer.list_services_response.service}
+            assert {LIFECYCLE, LEASES, INFERENCE, "grpc.health.v1.Health"} <= names
+            for name in names:
+                await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=name))
+                assert (await call.read()).file_descriptor_response.file_descriptor_proto, name
+            await call.done_writing()
+
+
+@pytest.mark.parametrize(("access", "part"), [({"GetReplica"}, "declares no role"), ({"Surplus"}, "no method Surplus")])
+async def test_a_method_without_a_role_fails_the_start(data_dir: Path, access: set[str], part: str) -> None:
+    from integration.tiny_platform import ACCESS
+
+    declared = {name: roles for name, roles in ACCESS.items() if name not in access}
+    if "Surplus" in access:
+        declared["Surplus"] = auth.READERS
+
+    @asynccontextmanager
+    async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]:
+        yield Mounted([Service(LIFECYCLE, lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server, Tiny(), declared)])
+
+    with pytest.raises(errors.FailedPrecondition, match=part):
+        async with Host(platform_settings(data_dir), [Context("tiny", Settings(), open)], announce=lambda line: None):
+            pass
+
+
+async def test_a_context_that_fails_to_start_closes_what_was_open(data_dir: Path) -> None:
+    before, failing = Tiny(), Tiny(fail_open=True)
+    host = Host(
+        platform_settings(data_dir),
+        [Context("one", Settings(), before.open), Context("two", Settings(), failing.open)],
+        announce=lambda line: None,
+    )
+    with pytest.raises(StartFailed, match="two did not start: it is away"):
+        async with host:
+            pass
+    assert before.story == ["tiny opened", "tiny left"]
+    assert host.stopping.is_set()
+    assert list((data_dir / "run").iterdir()) == []
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", host.port)
+
+
+async def test_a_port_in_use_names_its_holder(data_dir: Path) -> None:
+    async with rig(data_dir) as it:
+        for given in ({"port": it.host.port}, {"metrics_port": it.host.metrics_port}):
+            with pytest.raises(listen.PortInUse) as raised:
+                async with tiny_host(data_dir.with_name("other"), Tiny(), **given):
+                    pass
+            assert "pytest" in raised.value.message or "python" in raised.value.message
+            assert "(pid " in raised.value.message
+            assert not data_dir.with_name("other").exists()
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+async def test_beyond_loopback_there_must_be_tokens(data_dir: Path, address: str) -> None:
+    with pytest.raises(listen.ListensBeyondLoopback):
+        async with tiny_host(data_dir, Tiny(), host=address):
+            pass
+    assert not data_dir.exists()
+    lines: list[str] = []
+    settings = platform_settings(data_dir, host=address, insecure=True)
+    front = Context("front", Settings(), Front(Tiny()).open)
+    async with Host(settings, [Context("tiny", Settings(), Tiny().open)], announce=lines.append):
+        assert any("EVERY MACHINE" in line for line in lines)
+    auth.create_token(data_dir / "tokens.json", role="admin")
+    assert front.name == "front"
+    async with tiny_host(data_dir, Tiny(), host=address) as host:
+        assert host.port
