@@ -14,11 +14,14 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 def main() -> None:
     """The entry point of the script `modelmora`."""
     if len(sys.argv) > 1 and sys.argv[1] in ("up", "serve"):
-        from modelmora_app import host_commands
+        try:
+            from modelmora_app import host_commands
 
-        quick = host_commands.read_arguments(sys.argv[1], sys.argv[2:])
-        if quick is not None:
-            sys.exit(host_commands.run(*quick))
+            quick = host_commands.read_arguments(sys.argv[1], sys.argv[2:])
+            if quick is not None:
+                sys.exit(host_commands.run(*quick))
+        except KeyboardInterrupt:  # before the host listens to signals: nothing is there yet to be stopped
+            sys.exit(130)
     from modelmora_app.cli import cli
 
     cli(prog_name="modelmora")

@@ -126,8 +126,7 @@ def _demonstrate(
     from modelmora.client import Client
     from modelmora.errors import ModelMoraError
 
-    with _step("waiting for the platform"):
-        target = _wait_for_target(platform, endpoint_file, stopping)
+    target = _wait_for_target(platform, endpoint_file, stopping)  # it says itself how far it is
     if target is None:
         if platform.poll() is None and not stopping.is_set():
             print(f"the platform was not serving after {PLATFORM_SECONDS:.0f} s", file=sys.stderr)

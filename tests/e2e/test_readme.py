@@ -198,6 +198,6 @@ def test_a_second_start_imports_nothing_and_every_end_is_clean(tmp_path: Path) -
     assert second.process.wait(40) == 0, "\n".join(second.lines)
     no_process_left(data_dir)
     third = Run(data_dir).start()
-    third.until("waiting for the platform:")
+    third.until("ModelMora serves")
     third.process.kill()  # nobody can clean up after that, but the kernel tells the platform
     no_process_left(data_dir, 40)
