@@ -394,7 +394,7 @@ def migration_files(package: str) -> list[str]:
 
 def lock_key(schema: str, name: str) -> int:
     """The 64 bits PostgreSQL knows an advisory lock by."""
-    return int.from_bytes(hashlib.sha256(f"modelmora {schema} {name}".encode()).digest()[:8], "big", signed=True)
+    return int.from_bytes(hashlib.sha256(f"modelmora\0{schema}\0{name}".encode()).digest()[:8], "big", signed=True)
 
 
 def translate(error: BaseException | None) -> ModelMoraError | None:

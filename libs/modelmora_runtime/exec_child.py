@@ -39,9 +39,9 @@ def main(argv: list[str]) -> None:
         os._exit(PARENT_GONE)
     if program[0] == "--reach":
         _reach(program[1:])
-    # The interpreter ignores SIGPIPE, and what is ignored or blocked would stay so through exec.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # The interpreter ignores two signals, and what is ignored or blocked would stay so through exec.
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+        signal.signal(ignored, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         os.execv(program[0], program)  # noqa: S606

@@ -230,7 +230,7 @@ class RotatingLog:
         try:
             if self._file is None:
                 self._open()
-            elif self._written_bytes + len(data) > self._max_bytes:
+            if self._written_bytes and self._written_bytes + len(data) > self._max_bytes:
                 self.close()
                 for number in range(self._keep - 1, 0, -1):
                     older = self._path.with_name(f"{self._path.name}.{number}")
