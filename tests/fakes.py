@@ -131,8 +131,8 @@ class FakeEffects:
     def yielding(self, lease: str, by: float, reason: str) -> None:
         self.log.append(("yielding", lease, by, reason))
 
-    def revoked(self, lease: str, reason: str) -> None:
-        self.log.append(("revoked", lease, reason))
+    def revoked(self, lease: str, reason: str, crashed: bool) -> None:
+        self.log.append(("revoked", lease, reason, crashed))
 
     def refused(self, lease: str, error: ModelMoraError) -> None:
         self.log.append(("refused", lease, error))

@@ -85,9 +85,10 @@ class Yielding:
 
 @dataclass(frozen=True)
 class Revoked:
-    """The lease is over."""
+    """The lease is over. `crashed`: the worker ended unasked."""
 
     reason: str
+    crashed: bool = False
 
 
 Message = Loading | Granted | Yielding | Revoked | ModelMoraError
@@ -428,12 +429,12 @@ class Node:
     def yielding(self, lease: str, by: float, reason: str) -> None:
         self._send(lease, Yielding(by, reason))
 
-    def revoked(self, lease: str, reason: str) -> None:
+    def revoked(self, lease: str, reason: str, crashed: bool) -> None:
         REVOKED.inc()
         end = self._ends.pop(lease, None)
         if end is not None:
             self._shut_out(end)
-            end.inbox.put_nowait(Revoked(reason))
+            end.inbox.put_nowait(Revoked(reason, crashed))
 
     def refused(self, lease: str, error: ModelMoraError) -> None:
         end = self._ends.pop(lease, None)

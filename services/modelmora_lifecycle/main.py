@@ -126,6 +126,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         on_health=report("models"),
     )
     registry.on_deleted = node.deleted
+    report("duty")("unknown", duty.reason)
     await node.begin()
     chores: list[Coroutine[Any, Any, None]] = [serve_node(duty, node, database, store, settings.node, report("duty"))]
     if journal is not None:
@@ -229,7 +230,7 @@ async def serve_node(
             if duty.on_duty:
                 log.error("another process has taken node %s; everything is unloaded", name)
                 await node.give_up()
-            set_duty(False, "degraded", f"standby: another process serves node {name}")
+            set_duty(False, "unhealthy", f"standby: another process serves node {name}")
         await asyncio.sleep(pause)
         pause = min(pause * 2, longest)
 

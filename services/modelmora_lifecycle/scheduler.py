@@ -105,8 +105,8 @@ class Effects(Protocol):
 
     def yielding(self, lease: str, by: float, reason: str) -> None: ...
 
-    def revoked(self, lease: str, reason: str) -> None:
-        """The lease is over; whoever held it can no longer reach the worker."""
+    def revoked(self, lease: str, reason: str, crashed: bool) -> None:
+        """The lease is over; whoever held it can no longer reach the worker. `crashed`: by what it ran, maybe."""
 
     def refused(self, lease: str, error: ModelMoraError) -> None: ...
 
@@ -363,8 +363,6 @@ class Scheduler:
             self._crashed(replica, f"crashed: {reason}", now)
         replica = self._replicas[uid]
         self.ledger = self.ledger.release(uid)
-        for lease in self._held(uid):
-            self._revoke(lease, replica.reason)
         if replica.state in (ReplicaState.FAILED, ReplicaState.DRAINING):
             self._set(replica.to(ReplicaState.UNLOADED, replica.reason, now, pid=0, claimed_by=""))
         self._remove(uid)
@@ -622,10 +620,10 @@ class Scheduler:
             self._changes += 1
             self._effects.stop(replica, grace_seconds)
 
-    def _fail(self, replica: Replica, reason: str, now: float) -> None:
+    def _fail(self, replica: Replica, reason: str, now: float, crashed: bool = False) -> None:
         self._set(replica.to(ReplicaState.FAILED, reason, now))
         for lease in self._held(replica.uid):
-            self._revoke(lease, reason)
+            self._revoke(lease, reason, crashed)
         self._end(self._replicas[replica.uid], 0.0)
 
     def _crashed(self, replica: Replica, reason: str, now: float) -> None:
@@ -635,7 +633,7 @@ class Scheduler:
         delay = 0.0 if known.failures == 1 else 0.25 * 2.0 ** (known.failures - 2)
         known.retry_at = now + min(self.rules.backoff_limit_seconds, delay)
         known.error = None
-        self._fail(replica, reason, now)
+        self._fail(replica, reason, now, crashed=True)
 
     def _remove(self, uid: str) -> None:
         del self._replicas[uid]
@@ -655,10 +653,10 @@ class Scheduler:
         if uid in self._replicas:
             self._replicas[uid] = replace(self._replicas[uid], last_used_time=now)
 
-    def _revoke(self, lease: _Lease, reason: str) -> None:
+    def _revoke(self, lease: _Lease, reason: str, crashed: bool = False) -> None:
         del self._leases[lease.uid]
         self._changes += 1
-        self._effects.revoked(lease.uid, reason)
+        self._effects.revoked(lease.uid, reason, crashed)
 
     def _refuse(self, lease: _Lease, error: ModelMoraError) -> None:
         del self._leases[lease.uid]

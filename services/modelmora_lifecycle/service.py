@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import math
 import re
 import time
@@ -251,8 +250,8 @@ class LifecycleLeaseServicer(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer):
                 notice = getattr(response, "yield")
                 notice.by.FromDatetime(_moment(self._node, by))
                 notice.reason = reason
-            case Revoked(reason):
-                response.revoked.reason = reason
+            case Revoked(reason, crashed):
+                response.revoked.reason, response.revoked.crashed = reason, crashed
             case _:
                 raise LoadFailed(f"no such message: {message}")
         return response
@@ -355,5 +354,5 @@ def _write_token(uid: str) -> str:
 def _read_token(token: str) -> str:
     try:
         return base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         raise InvalidArgument.at("page_token", "is not a token of this list") from None

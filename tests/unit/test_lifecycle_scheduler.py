@@ -335,7 +335,7 @@ def test_a_crash_revokes_and_the_next_want_loads_again(node: Node) -> None:
     node.use("x")
     node.crash(node.granted_to("x") or "")
     revoked = node.of("revoked")
-    assert revoked == [("revoked", "x", "crashed: signal 9 (SIGKILL)")]
+    assert revoked == [("revoked", "x", "crashed: signal 9 (SIGKILL)", True)]
     changes = [(call[2], call[3]) for call in node.of("changed")][-2:]
     assert changes == [(S.LOADED, S.FAILED), (S.FAILED, S.UNLOADED)]
     assert node.scheduler.ledger.charged == {}
@@ -592,9 +592,10 @@ class Traffic(Node):
         if holder.yielded_at is None:
             holder.yielded_at = self.clock.now
 
-    def revoked(self, lease: str, reason: str) -> None:
+    def revoked(self, lease: str, reason: str, crashed: bool) -> None:
         holder = self.holders[lease]
         assert holder.replica
+        assert crashed <= (holder.replica in self.crashed)
         if holder.busy and holder.replica not in self.crashed:
             # A busy replica is never stopped without a yield and its grace.
             assert holder.yielded_at is not None, reason

@@ -1,0 +1,252 @@
+"""Leases against real workers: granted, shared, yielded, revoked, lost, and who else then gets the memory."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from integration.lifecycle_rig import MIB, Holder, Rig, alive, refused, rig, workers_of
+from modelmora.errors import (
+    InvalidArgument,
+    LoadFailed,
+    MemoryBusy,
+    ModelMoraError,
+    NeverFits,
+    VersionInUse,
+    VersionNotFound,
+    WorkerUnavailable,
+)
+from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
+from modelmora_runtime.worker_channel import WorkerChannel
+
+
+@pytest.fixture
+async def node(database_url: str, data_dir: Path) -> AsyncIterator[Rig]:
+    """A place for one: two models of 250 MiB each in 400 MiB."""
+    async with rig(database_url, data_dir, holder_grace_seconds=1.0, drain_grace_seconds=1.0) as running:
+        yield running
+
+
+async def two(node: Rig) -> tuple[str, str]:
+    return await node.echo("acme/one", memory_bytes=250 * MIB), await node.echo("acme/two", memory_bytes=250 * MIB)
+
+
+async def test_a_lease_tells_where_the_worker_is_and_lets_its_holder_in(node: Rig) -> None:
+    version = await node.echo("acme/one", dimensions=4, max_batch_entries=7)
+    holder = await (await node.acquire(version)).ready()
+    assert holder.told[-1] == "loaded"
+    assert set(holder.told[:-1]) == {"loading"}
+    assert holder.loaded.endpoint.startswith("unix:/")
+    assert len(holder.loaded.key) == 32
+    assert holder.loaded.max_in_flight_batches == 2
+    assert holder.loaded.limits.embedding_dimensions == 4
+    assert holder.loaded.limits.max_batch_entries == 7
+    assert holder.loaded.engine_profile.backend == "echo"
+    assert len((await holder.embed()).rows) == 16
+    await holder.in_use(1)
+    other = await (await node.acquire(version)).ready()
+    assert other.loaded.replica == holder.loaded.replica
+    assert other.loaded.key != holder.loaded.key
+    await other.embed()
+    replica = (await node.replicas())[0]
+    assert (replica.leases, replica.busy_leases) == (2, 1)
+    await other.close()
+    await holder.close()
+
+
+async def test_closing_a_lease_voids_its_key(node: Rig) -> None:
+    version = await node.echo("acme/one")
+    holder = await (await node.acquire(version)).ready()
+    channel = holder.channel
+    assert channel is not None
+    holder.call.cancel()
+    async with asyncio.timeout(5):
+        await channel.closed.wait()
+    await refused(holder.embed(), WorkerUnavailable)
+    with pytest.raises(ModelMoraError):
+        await WorkerChannel.connect(holder.loaded.endpoint, holder.loaded.key)
+    assert (await node.replicas())[0].leases == 0
+
+
+async def test_an_idle_lease_makes_room_at_once_and_its_connection_is_closed(node: Rig) -> None:
+    one, two_ = await two(node)
+    holder = await (await node.acquire(one)).ready()
+    await holder.embed()
+    other = await (await node.acquire(two_)).ready()
+    revoked = await holder.hear("revoked")
+    assert two_ in revoked.reason
+    assert not revoked.crashed
+    assert "yield" not in holder.told
+    assert holder.channel is not None
+    async with asyncio.timeout(5):
+        await holder.channel.closed.wait()
+    assert await holder.call.read() is grpc.aio.EOF
+    await other.embed()
+    assert [replica.model_version for replica in await node.replicas()] == [two_]
+    await other.close()
+
+
+async def test_a_busy_holder_yields_and_gets_the_place_back(node: Rig) -> None:
+    one, two_ = await two(node)
+    holder = await (await node.acquire(one)).ready()
+    await holder.in_use(1)
+    other = await node.acquire(two_)
+    asked = (await holder.hear("yield")).by
+    assert abs(asked.ToNanoseconds() / 1e9 - time.time()) < 5
+    assert (await node.replicas('state = "draining"'))[0].model_version == one
+    await holder.embed()  # what runs may finish
+    await holder.close()
+    await other.ready()
+    await other.in_use(1)
+    again = await node.acquire(one)
+    await other.hear("yield")
+    await other.in_use(0)
+    assert await other.hear("revoked")
+    await again.ready()
+    await again.close()
+
+
+async def test_a_holder_that_does_not_yield_loses_its_lease_and_its_connection(node: Rig) -> None:
+    one, two_ = await two(node)
+    holder = await (await node.acquire(one)).ready()
+    await holder.in_use(1)
+    other = await node.acquire(two_)
+    await holder.hear("yield")
+    revoked = await holder.hear("revoked")
+    assert "did not yield" in revoked.reason
+    await refused(holder.embed(), WorkerUnavailable)
+    await (await other.ready()).embed()
+    await other.close()
+
+
+async def test_two_models_in_a_place_for_one_take_turns(database_url: str, data_dir: Path) -> None:
+    async with rig(database_url, data_dir, minimum_residency_seconds=0.2) as node:
+        versions = await two(node)
+        turns: list[str] = []
+        over = time.monotonic() + 8.0
+
+        async def saturate(version: str) -> int:
+            served = 0
+            while time.monotonic() < over:
+                holder = await (await node.acquire(version)).ready()
+                await holder.in_use(1)
+                turns.append(version)
+                asked = asyncio.ensure_future(holder.hear("yield"))
+                while not asked.done() and time.monotonic() < over:
+                    await holder.embed()
+                    served += 1
+                asked.cancel()
+                await asyncio.gather(asked, return_exceptions=True)
+                await holder.close()
+            return served
+
+        served = await asyncio.gather(*(saturate(version) for version in versions))
+        assert all(served)
+        assert len(turns) >= 6
+        assert all(first != second for first, second in itertools.pairwise(turns[:-1])), turns
+
+
+async def test_a_worker_killed_under_its_lease_is_told_and_the_next_lease_works(node: Rig) -> None:
+    version = await node.echo("acme/one")
+    for _ in range(3):
+        holder = await (await node.acquire(version)).ready()
+        await holder.in_use(1)
+        replica = (await node.replicas())[0]
+        os.kill(replica.pid, signal.SIGKILL)
+        revoked = await holder.hear("revoked")
+        assert revoked.crashed
+        assert "SIGKILL" in revoked.reason
+        await refused(holder.embed(), WorkerUnavailable)
+        await holder.close()
+    again = await (await node.acquire(version)).ready()
+    await again.embed()
+    await again.close()
+
+
+async def test_a_waiter_that_goes_away_loads_nothing_and_the_holder_keeps_its_model(node: Rig) -> None:
+    one, two_ = await two(node)
+    holder = await (await node.acquire(one)).ready()
+    await holder.in_use(1)
+    other = await node.acquire(two_)
+    await holder.hear("yield")
+    other.call.cancel()
+    replica = await node.state_of(one, "LOADED")
+    assert replica.reason == "its memory is no longer needed"
+    await holder.embed()
+    third = await (await node.acquire(one)).ready()
+    await third.embed()
+    assert [r.model_version for r in await node.replicas()] == [one]
+    await third.close()
+    await holder.close()
+
+
+async def test_a_cancelled_acquire_leaves_no_process(node: Rig, data_dir: Path) -> None:
+    version = await node.echo("acme/slow", load_seconds=60)
+    holder = await node.acquire(version)
+    await node.state_of(version, "LOADING")
+    holder.call.cancel()
+    await node.until_empty()
+    assert workers_of(data_dir) == []
+    assert await node.charged() == 0
+
+
+async def test_errors_end_the_stream(node: Rig) -> None:
+    big = await node.echo("acme/big", memory_bytes=500 * MIB)
+    error = await refused((await node.acquire(big)).hear("loaded"), NeverFits)
+    assert error.metadata["need_bytes"] == str(500 * MIB)
+    bad = await node.echo("acme/bad", fail_load="no")
+    await refused((await node.acquire(bad)).hear("loaded"), LoadFailed)
+    await refused((await node.acquire("models/acme/big/versions/none")).hear("loaded"), VersionNotFound)
+    await refused((await node.acquire("acme/big")).hear("loaded"), InvalidArgument)
+    one, two_ = await two(node)
+    holder = await (await node.acquire(one)).ready()
+    await holder.in_use(1)
+    pinned = await node.load(one, pin=True)
+    assert pinned.pinned
+    await refused((await node.acquire(two_)).hear("loaded"), NeverFits)
+    await node.unload(one, force=True, wait=False)
+    await holder.close()
+    third = await (await node.acquire(two_, priority=30)).ready()
+    await third.in_use(1)
+    await refused((await node.acquire(one, priority=10, seconds=0.5)).hear("loaded"), MemoryBusy)
+    await third.close()
+    silent = node.leases.Acquire()
+    await silent.write(pb.AcquireRequest(in_use=pb.InUse(in_flight=1)))
+    await refused(silent.read(), InvalidArgument)
+
+
+async def test_unloading_a_busy_model_needs_force_and_then_lets_its_holder_finish(node: Rig) -> None:
+    version = await node.echo("acme/one")
+    holder = await (await node.acquire(version)).ready()
+    await holder.in_use(1)
+    replica = (await node.replicas())[0]
+    await refused(node.unload(version), VersionInUse)
+    assert (await node.replicas())[0].state == pb.REPLICA_STATE_LOADED
+    unloading = asyncio.ensure_future(node.unload(version, force=True))
+    await holder.hear("yield")
+    await holder.embed()
+    assert not unloading.done()
+    await holder.in_use(0)
+    await holder.hear("revoked")
+    await unloading
+    assert not alive(replica.pid)
+
+
+async def test_a_platform_with_idle_leases_stops_at_once(database_url: str, data_dir: Path) -> None:
+    holders: list[Holder] = []
+    async with rig(database_url, data_dir) as node:
+        for number in range(3):
+            version = await node.echo(f"acme/m{number}", memory_bytes=40 * MIB)
+            holders.append(await (await node.acquire(version)).ready())
+        pids = workers_of(data_dir)
+        assert len(pids) >= 3
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 10  # no grace is waited for; the figure itself is measured end to end
+    assert not any(alive(pid) for pid in pids)
