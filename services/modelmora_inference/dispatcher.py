@@ -147,6 +147,7 @@ class Dispatcher:
         self._following: dict[Batch, tuple[InferCall, asyncio.Task[None]]] = {}
         self._life: asyncio.Task[None] | None = None
         self._closing = False
+        self._pumping = False
         self._progress = False
         self._told_busy = False
         self._idle_since = 0.0
@@ -188,8 +189,9 @@ class Dispatcher:
         if self._life is None:
             self._life = self._loop.create_task(self._live(), name=f"dispatch {self.version}")
             self._life.add_done_callback(self._ended)
-        elif self._replica is not None:
-            self._pump()
+        elif self._replica is not None and not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
 
     def withdraw(self, call: Call) -> None:
         """Nobody waits for this call any more: its entries leave the queue, and the worker where it computes for it."""
@@ -444,6 +446,7 @@ class Dispatcher:
 
     def _pump(self) -> None:  # 2
         """Sends what should go now."""
+        self._pumping = False
         replica = self._replica
         if replica is None:
             return
