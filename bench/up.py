@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,7 +52,11 @@ class Up:
     def start(self) -> Up:
         """Starts the process and returns when it serves. RuntimeError with its last lines when it does not."""
         self.launch()
-        self.wait_ready()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.process and self.process.kill()
+            raise
         return self
 
     def launch(self) -> None:
@@ -59,6 +64,7 @@ class Up:
         environ |= {"MODELMORA_DATA_DIR": str(self.data_dir), "MODELMORA_PORT": "0", "MODELMORA_METRICS_PORT": "0"}
         environ |= {f"MODELMORA_{key}": value for key, value in self.settings.items()}
         with self.log.open("ab") as log:
+            self._logged_before = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-P", *self.command],
                 env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self.cwd,
@@ -70,24 +76,27 @@ class Up:
         return self.process.pid
 
     def wait_ready(self, seconds: float = READY_SECONDS) -> None:
-        """Waits for this very process's endpoint file, then for its health to be SERVING."""
+        """Waits until this very process says that it serves."""
         assert self.process is not None
         until = time.monotonic() + seconds
-        endpoint = self.data_dir / "run" / "endpoint.json"
-        while True:
+        while not (found := self._endpoint()):
             if self.process.poll() is not None:
                 raise RuntimeError(f"it ended with {self.process.returncode}:\n{self.tail()}")
-            try:
-                found = json.loads(endpoint.read_text())
-            except (FileNotFoundError, json.JSONDecodeError):
-                found = {}
-            if found.get("pid") == self.process.pid:
-                break
             if time.monotonic() > until:
                 raise RuntimeError(f"not ready after {seconds} s:\n{self.tail()}")
             time.sleep(0.02)
-        self.target, self.metrics = found["target"], found["metrics"]
+        self.target, self.metrics = found
         self._channel = None
+
+    def _endpoint(self) -> tuple[str, str] | None:
+        """Where it serves and where its metrics are: from its endpoint file or, started in parts, from what it said."""
+        try:
+            found = json.loads((self.data_dir / "run" / "endpoint.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            said = self.log.read_bytes()[self._logged_before :].decode(errors="replace")
+            line = re.search(r"serves .* on (\S+) after .*; metrics on (\S+)", said)
+            return (line[1], line[2]) if line and "up" not in self.command else None
+        return (found["target"], found["metrics"]) if found["pid"] == self.pid else None
 
     def tail(self, lines: int = 40) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
