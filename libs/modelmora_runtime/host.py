@@ -19,7 +19,7 @@ import signal
 import stat
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,19 +235,26 @@ class Host:
             return None
         began = time.monotonic()
         url = self.settings.database_url
+        takes_connections: Callable[[], Awaitable[bool]] | None = None
         if url is None:
             from modelmora_runtime.postgres import EmbeddedPostgres
 
             server = EmbeddedPostgres(self.settings.data_dir, run_dir, on_progress=self._announce)
             await self._stack.enter_async_context(server)
-            url = server.url
+            url, takes_connections = server.url, server.ping
             self._announce(f"database ready (embedded PostgreSQL, {time.monotonic() - began:.1f} s)")
-        await self._stack.enter_async_context(self._watched_database(url))
+        await self._stack.enter_async_context(self._watched_database(url, takes_connections))
         return url
 
     @asynccontextmanager
-    async def _watched_database(self, url: str) -> AsyncIterator[None]:
-        """Pings the database, so that health turns when it is away and back when it answers."""
+    async def _watched_database(
+        self, url: str, takes_connections: Callable[[], Awaitable[bool]] | None
+    ) -> AsyncIterator[None]:
+        """Pings the database, so that health turns when it is away and back when it answers.
+
+        A server whose first process alone is stopped still answers on the connections that are there, but takes no
+        new ones, so both are asked.
+        """
         from modelmora_runtime.db import Database
 
         def say(available: bool, reason: str) -> None:
@@ -259,7 +266,10 @@ class Host:
             while True:
                 try:
                     await database.ping()
-                    self.board.set(DATABASE, "healthy")
+                    if takes_connections is None or await takes_connections():
+                        self.board.set(DATABASE, "healthy")
+                    else:
+                        self.board.set(DATABASE, "unhealthy", "it takes no connections")
                 except ModelMoraError as error:
                     self.board.set(DATABASE, "unhealthy", error.message.removeprefix("the database is away: "))
                 await asyncio.sleep(_PING_SECONDS)

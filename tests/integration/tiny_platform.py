@@ -1,7 +1,7 @@
 """A platform of tiny contexts that speak real protos, in this process or (as a script) in one of its own.
 
-`tiny` serves lifecycle's public service with behaviours named by the replica's name; `front` serves inference's and calls
-`tiny` over peers, as inference calls lifecycle.
+`tiny` serves lifecycle's public service with behaviours named by the replica's name; `front` serves inference's and
+calls `tiny` over peers, as inference calls lifecycle.
 """
 
 from __future__ import annotations
