@@ -238,8 +238,6 @@ class Wire:
             if len(payload) <= _TOTAL.size:
                 raise FramingError("empty-frame")
             (total,) = _TOTAL.unpack_from(payload)
-            if total < len(payload) - _TOTAL.size:
-                raise FramingError("message-overrun")
             self._begin_in(request_id, total)
             self._incoming[request_id] = incoming = _Incoming(total)
             self._part_in(request_id, incoming, payload[_TOTAL.size :], events)

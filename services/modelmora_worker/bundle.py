@@ -33,7 +33,7 @@ _FILES = {
 def files() -> Iterator[tuple[Path, Path]]:
     """(source, path in the bundle) of every file of the bundle."""
     for package, module in (("modelmora", errors), ("modelmora_runtime", framing)):
-        folder = Path(module.__file__).parent
+        folder = Path(str(module.__file__)).parent
         for name in _FILES[package]:
             yield folder / name, Path(package, name)
     folder = Path(__file__).parent
@@ -41,14 +41,16 @@ def files() -> Iterator[tuple[Path, Path]]:
         yield path, Path(folder.name, path.relative_to(folder))
 
 
-def write_bundle(folder: Path) -> Path:
-    """Makes `folder`, which must not exist, with the bundle in it, whole or not at all. The path of its `__main__`."""
+def write_bundle(folder: Path) -> list[Path]:
+    """Makes `folder`, which must not exist, with the bundle in it, whole or not at all. The files, relative to it."""
+    written = []
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         for source, path in files():
             target = temporary / path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+            written.append(path)
         (temporary / MARKER).touch()
         # Not onto an existing folder: rename replaces only an empty one.
         if folder.exists():
@@ -56,4 +58,4 @@ def write_bundle(folder: Path) -> Path:
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder / Path(__file__).parent.name / "__main__.py"
+    return written

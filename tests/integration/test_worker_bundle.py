@@ -25,6 +25,12 @@ def bare(tmp_path: Path) -> Path:
     return site
 
 
+def laid_out(folder: Path) -> Path:
+    """The `__main__` of a new bundle."""
+    assert set(write_bundle(folder)) == {path.relative_to(folder) for path in folder.rglob("*.py")}
+    return folder / "modelmora_worker" / "__main__.py"
+
+
 def run(bare: Path, *words: str, **settings: object) -> subprocess.Popen[bytes]:
     # -S: no site-packages, so that what is installed here cannot help.
     environment = {"PYTHONPATH": str(bare), "PATH": os.environ["PATH"], **settings.pop("env", {})}
@@ -32,7 +38,7 @@ def run(bare: Path, *words: str, **settings: object) -> subprocess.Popen[bytes]:
 
 
 def test_a_worker_runs_from_the_bundle_alone(bare, data_dir):
-    main = write_bundle(data_dir.parent / "bundle")
+    main = laid_out(data_dir.parent / "bundle")
     ours, theirs = socket.socketpair()
     lifeline_read, lifeline_write = os.pipe()
     process = run(
@@ -62,7 +68,7 @@ def gone(pid: int) -> bool:
 
 
 def test_the_bundle_holds_exactly_what_a_worker_imports(bare, data_dir):
-    main = write_bundle(data_dir.parent / "bundle")
+    main = laid_out(data_dir.parent / "bundle")
     folder = main.parents[1]
     script = (
         f"import sys; sys.path.insert(0, {str(folder)!r})\n"
