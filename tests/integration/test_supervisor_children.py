@@ -115,18 +115,21 @@ from modelmora_runtime.supervisor import Child
 async def main():
     # A child that ignores what it can and whose grandchild is on its own: the kernel's signal still ends it.
     child = await Child.start(
-        ["/bin/sh", "-c", "trap '' TERM INT HUP; while :; do sleep 0.05; done"], {"PATH": "/usr/bin:/bin"}
+        ["/bin/sh", "-c", "trap '' TERM INT HUP; echo ready; while :; do sleep 0.05; done"], {"PATH": "/usr/bin:/bin"}
     )
+    while sys.argv[1] == "later" and not child.log_tail():
+        await asyncio.sleep(0.005)
     print(child.pid, child.start_ticks, flush=True)
     await child.exited
 asyncio.run(main())
 """
 
 
-async def test_when_the_parent_is_killed_the_kernel_ends_the_child() -> None:
-    for _ in range(5):
+@pytest.mark.parametrize("moment", ["later", "while it starts"])
+async def test_when_the_parent_is_killed_the_kernel_ends_the_child(moment: str) -> None:
+    for _ in range(3):
         parent = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE, cwd="/"
+            sys.executable, "-c", PARENT, moment, stdout=asyncio.subprocess.PIPE, cwd="/"
         )
         assert parent.stdout is not None
         pid, ticks = map(int, (await parent.stdout.readline()).split())
