@@ -115,7 +115,7 @@ from modelmora_runtime.supervisor import Child
 async def main():
     # A child that ignores what it can and whose grandchild is on its own: the kernel's signal still ends it.
     child = await Child.start(
-        ["/bin/sh", "-c", "trap '' TERM INT HUP; echo ready; while :; do sleep 0.05; done"], {"PATH": "/usr/bin:/bin"}
+        ["/bin/sh", "-c", "trap '' TERM INT HUP; echo ready; for i in $(seq 200); do sleep 0.05; done"], {"PATH": "/usr/bin:/bin"}
     )
     while sys.argv[1] == "later" and not child.log_tail():
         await asyncio.sleep(0.005)
