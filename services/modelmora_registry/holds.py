@@ -89,9 +89,10 @@ class Holds:
                 pause = RETRY_SECONDS
 
     async def close(self) -> None:
-        """A last round, so that the next start does not find holds of nobody."""
+        """A last round: the streams end with this process, and so do their holds."""
         try:
-            await self.write()
+            for uid in {*self._held, *self._ended}:
+                await self._store.release_hold(uid)
         except DatabaseUnavailable:
             pass  # They run out.
 

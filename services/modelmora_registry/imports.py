@@ -19,10 +19,12 @@ from collections.abc import Mapping, Sequence
 from modelmora.errors import (
     DatabaseUnavailable,
     IllegalTransition,
+    InvalidArgument,
     ModelMoraError,
     SourceUnavailable,
     VersionNotFound,
 )
+from modelmora_runtime import ids
 from modelmora_runtime.db import Database
 from prometheus_client import Counter, Histogram
 
@@ -105,7 +107,7 @@ class Imports:
     async def _sweep(self) -> None:
         """Removes files whose versions are not there: deleted or failed by a process that died before it cleaned up."""
         present = await self._artifacts.present()  # First, so that what comes later is not taken for a leftover.
-        known = await self._store.existing(present)
+        known = await self._store.existing([uid for uid in present if _is_uid(uid)])
         for uid in present - known:
             log.info("removing the files of %s, which no version needs", uid)
             await self._artifacts.discard(uid, ())
@@ -204,3 +206,10 @@ class Imports:
             await self._store.record_failure(uid, failure)
         except (VersionNotFound, IllegalTransition):
             pass  # Deleted while it failed.
+
+
+def _is_uid(name: str) -> bool:
+    try:
+        return bool(ids.parse(name))
+    except InvalidArgument:
+        return False  # Not one of ours, so no version needs it.

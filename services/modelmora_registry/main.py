@@ -78,6 +78,8 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
             ("changes", watching.run(store.changes())),
         )
     ]
+    for task in tasks:
+        task.add_done_callback(lambda ended: _report(ended, platform))
     try:
         yield Mounted(
             [
@@ -105,6 +107,13 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         await database.close()
 
 
+def _report(ended: asyncio.Task[None], platform: Platform) -> None:
+    """Work in the background has no end of its own; one that breaks is seen in the health, not only in the log."""
+    if not ended.cancelled() and (error := ended.exception()) is not None:
+        log.error("%s broke off", ended.get_name(), exc_info=error)
+        platform.health.set(NAME, "degraded", f"{ended.get_name()} broke off: {type(error).__name__}")
+
+
 async def _migrate(store: Store, platform: Platform) -> bool:
     try:
         await store.migrate()
@@ -116,9 +125,10 @@ async def _migrate(store: Store, platform: Platform) -> bool:
 
 
 async def _migrate_and_count(store: Store, platform: Platform) -> None:
-    while not store.migrated and not await _migrate(store, platform):
-        await asyncio.sleep(MIGRATE_RETRY_SECONDS)
     while True:
+        if not store.migrated and not await _migrate(store, platform):
+            await asyncio.sleep(MIGRATE_RETRY_SECONDS)
+            continue
         try:
             for state, count in (await store.count_by_state()).items():
                 VERSIONS.labels(state).set(count)

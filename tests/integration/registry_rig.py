@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from typing import Any
 import asyncpg
 import grpc
 import modelmora_registry.main as registry_main
-from modelmora.errors import FieldViolation, ModelMoraError
+import pytest
+from modelmora.errors import ModelMoraError
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora.registry.v1 import registry_pb2_grpc
 from modelmora.status import error_from_rpc
@@ -103,16 +104,15 @@ class Rig:
     async def refused(self, call: Callable[[], Any], cls: type[ModelMoraError], field: str | None = None) -> Any:
         """The error of a call that must be refused and must leave neither rows nor files."""
         rows, files = await self.rows(), self.files()
-        try:
+        with pytest.raises(ModelMoraError) as raised:
             await call()
-        except ModelMoraError as error:
-            assert type(error) is cls, f"{type(error).__name__}: {error}"
-            if field is not None:
-                assert field in [violation.field for violation in error.fields], error.fields
-            assert await self.rows() == rows
-            assert self.files() == files
-            return error
-        raise AssertionError(f"{cls.__name__} expected")
+        error = raised.value
+        assert type(error) is cls, f"{type(error).__name__}: {error}"
+        if field is not None:
+            assert field in [violation.field for violation in error.fields], error.fields
+        assert await self.rows() == rows
+        assert self.files() == files
+        return error
 
 
 @asynccontextmanager
@@ -157,13 +157,15 @@ def local(path: Path) -> pb.ModelSource:
     return pb.ModelSource(local=pb.LocalSource(path=str(path)))
 
 
-def violations(error: ModelMoraError) -> list[FieldViolation]:
-    return list(error.fields)
+def until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
+    """Waits for a fact on disk that nothing announces. Blocks: call it in a thread."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
 
 
-async def until(condition: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
-    """Waits for a fact that nothing announces; a deadline, no fixed sleep."""
-    async with asyncio.timeout(seconds):
-        while not (found := await condition() if asyncio.iscoroutinefunction(condition) else condition()):
-            await asyncio.sleep(0.01)
-    return found
+def modes_below(folder: str) -> dict[str, int]:
+    """Permissions by relative path of the files in a folder."""
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.stat().st_mode & 0o777 for path in files}

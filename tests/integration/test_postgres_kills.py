@@ -113,9 +113,13 @@ def test_a_server_that_was_stopped_when_its_host_was_killed_is_no_obstacle(data_
         os.kill(pid, signal.SIGSTOP)
     os.kill(host.process.pid, signal.SIGKILL)
     host.read_rest()
-    assert processes_naming(data_dir)
-    assert host.committed <= asyncio.run(_numbers(data_dir))
-    wait_for_none(data_dir)
+    try:
+        assert processes_naming(data_dir)
+        assert host.committed <= asyncio.run(_numbers(data_dir))
+        wait_for_none(data_dir)
+    finally:
+        for pid in processes_naming(data_dir):
+            os.kill(pid, signal.SIGKILL)
 
 
 async def _numbers(data_dir: Path) -> set[int]:

@@ -78,13 +78,14 @@ async def test_the_second_holder_is_told_who_is_the_first(data_dir: Path) -> Non
     with subprocess.Popen(
         [sys.executable, str(HOST), str(data_dir), str(data_dir.parent / "run"), "0"], stdout=subprocess.PIPE
     ) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline().startswith(b"ready")
-        with pytest.raises(DataFolderInUse, match=rf"pid {first.pid}\b.*MODELMORA_DATA_DIR") as caught:
-            await embedded(data_dir).__aenter__()
-        assert caught.value.metadata["pid"] == str(first.pid)
-        first.kill()
-        first.stdout.close()
+        try:
+            assert first.stdout is not None
+            assert first.stdout.readline().startswith(b"ready")
+            with pytest.raises(DataFolderInUse, match=rf"pid {first.pid}\b.*MODELMORA_DATA_DIR") as caught:
+                await embedded(data_dir).__aenter__()
+            assert caught.value.metadata["pid"] == str(first.pid)
+        finally:
+            first.kill()
     async with embedded(data_dir) as postgres:
         assert await postgres.ping()
 

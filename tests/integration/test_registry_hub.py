@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,13 +13,14 @@ from typing import Any
 
 import pytest
 from integration.hub_server import COMMIT, FakeHub, hub
-from integration.registry_rig import Rig, registry, sentence_model
+from integration.registry_rig import Rig, modes_below, registry, sentence_model, until
 from modelmora.errors import FailedPrecondition, SourceNotFound, SourceUnavailable, UnsafeFile
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora_registry import imports
 
 Start = Callable[..., AbstractAsyncContextManager[Rig]]
 WEIGHTS = "model.safetensors"
+SECRET = "hf_" + "x" * 8
 
 
 @pytest.fixture
@@ -66,9 +68,7 @@ async def test_an_import_is_pinned_verified_and_described(rig: Rig, fake: FakeHu
     assert {file.path: file.sha256 for file in version.artifact.files} == {
         path: f"sha256:{hashlib.sha256(content).hexdigest()}" for path, content in fake.files.items()
     }
-    snapshot = Path(version.artifact.path)
-    assert {str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file()} == set(fake.files)
-    assert all(path.stat().st_mode & 0o777 == 0o444 for path in snapshot.rglob("*") if path.is_file())
+    assert modes_below(version.artifact.path) == dict.fromkeys(fake.files, 0o444)
     before = len(fake.requests)
     again = await rig.call(rig.registry.ImportModel, pb.ImportModelRequest(source=source(revision="main")))
     assert again.model_version == version
@@ -136,10 +136,10 @@ async def test_a_restart_in_the_middle_goes_on_where_it_stopped(
     async with registry(database_url, data_dir, hub_endpoint=fake.url) as first:
         made = await first.call(first.registry.ImportModel, pb.ImportModelRequest(source=source()))
         assert made.model_version.state == pb.MODEL_VERSION_STATE_CREATING
-        await _in_thread(fake.half_sent.wait, 20)
+        await asyncio.to_thread(fake.half_sent.wait, 20)
         half = len(fake.files[WEIGHTS]) // 2
         part = data_dir / "artifacts" / "staging" / made.model_version.uid / "part"
-        await _in_thread(_until, lambda: part.exists() and part.stat().st_size == half)
+        await asyncio.to_thread(until, lambda: part.exists() and part.stat().st_size == half)
     fake.hold.pop(WEIGHTS).set()
     async with registry(database_url, data_dir, hub_endpoint=fake.url) as second:
         version = await second.final(made.model_version.name)
@@ -147,25 +147,10 @@ async def test_a_restart_in_the_middle_goes_on_where_it_stopped(
         assert f"bytes={half}-" in [request[2] for request in fake.requests]
 
 
-async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    import asyncio
-
-    return await asyncio.to_thread(function, *arguments)
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    import time
-
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 async def test_deleting_while_it_downloads_leaves_nothing(rig: Rig, fake: FakeHub) -> None:
     fake.hold[WEIGHTS] = threading.Event()
     made = await rig.call(rig.registry.ImportModel, pb.ImportModelRequest(source=source()))
-    await _in_thread(fake.half_sent.wait, 20)
+    await asyncio.to_thread(fake.half_sent.wait, 20)
     await rig.call(rig.registry.DeleteModelVersion, pb.DeleteModelVersionRequest(name=made.model_version.name))
     assert rig.files() == []
     assert not list((rig.artifacts / "staging").iterdir())
@@ -224,18 +209,18 @@ async def test_redirect_loops_nonsense_and_silence_are_unavailable(rig: Rig, fak
 async def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(
     database_url: str, data_dir: Path, fake: FakeHub, tmp_path: Path
 ) -> None:
-    fake.token = "hf_secret"
+    fake.token = SECRET
     secret = tmp_path / "token"
-    secret.write_text("hf_secret\n")
+    secret.write_text(f"{SECRET}\n")
     async with registry(database_url, data_dir, hub_endpoint=fake.url, hub_token_file=secret) as rig:
         version = await rig.import_model(source=source())
         assert version.state == pb.MODEL_VERSION_STATE_READY, version.failure
     assert {request[3] for request in fake.requests if request[1].startswith("/cdn/")} == {None}
-    assert {request[3] for request in fake.requests if not request[1].startswith("/cdn/")} == {"Bearer hf_secret"}
+    assert {request[3] for request in fake.requests if not request[1].startswith("/cdn/")} == {f"Bearer {SECRET}"}
 
 
 async def test_without_its_token_a_gated_repository_is_not_shown(rig: Rig, fake: FakeHub) -> None:
-    fake.token = "hf_secret"
+    fake.token = SECRET
     request = pb.ImportModelRequest(source=source())
     error = await rig.refused(lambda: rig.call(rig.registry.ImportModel, request), SourceNotFound)
     assert "hub_token_file" in error.message

@@ -52,8 +52,8 @@ async def test_a_child_has_a_session_a_clean_signal_state_and_only_the_given_env
 
 
 async def test_stop_asks_then_kills_and_reaps() -> None:
-    polite = await shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done")
-    stubborn = await shell("trap '' TERM; echo ready; sleep 600 & while :; do sleep 0.01; done")
+    polite = await shell("trap 'exit 7' TERM; echo ready; for i in $(seq 999); do sleep 0.01; done")
+    stubborn = await shell("trap '' TERM; echo ready; sleep 20 & for i in $(seq 999); do sleep 0.01; done")
     for child in (polite, stubborn):
         await _says_something(child)
     assert (await polite.stop(10)).code == 7
@@ -74,7 +74,7 @@ async def test_stop_asks_then_kills_and_reaps() -> None:
 
 
 async def test_cancelling_a_stop_skips_to_the_kill() -> None:
-    child = await shell("trap '' TERM; echo ready; while :; do sleep 0.01; done")
+    child = await shell("trap '' TERM; echo ready; for i in $(seq 999); do sleep 0.01; done")
     await _says_something(child)
     stop = asyncio.create_task(child.stop(600))
     await asyncio.wait([stop], timeout=0.2)
@@ -85,7 +85,7 @@ async def test_cancelling_a_stop_skips_to_the_kill() -> None:
 
 
 async def test_cancelling_the_wait_for_a_child_leaves_it_alone() -> None:
-    child = await shell("echo ready; read x; sleep 600")
+    child = await shell("sleep 20")
     waiting = asyncio.ensure_future(child.exited)
     waiting.cancel()
     await asyncio.wait([waiting])
@@ -115,7 +115,8 @@ from modelmora_runtime.supervisor import Child
 async def main():
     # A child that ignores what it can and whose grandchild is on its own: the kernel's signal still ends it.
     child = await Child.start(
-        ["/bin/sh", "-c", "trap '' TERM INT HUP; echo ready; for i in $(seq 200); do sleep 0.05; done"], {"PATH": "/usr/bin:/bin"}
+        ["/bin/sh", "-c", "trap '' TERM INT HUP; echo ready; for i in $(seq 200); do sleep 0.05; done"],
+        {"PATH": "/usr/bin:/bin"},
     )
     while sys.argv[1] == "later" and not child.log_tail():
         await asyncio.sleep(0.005)
