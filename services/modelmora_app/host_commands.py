@@ -110,6 +110,13 @@ def run(contexts: Sequence[str], flags: Mapping[str, object], config_file: Path 
     )
 
 
+def example_config() -> str:
+    """deploy/config.example.yaml."""
+    from modelmora_runtime import settings
+
+    return settings.example({name: entry().settings for name, entry in ENTRIES.items()})
+
+
 def engine_cards() -> Mapping[str, EngineCard]:
     """What the registry may know of every engine of the worker's table."""
     from modelmora_runtime.host import EngineCard

@@ -1,0 +1,166 @@
+"""Every RPC of the whole platform, as reflection lists them, with no token, a wrong one, an expired one and each role.
+
+ALLOWED is the specification and stands apart from the declarations in the contexts: an RPC that is new has no row here
+and fails the test until somebody decided who may call it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest_asyncio
+from google.protobuf import descriptor_pb2, descriptor_pool
+from grpc_reflection.v1alpha import reflection_pb2
+from modelmora.status import error_from_rpc
+from modelmora_app import host_commands
+from modelmora_runtime import auth
+from modelmora_runtime.auth import Role
+from modelmora_runtime.host import Context, Host
+
+EVERY = {"admin", "operator", "client", "service"}
+RUNS_IT = {"admin", "operator", "service"}
+INSIDE = {"admin", "service"}
+
+ALLOWED: dict[str, set[str]] = {
+    "modelmora.registry.v1.RegistryService/CreateModel": RUNS_IT,
+    "modelmora.registry.v1.RegistryService/GetModel": EVERY,
+    "modelmora.registry.v1.RegistryService/ListModels": EVERY,
+    "modelmora.registry.v1.RegistryService/UpdateModel": RUNS_IT,
+    "modelmora.registry.v1.RegistryService/DeleteModel": RUNS_IT,
+    "modelmora.registry.v1.RegistryService/CreateModelVersion": RUNS_IT,
+    "modelmora.registry.v1.RegistryService/GetModelVersion": EVERY,
+    "modelmora.registry.v1.RegistryService/ListModelVersions": EVERY,
+    "modelmora.registry.v1.RegistryService/WatchModelVersion": EVERY,
+    "modelmora.registry.v1.RegistryService/DeleteModelVersion": RUNS_IT,
+    "modelmora.registry.v1.RegistryService/SetAlias": RUNS_IT,
+    "modelmora.registry.v1.RegistryService/ImportModel": RUNS_IT,
+    "modelmora.registry.v1.RegistryService/ResolveModel": EVERY,
+    "modelmora.registry.v1.RegistryHoldService/AcquireHold": INSIDE,
+    "modelmora.lifecycle.v1.LifecycleService/LoadModel": RUNS_IT,
+    "modelmora.lifecycle.v1.LifecycleService/UnloadModel": RUNS_IT,
+    "modelmora.lifecycle.v1.LifecycleService/GetReplica": EVERY,
+    "modelmora.lifecycle.v1.LifecycleService/ListReplicas": EVERY,
+    "modelmora.lifecycle.v1.LifecycleService/WatchReplicas": EVERY,
+    "modelmora.lifecycle.v1.LifecycleService/GetMemory": EVERY,
+    "modelmora.lifecycle.v1.LifecycleLeaseService/Acquire": INSIDE,
+    "modelmora.inference.v1.InferenceService/Embed": EVERY,
+    "modelmora.inference.v1.InferenceService/GetQueue": EVERY,
+    "modelmora.observability.v1.ObservabilityService/GetHealth": EVERY,
+    "modelmora.observability.v1.ObservabilityService/ListDevices": EVERY,
+    "modelmora.observability.v1.ObservabilityService/GetSystemInfo": RUNS_IT,
+    "modelmora.observability.v1.ObservabilityService/GetStorageInfo": RUNS_IT,
+    "grpc.reflection.v1.ServerReflection/ServerReflectionInfo": EVERY,
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": EVERY,
+}
+OPEN_TO_ALL = {"grpc.health.v1.Health/Check", "grpc.health.v1.Health/List", "grpc.health.v1.Health/Watch"}
+"""For probes of orchestrators, which have no token."""
+
+REFUSED = {
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+}
+
+
+@pytest_asyncio.fixture
+async def target(data_dir: Path, database_url: str) -> AsyncIterator[str]:
+    """The whole platform with real contexts, closed by tokens."""
+    auth.create_token(data_dir / "tokens.json", role="admin", subject="first")
+    flags = {"data_dir": str(data_dir), "port": 0, "metrics_port": 0, "database_url": database_url}
+    loaded = host_commands.load_settings(host_commands.NAMES, flags, None, environ={"HOME": str(data_dir)})
+    contexts = []
+    for name in host_commands.NAMES:
+        entry = host_commands.ENTRIES[name]()
+        contexts.append(Context(name, loaded[name], entry.open, entry.database))
+    engines = host_commands.engine_cards()
+    async with Host(loaded.platform, contexts, engines=engines, announce=lambda line: None) as host:
+        yield host.target
+
+
+async def reflected(channel: grpc.aio.Channel, token: str) -> dict[str, Any]:
+    """Every method of the server by `service/method`, from reflection alone."""
+    ask: Any = channel.stream_stream(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )(metadata=bearer(token))
+
+    async def answer(**request: str) -> Any:
+        await ask.write(reflection_pb2.ServerReflectionRequest(**request))
+        return await ask.read()
+
+    services = [found.name for found in (await answer(list_services="")).list_services_response.service]
+    pool = descriptor_pool.DescriptorPool()
+    for service in services:
+        described = (await answer(file_containing_symbol=service)).file_descriptor_response.file_descriptor_proto
+        files = [descriptor_pb2.FileDescriptorProto.FromString(file) for file in described]
+        waiting = {file.name: file for file in files}
+        while waiting:  # a file may come before what it imports
+            for name in [name for name, file in waiting.items() if not waiting.keys() & set(file.dependency)]:
+                pool.AddSerializedFile(waiting.pop(name).SerializeToString())
+    await ask.done_writing()
+    return {
+        f"{service}/{method.name}": method for service in services for method in pool.FindServiceByName(service).methods
+    }
+
+
+def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),) if token is not None else ()
+
+
+async def status(channel: grpc.aio.Channel, path: str, method: Any, token: str | None) -> tuple[grpc.StatusCode, str]:
+    """How a call with an empty request is answered. OK for a stream that is open and says nothing."""
+    kind = ("stream" if method.client_streaming else "unary") + ("_stream" if method.server_streaming else "_unary")
+    call = getattr(channel, kind)(f"/{path}")
+    metadata = bearer(token)
+    try:
+        if kind == "unary_unary":
+            await call(b"", metadata=metadata, timeout=10)
+            return grpc.StatusCode.OK, ""
+        stream = call(b"", metadata=metadata) if kind == "unary_stream" else call(metadata=metadata)
+        if kind == "stream_stream":
+            await stream.write(b"")
+        try:
+            await asyncio.wait_for(stream.read(), 0.5)
+            return grpc.StatusCode.OK, ""
+        except TimeoutError:
+            return grpc.StatusCode.OK, ""
+        finally:
+            stream.cancel()
+    except grpc.aio.AioRpcError as error:
+        return error.code(), error_from_rpc(error).reason
+
+
+async def test_every_rpc_lets_in_whom_it_should_and_nobody_else(target: str, data_dir: Path) -> None:
+    path = data_dir / "tokens.json"
+    tokens = {role.value: auth.create_token(path, role=role) for role in Role}
+    ago = datetime.now(UTC) - timedelta(hours=2)
+    expired = auth.create_token(path, role="admin", expires=timedelta(hours=1), now=ago)
+    wrong = tokens["admin"][:-1] + ("A" if tokens["admin"][-1] != "A" else "B")
+    async with grpc.aio.insecure_channel(target) as channel:
+        methods = await reflected(channel, tokens["client"])
+        assert methods.keys() == ALLOWED.keys() | OPEN_TO_ALL
+        asked = 0
+        for name, method in methods.items():
+            for token, reason in ((None, "TokenMissing"), (wrong, "TokenInvalid"), (expired, "TokenExpired")):
+                code, seen = await status(channel, name, method, token)
+                asked += 1
+                if name in OPEN_TO_ALL:
+                    assert code not in REFUSED, (name, reason, seen)
+                else:
+                    assert (code, seen) == (grpc.StatusCode.UNAUTHENTICATED, reason), name
+            for role, token in tokens.items():
+                code, seen = await status(channel, name, method, token)
+                asked += 1
+                if name in OPEN_TO_ALL or role in ALLOWED[name]:
+                    assert code not in REFUSED, (name, role, code, seen)
+                else:
+                    assert (code, seen) == (grpc.StatusCode.PERMISSION_DENIED, "PermissionDenied"), (name, role)
+        assert asked == len(methods) * 7 >= 200
