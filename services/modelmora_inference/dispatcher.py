@@ -314,7 +314,7 @@ class Dispatcher:
         """Waits for the grant; None when nobody has waited for it for a while."""
         empty_since = None
         while True:
-            await asyncio.wait([reading], timeout=1.0)
+            await asyncio.wait([reading], timeout=0.25)
             if reading.done():
                 message = reading.result()
                 kind = message.WhichOneof("message") if message is not None else None

@@ -203,6 +203,8 @@ async def test_a_deadline_that_passes_while_the_model_loads_says_so(data_dir: Pa
         with pytest.raises(errors.DeadlineExceeded) as caught:
             await made.embed("hasty", timeout=0.3)
         assert "for the model to be loaded" in caught.value.message
+        async with asyncio.timeout(5):
+            await made.lessor.lease(0)
         await made.right("patient")
         assert made.lessor.launches == 1, "the load went on for whoever came next"
         assert len(made.lessor.wants) == 1

@@ -245,6 +245,16 @@ def test_a_batch_for_which_nobody_waits_is_named_once() -> None:
     assert q.empty
 
 
+def test_a_row_that_comes_twice_counts_once() -> None:
+    q = queue()
+    push(q, entry("a", tokens=3), entry("b", tokens=4))
+    batch = q.pop_batch(WIDE, 0).batch
+    assert batch is not None
+    assert q.answer(batch, 0, 0) is batch.entries[0]
+    assert q.answer(batch, 0, 0) is None
+    assert (batch.answered, batch.wanted, batch.unanswered_tokens) == (1, 1, 4)
+
+
 def test_withdrawn_entries_do_not_pile_up() -> None:
     q = queue()
     first = entry("first")
@@ -317,6 +327,7 @@ def test_a_suspect_waits_until_the_worker_is_empty_and_nothing_joins_it() -> Non
     q.answer(running, 0, 0)
     q.finish(running)
     assert start(q) == "a"
+    push(q, entry("i", priority=H, tokens=100))
     assert start(q) == "", "nothing runs beside a suspect"
 
 
@@ -328,6 +339,18 @@ def test_an_entry_alone_in_a_worker_that_dies_twice_is_condemned() -> None:
     assert start(q) == "a"
     assert names(q.worker_gone(crashed=True)) == "a"
     assert q.empty
+
+
+def test_a_death_in_company_does_not_count_against_anybody() -> None:
+    q = queue()
+    push(q, entry("a"), entry("b"))
+    assert start(q) == "ab"
+    assert q.worker_gone(crashed=True) == []
+    assert start(q) == "a"
+    assert q.worker_gone(crashed=True) == []
+    assert start(q) == "a"
+    assert names(q.worker_gone(crashed=True)) == "a"
+    assert pop(q) == "b"
 
 
 def test_a_worker_that_dies_with_two_batches_condemns_nobody() -> None:

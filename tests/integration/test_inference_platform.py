@@ -1,0 +1,197 @@
+"""Embed on the real registry and lifecycle: loads on demand, makes room, outlives its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.json_format import ParseDict
+from integration.inference_rig import assert_right
+from modelmora import errors
+from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
+from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
+from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
+from modelmora_app.host_commands import engine_cards
+from modelmora_inference import main as inference
+from modelmora_lifecycle import main as lifecycle
+from modelmora_registry import main as registry
+from modelmora_runtime.host import Context, Host
+from modelmora_runtime.peers import PeerChannel
+from modelmora_runtime.settings import PlatformSettings
+
+MIB = 1024 * 1024
+
+
+@dataclass
+class Running:
+    inference: Any
+    lifecycle: Any
+    registry: Any
+
+    async def echo(self, model_id: str, *, memory_bytes: int = 64 * MIB, **options: object) -> str:
+        """A READY version of the echo engine; the answer is its name."""
+        request = registry_pb2.ImportModelRequest(model_id=model_id, version="1.0.0", engine="echo")
+        request.source.empty.SetInParent()
+        ParseDict(options, request.engine_options)
+        request.resource_requirements.memory_bytes = memory_bytes
+        name = (await self.registry.ImportModel(request, timeout=30)).model_version.name
+        async for event in self.registry.WatchModelVersion(registry_pb2.WatchModelVersionRequest(name=name)):
+            if event.model_version.state == registry_pb2.MODEL_VERSION_STATE_READY:
+                break
+        return str(name)
+
+    async def right(self, model: str, *texts: str, timeout: float = 60.0, **fields: Any) -> inference_pb2.EmbedResponse:
+        request = inference_pb2.EmbedRequest(model=model, texts=texts, **fields)
+        answer = await self.inference.Embed(request, timeout=timeout)
+        assert_right(answer, texts)
+        return answer  # type: ignore[no-any-return]
+
+    async def replicas(self) -> list[lifecycle_pb2.Replica]:
+        return list((await self.lifecycle.ListReplicas(lifecycle_pb2.ListReplicasRequest())).replicas)
+
+
+@asynccontextmanager
+async def running(database_url: str, data_dir: Path, **lifecycle_settings: Any) -> AsyncIterator[Running]:
+    host = Host(
+        PlatformSettings(data_dir=data_dir, database_url=database_url, port=0, metrics_port=0, grace_seconds=5),
+        [
+            Context("registry", registry.Settings(), registry.open, "required"),
+            Context("lifecycle", lifecycle.Settings.model_validate(lifecycle_settings), lifecycle.open, "used"),
+            Context("inference", inference.Settings(), inference.open),
+        ],
+        engines=engine_cards(),
+        announce=lambda line: None,
+    )
+    async with host:
+        channel = PeerChannel(grpc.aio.insecure_channel(host.target), (), 60.0)
+        try:
+            yield Running(
+                inference_pb2_grpc.InferenceServiceStub(channel),
+                lifecycle_pb2_grpc.LifecycleServiceStub(channel),
+                registry_pb2_grpc.RegistryServiceStub(channel),
+            )
+        finally:
+            await channel.close()
+
+
+@pytest.fixture
+async def platform(database_url: str, data_dir: Path) -> AsyncIterator[Running]:
+    async with running(database_url, data_dir) as made:
+        yield made
+
+
+async def test_the_first_call_loads_the_model(platform: Running) -> None:
+    name = await platform.echo("acme/echo")
+    assert await platform.replicas() == []
+    answer = await platform.right("acme/echo", "hello there", "you")
+    assert answer.model_version == name
+    assert answer.digest.startswith("sha256:")
+    assert answer.engine_profile.backend == "echo"
+    (replica,) = await platform.replicas()
+    assert replica.model_version == name
+    assert replica.leases == 1
+
+
+async def test_calls_outlive_kills_of_their_worker(platform: Running) -> None:
+    await platform.echo("acme/echo", delay_seconds=0.02, max_batch_entries=4)
+    await platform.right("acme/echo", "warm up")
+    answered = asyncio.Semaphore(0)
+
+    async def client(number: int) -> None:
+        for call in range(10):
+            await platform.right("acme/echo", f"client {number} call {call}")
+            answered.release()
+
+    async with asyncio.TaskGroup() as clients:
+        for number in range(16):
+            clients.create_task(client(number))
+        killed: set[int] = set()
+        while len(killed) < 2:
+            for _ in range(20):
+                await answered.acquire()
+            pids = {replica.pid for replica in await platform.replicas() if replica.pid} - killed
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+
+
+async def test_a_poisonous_text_is_condemned_alone(platform: Running) -> None:
+    await platform.echo("acme/echo", crash_on_text="poison")
+    good = [asyncio.create_task(platform.right("acme/echo", f"good {i}")) for i in range(8)]
+    with pytest.raises(errors.RequestCrashedWorker):
+        await platform.right("acme/echo", "poison")
+    await asyncio.gather(*good)
+
+
+async def test_two_models_share_a_place_for_one(database_url: str, data_dir: Path) -> None:
+    settings = {"memory_budget_bytes": 200 * MIB, "minimum_residency_seconds": 0.5}
+    async with running(database_url, data_dir, **settings) as made:
+        for model in ("acme/one", "acme/two"):
+            await made.echo(model, memory_bytes=150 * MIB, delay_seconds=0.01)
+        end = time.monotonic() + 6
+        counts = {"acme/one": 0, "acme/two": 0}
+        longest = 0.0
+
+        async def client(model: str, number: int) -> None:
+            nonlocal longest
+            while (began := time.monotonic()) < end:
+                await made.right(model, f"{model} {number} {counts[model]}")
+                counts[model] += 1
+                longest = max(longest, time.monotonic() - began)
+
+        await asyncio.gather(*(client(model, number) for model in counts for number in range(4)))
+        assert min(counts.values()) / sum(counts.values()) > 0.2, counts
+        assert longest < 4
+
+
+async def test_an_idle_model_that_was_evicted_comes_back(database_url: str, data_dir: Path) -> None:
+    settings = {"memory_budget_bytes": 200 * MIB, "minimum_residency_seconds": 0.0}
+    async with running(database_url, data_dir, **settings) as made:
+        for model in ("acme/one", "acme/two"):
+            await made.echo(model, memory_bytes=150 * MIB)
+        for number in range(6):
+            await made.right(("acme/one", "acme/two")[number % 2], f"text {number}")
+
+
+async def test_a_model_that_never_fits_is_refused_at_once(database_url: str, data_dir: Path) -> None:
+    async with running(database_url, data_dir, memory_budget_bytes=100 * MIB) as made:
+        await made.echo("acme/huge", memory_bytes=500 * MIB)
+        with pytest.raises(errors.NeverFits):
+            await made.right("acme/huge", "a text")
+
+
+async def test_a_model_unloaded_by_force_answers_the_next_call_again(platform: Running) -> None:
+    name = await platform.echo("acme/echo", delay_seconds=0.2)
+    call = asyncio.create_task(platform.right("acme/echo", "in flight"))
+    async with asyncio.timeout(20):
+        while not [replica for replica in await platform.replicas() if replica.busy_leases]:
+            pass
+    await platform.lifecycle.UnloadModel(
+        lifecycle_pb2.UnloadModelRequest(model=name, force=True, wait=True), timeout=30
+    )
+    await call
+    await platform.right("acme/echo", "again")
+
+
+async def test_a_load_that_fails_is_told_to_the_caller(platform: Running) -> None:
+    await platform.echo("acme/broken", fail_load="no such luck")
+    with pytest.raises(errors.LoadFailed) as caught:
+        await platform.right("acme/broken", "a text", timeout=30)
+    assert caught.value.retry_after_seconds is not None
+
+
+async def test_an_unknown_model_and_a_bad_reference(platform: Running) -> None:
+    with pytest.raises(errors.ModelNotFound):
+        await platform.right("acme/nothing", "a text")
+    with pytest.raises(errors.InvalidArgument) as caught:
+        await platform.right("not a reference", "a text")
+    assert [violation.field for violation in caught.value.fields] == ["model"]
