@@ -305,6 +305,9 @@ class Host:
             # A holder that is stopped (SIGSTOP) still has a kernel that answers; only a ping finds out.
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 10_000),
+            # What counts in fact: gRPC (1.85) does not arm the timeout above on a quiet connection, and this one is 60 s
+            # by default.
+            ("grpc.http2.ping_timeout_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
