@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from modelmora import errors, requests
-from modelmora.client import WATCH_SECONDS, Connection
+from modelmora.client import CONNECTED_SECONDS, WATCH_SECONDS, Connection
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.observability.v1 import observability_pb2, observability_pb2_grpc
@@ -470,9 +470,9 @@ class AsyncClient(Connection):
         self, rpc: Callable[..., Any], request: Callable[[str], Any], cursor: str, timeout: float | None
     ) -> AsyncIterator[Any]:
         deadline = float("inf") if timeout is None else self._deadline(timeout)
-        attempt = 0
+        attempt, heard = 0, time.monotonic()
         while True:
-            attempt += 1
+            attempt, began = attempt + 1, time.monotonic()
             stream = rpc(
                 request(cursor),
                 timeout=max(min(deadline - time.monotonic(), WATCH_SECONDS), 0.0),
@@ -480,7 +480,7 @@ class AsyncClient(Connection):
             )
             try:
                 async for event in stream:
-                    attempt, cursor = 0, event.cursor or cursor
+                    attempt, cursor, heard = 0, event.cursor or cursor, time.monotonic()
                     self._budget.succeeded()
                     yield event
                 return
@@ -488,4 +488,6 @@ class AsyncClient(Connection):
                 error = error_from_rpc(failure)
             finally:
                 stream.cancel()
-            await asyncio.sleep(self._watch_pause_seconds(error, attempt, deadline))
+            if time.monotonic() - began > CONNECTED_SECONDS:
+                attempt, heard = 0, time.monotonic()
+            await asyncio.sleep(self._watch_pause_seconds(error, attempt, heard, deadline))

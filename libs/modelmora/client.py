@@ -34,6 +34,8 @@ MAX_MESSAGE_BYTES = 128 * 1024 * 1024
 """Twice the server's default bound: the server's own error says more than a refusal on this side."""
 WATCH_SECONDS = 300.0
 """One stream of a watch lasts this long at most; it resumes by its cursor. A peer that vanished is noticed by then."""
+CONNECTED_SECONDS = 5.0
+"""A stream that lasted longer was connected, even if there was nothing to tell."""
 
 T = TypeVar("T")
 
@@ -99,11 +101,25 @@ class Connection:
             raise error
         return delay
 
-    def _watch_pause_seconds(self, error: errors.ModelMoraError, attempt: int, deadline: float) -> float:
-        """The same for a stream that resumes: its own slice of time being over is no failure."""
-        if isinstance(error, errors.DeadlineExceeded) and time.monotonic() < deadline:
+    def _watch_pause_seconds(self, error: errors.ModelMoraError, attempt: int, since: float, deadline: float) -> float:
+        """The same for a stream that resumes: its own slice of time being over is no failure, and a server that
+        restarts is waited for, up to the client's timeout from `since`, when it was last heard. One stream that backs
+        off multiplies no load, so it needs no budget.
+        """
+        now = time.monotonic()
+        if isinstance(error, errors.DeadlineExceeded) and now < deadline:
             return 0.0
-        return self._pause_seconds(error, attempt, deadline)
+        delay = None
+        if self._retry.attempts > 1:
+            delay = self._retry.delay_seconds(
+                error,
+                attempt=min(attempt, self._retry.attempts - 1),
+                remaining_seconds=min(deadline, since + self.timeout) - now,
+                chance=random.random(),
+            )
+        if delay is None:
+            raise error
+        return delay
 
 
 class Client(Connection):
@@ -534,9 +550,9 @@ class Client(Connection):
         self, rpc: Callable[..., Any], request: Callable[[str], Any], cursor: str, timeout: float | None
     ) -> Iterator[Any]:
         deadline = float("inf") if timeout is None else self._deadline(timeout)
-        attempt = 0
+        attempt, heard = 0, time.monotonic()
         while True:
-            attempt += 1
+            attempt, began = attempt + 1, time.monotonic()
             stream = rpc(
                 request(cursor),
                 timeout=max(min(deadline - time.monotonic(), WATCH_SECONDS), 0.0),
@@ -544,7 +560,7 @@ class Client(Connection):
             )
             try:
                 for event in stream:
-                    attempt, cursor = 0, event.cursor or cursor
+                    attempt, cursor, heard = 0, event.cursor or cursor, time.monotonic()
                     self._budget.succeeded()
                     yield event
                 return
@@ -552,4 +568,6 @@ class Client(Connection):
                 error = error_from_rpc(failure)
             finally:
                 stream.cancel()
-            self._closed.wait(self._watch_pause_seconds(error, attempt, deadline))
+            if time.monotonic() - began > CONNECTED_SECONDS:
+                attempt, heard = 0, time.monotonic()
+            self._closed.wait(self._watch_pause_seconds(error, attempt, heard, deadline))

@@ -295,3 +295,29 @@ def test_a_bad_timeout_is_named() -> None:
         with pytest.raises(errors.InvalidArgument) as raised:
             Client(timeout=timeout)
         assert raised.value.fields[0].field == "timeout"
+
+
+def test_a_watch_outlives_a_restart_that_takes_longer_than_the_retries(
+    registry: Registry, call: Callable[..., Any]
+) -> None:
+    def script(attempt: int, _: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        if attempt <= 30:
+            fail(context, grpc.StatusCode.UNAVAILABLE, "ShuttingDown", retry_ms=1)
+        yield registry_pb2.WatchModelVersionResponse(cursor="1")
+
+    registry.script = script
+    assert len(call("watch_version", "a/b@1")) == 1
+    assert len(registry.seen) == 31
+
+
+def test_a_watch_gives_up_when_nobody_is_heard_for_the_clients_timeout(
+    registry: Registry, call: Callable[..., Any]
+) -> None:
+    def script(_: int, __: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        fail(context, grpc.StatusCode.UNAVAILABLE, "ShuttingDown", retry_ms=50)
+        yield
+
+    registry.script = script
+    with pytest.raises(errors.ShuttingDown):
+        call("watch_version", "a/b@1", client={"timeout": 0.3})
+    assert 3 <= len(registry.seen) <= 8

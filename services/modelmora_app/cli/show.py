@@ -24,7 +24,9 @@ _ADVICE = {
     "VersionInUse": "Run `modelmora unload MODEL` first.",
     "VersionNotReady": "`modelmora models show MODEL` says how far it is.",
     "MemoryBusy": "Unload something (`modelmora ps`, `modelmora unload MODEL`), or try again later.",
-    "Unauthenticated": "Set MODELMORA_TOKEN or --token; `modelmora token create` makes one on the server.",
+    "TokenMissing": "Set MODELMORA_TOKEN or --token; `modelmora token create` makes one on the server.",
+    "TokenInvalid": "Check MODELMORA_TOKEN or --token; `modelmora token create` makes a new one on the server.",
+    "TokenExpired": "`modelmora token create` makes a new one on the server.",
 }
 
 
