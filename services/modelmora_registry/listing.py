@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import json
 import re
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -161,6 +162,8 @@ def _parse_token(token: str, digest: str, *, is_time: bool) -> tuple[str, ...]:
         body = json.loads(base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True))
         if not (isinstance(body, list) and len(body) == 3 and all(isinstance(part, str) for part in body)):
             raise ValueError("not a token of ours")
+        if "\x00" in body[1] or str(uuid.UUID(body[2])) != body[2]:
+            raise ValueError("not a row of ours")
         if is_time and datetime.fromisoformat(body[1]).tzinfo is None:
             raise ValueError("not a time of ours")
     except (ValueError, binascii.Error):
