@@ -464,15 +464,23 @@ class Artifacts:
         return True
 
     def _keep_blob(self, target: Path, file: ArtifactFile, spare: Path) -> None:
-        """Makes `target` the blob of its content, or replaces it by a link to the blob that is there."""
+        """Makes `target` the blob of its content, or replaces it by a link to the blob that is there.
+
+        A blob is looked at before it is shared: one that rotted on the disk makes way for the fresh copy.
+        """
         blob = self._blob(file.sha256)
         spare.unlink(missing_ok=True)
         try:
             blob.parent.mkdir(exist_ok=True)
-            os.link(target, blob)
-        except FileExistsError:
-            if self._link_blob(file.sha256, file.size_bytes, spare):
-                os.rename(spare, target)
+            try:
+                os.link(target, blob)
+            except FileExistsError:
+                if self._link_blob(file.sha256, file.size_bytes, spare) and _sha256_of(spare) == file.sha256:
+                    os.rename(spare, target)
+                    return
+                spare.unlink(missing_ok=True)
+                os.link(target, spare)
+                os.rename(spare, blob)
         except OSError:
             return  # A file system without hard links: the snapshot keeps the only copy.
 
@@ -534,6 +542,11 @@ def _hash_file(path: Path, digests: _Digests, progress: Progress) -> None:
             progress.check()
             digests.update(chunk)
             progress.done_bytes += len(chunk)
+
+
+def _sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def _read(source: int, path: str) -> bytes:
