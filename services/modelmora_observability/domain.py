@@ -34,7 +34,7 @@ NECESSARY = frozenset({"inference", "lifecycle"})
 
 
 def roll_up(components: Mapping[str, Health], now: datetime) -> Health:
-    """1. The worst of the necessary components, if one of them is ill. 2. Else DEGRADED if any other is ill. 3. HEALTHY.
+    """1. The worst of the necessary components, if one of them is ill. 2. Else DEGRADED if another is. 3. HEALTHY.
 
     A necessary component that is not there counts as UNKNOWN. The reason names what is ill, the worst first.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 from google.rpc import status_pb2
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from modelmora.errors import (
     BASES,
@@ -64,6 +64,7 @@ def test_code_and_message_stand_in_the_details_too() -> None:
     assert detail.message == status.message(error)
 
 
+@settings(max_examples=25)
 @example(message="ö" * 9000, metadata={"a" * 40: "ö" * 3000}, fields=[FieldViolation("f" * 2000, "d" * 2000)] * 60)
 @example(message="x", metadata={chr(97 + n): "v" * 3000 for n in range(26)}, fields=[FieldViolation("f", "d")])
 @given(
