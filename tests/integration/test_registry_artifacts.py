@@ -114,7 +114,11 @@ async def test_a_blob_is_kept_while_a_version_needs_it(store: Artifacts, folder:
     await store.discard("u1", digests)
     assert await store.drop_unused_blobs() == 0
     assert content(Path(second.artifact.path)) == content(folder)
-    assert await store.present() == {"u2"}
+    third = await fetch(store, folder, "u3")
+    inodes = {(Path(each.artifact.path) / WEIGHTS).stat().st_ino for each in (second, third)}
+    assert len(inodes) == 1
+    assert await store.present() == {"u2", "u3"}
+    await store.discard("u3", digests)
     await store.discard("u2", digests)
     assert [path for path in folder.parent.parent.joinpath("artifacts").rglob("*") if path.is_file()] == []
 
