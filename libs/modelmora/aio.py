@@ -427,7 +427,7 @@ class AsyncClient(Connection):
                         return
             except grpc.aio.AioRpcError as failure:
                 error = error_from_rpc(failure)
-                if not isinstance(error, errors.Unavailable):
+                if not isinstance(error, errors.Unavailable | errors.DeadlineExceeded):
                     raise error from failure
                 await asyncio.sleep(min(0.05, remaining))  # the connection was lost, or the server is stopping
             finally:

@@ -511,7 +511,7 @@ class Client(Connection):
                         return
             except grpc.RpcError as failure:
                 error = error_from_rpc(failure)
-                if not isinstance(error, errors.Unavailable):
+                if not isinstance(error, errors.Unavailable | errors.DeadlineExceeded):
                     raise error from failure
                 self._closed.wait(min(0.05, remaining))  # the connection was lost, or the server is stopping
             finally:

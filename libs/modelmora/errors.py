@@ -1,8 +1,8 @@
 """The errors of ModelMora: one base per gRPC status, one named class per fact a caller can act on.
 
-A class name travels as `ErrorInfo.reason`, the docstring's first line is the default message, ids travel as metadata. The
-client raises the class that left the server; a reason it does not know becomes a subclass of the status's base made on the
-spot, so an older client still catches by status.
+A class name travels as `ErrorInfo.reason`, the docstring's first line is the default message, ids travel as metadata.
+The client raises the class that left the server; a reason it does not know becomes a subclass of the status's base made
+on the spot, so an older client still catches by status.
 """
 
 from __future__ import annotations

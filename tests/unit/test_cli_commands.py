@@ -190,3 +190,20 @@ def test_a_new_token_goes_to_stdout_alone(tmp_path: Path) -> None:
     made = run("token", "create", "--role", "admin", "--data-dir", str(tmp_path))
     assert len(made.stdout.split()) == 1, "a script can take it as it is"
     assert "every call needs a token" in made.stderr
+
+
+def test_a_worker_bundle_is_laid_out_once(tmp_path: Path) -> None:
+    made = run("worker-bundle", str(tmp_path / "bundle"))
+    assert made.exit_code == 0, made.output
+    assert (tmp_path / "bundle" / "modelmora_worker").is_dir()
+    again = run("worker-bundle", str(tmp_path / "bundle"))
+    assert again.exit_code == 2
+    assert "there is something at" in again.output
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    shown = run("token", "create", "--role", "admin", "--data-dir", str(tmp_path / "file" / "below"))
+    assert shown.exit_code == 1
+    assert shown.stderr.startswith("Error: ")
+    assert "Traceback" not in shown.output

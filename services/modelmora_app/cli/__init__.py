@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -86,6 +87,10 @@ class Tree(click.Group):
             for line in error_lines(error):
                 click.echo(line, err=True)
             ctx.exit(EXIT_CODES.get(error.status, 1))
+        except OSError as error:
+            if error.errno in (errno.EPIPE, None):
+                raise  # the reader has gone: click ends quietly
+            raise click.ClickException(str(error)) from error
 
 
 @click.group(

@@ -13,6 +13,8 @@ def worker_bundle(folder: Path) -> None:
     """Lay out in FOLDER the modules that a worker needs: the only entry to add to the path of another Python."""
     from modelmora_worker.bundle import write_bundle
 
+    if folder.exists():
+        raise click.BadParameter(f"there is something at {folder}", param_hint="FOLDER")
     files = write_bundle(folder)
     click.echo(f"{len(files)} files in {folder}")
 
