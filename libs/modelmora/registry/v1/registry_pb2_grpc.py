@@ -151,7 +151,8 @@ class RegistryServiceServicer(object):
     def CreateModelVersion(self, request, context):
         """Registers a version whose files are on this machine below a configured root. Returns at once with the version in
         CREATING; files are hashed and checked against `expected_checksums` in the background. ALREADY_EXISTS
-        (VersionExists), also when a version of that name was deleted: version strings are never used twice.
+        (VersionExists), also when a version of that name was deleted: version strings are never used twice. A version that
+        FAILED never was anything and makes room for another try. A version without files is READY at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,7 +166,8 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModelVersions(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Artifacts come without `files`: GetModelVersion has them.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -179,7 +181,8 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModelVersion(self, request, context):
-        """Deletes a version and its files that no other version uses; a version in CREATING is cancelled first.
+        """Deletes a version, named by its version string, and its files that no other version uses; a version in CREATING is
+        cancelled.
         FAILED_PRECONDITION: VersionIsCurrent for the current or an aliased version, VersionInUse while held.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
