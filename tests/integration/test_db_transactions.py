@@ -71,7 +71,7 @@ async def test_a_start_with_nothing_to_migrate_does_without_alembic(
         code,
         database_url,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env=environ,
     )
     assert (await process.communicate())[0].split() == [b"0002", b"False"]
 
