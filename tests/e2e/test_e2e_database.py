@@ -82,8 +82,9 @@ def test_a_database_away_is_told_and_survived(start_up: StartUp, away: Callable[
     up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model="drill/one", wait=True), timeout=30)
     embed = inference_pb2.EmbedRequest(model="drill/one", texts=["a b"])
     up.inference.Embed(embed, timeout=30)
+    asked = time.monotonic()
     watch = HealthWatch(up, REGISTRY)
-    watch.wait_for(SERVING, after=0, seconds=10)
+    watch.wait_for(SERVING, after=asked, seconds=10)
     eventually(lambda: component(up, "database")[0] == 1, 10, "database healthy")
 
     blow = time.monotonic()
