@@ -33,7 +33,8 @@ RESERVED_ALIASES = frozenset({MANAGED_ALIAS, "production", "staging"})
 class Value(BaseModel):
     """Equal when its parts are equal."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built with the first use: a start needs few of them.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Entity(Value):

@@ -1,0 +1,111 @@
+"""The registry while its database is stopped, and afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from integration.registry_rig import Rig, local, registry, sentence_model
+from modelmora.errors import DatabaseUnavailable
+from modelmora.registry.v1 import registry_pb2 as pb
+from modelmora_runtime.postgres import EmbeddedPostgres
+
+
+@pytest.fixture
+async def postgres(data_dir: Path) -> AsyncIterator[EmbeddedPostgres]:
+    """A server of this test's own, to be stopped."""
+    async with EmbeddedPostgres(data_dir.parent / "pg", data_dir.parent / "run") as server:
+        yield server
+
+
+@contextmanager
+def stopped(postgres: EmbeddedPostgres) -> Iterator[None]:
+    """Its whole family: each backend is in a session of its own."""
+    assert postgres.state.pid is not None
+    family = [psutil.Process(postgres.state.pid), *psutil.Process(postgres.state.pid).children(recursive=True)]
+    for process in family:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in reversed(family):
+            process.send_signal(signal.SIGCONT)
+
+
+async def get(rig: Rig) -> pb.Model:
+    answer = await rig.call(rig.registry.GetModel, pb.GetModelRequest(name="acme/echo"), timeout=15)
+    model: pb.Model = answer.model
+    return model
+
+
+async def back(rig: Rig) -> pb.Model:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await get(rig)
+            except DatabaseUnavailable:
+                continue
+
+
+async def test_calls_fail_fast_while_it_is_stopped_and_work_when_it_is_back(
+    postgres: EmbeddedPostgres, data_dir: Path
+) -> None:
+    async with registry(postgres.url, data_dir) as rig:
+        version = await rig.echo()
+        before = await get(rig)
+        stream = rig.holds.AcquireHold(pb.AcquireHoldRequest(name=version.name, holder="lifecycle@test"))
+        await stream.read()
+        with stopped(postgres):
+            async with asyncio.timeout(10):
+                with pytest.raises(DatabaseUnavailable):
+                    await get(rig)
+        assert await back(rig) == before
+        delete = pb.DeleteModelVersionRequest(name=version.name, force=True)
+        with pytest.raises(Exception, match="held by lifecycle@test"):
+            await rig.call(rig.registry.DeleteModelVersion, delete)
+
+
+async def test_a_kill_of_the_server_costs_no_import(postgres: EmbeddedPostgres, data_dir: Path) -> None:
+    folder = sentence_model(data_dir.parent / "roots" / "mini")
+    (folder / "model.safetensors").write_bytes(b"w" * 48 * 2**20)
+    async with registry(postgres.url, data_dir, model_roots=(folder.parent,)) as rig:
+        await rig.echo()
+        request = pb.ImportModelRequest(source=local(folder), version="1")
+        made = await rig.call(rig.registry.ImportModel, request)
+        pid = postgres.state.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await back(rig)
+        async with asyncio.timeout(40):
+            while True:
+                try:
+                    version = await rig.final(made.model_version.name)
+                    break
+                except DatabaseUnavailable:
+                    continue
+        assert version.state == pb.MODEL_VERSION_STATE_READY, version.failure
+        assert [path.name for path in (rig.artifacts / "snapshots").iterdir()] == [version.uid]
+
+
+async def test_it_starts_without_its_database_and_serves_when_it_comes(
+    postgres: EmbeddedPostgres, data_dir: Path
+) -> None:
+    starting = registry(postgres.url, data_dir)
+    with stopped(postgres):
+        rig = await asyncio.wait_for(starting.__aenter__(), 15)
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    assert (await rig.echo()).state == pb.MODEL_VERSION_STATE_READY
+                    break
+                except DatabaseUnavailable:
+                    continue
+    finally:
+        await starting.__aexit__(None, None, None)
