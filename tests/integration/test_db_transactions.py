@@ -65,6 +65,7 @@ async def test_a_start_with_nothing_to_migrate_does_without_alembic(
         "import asyncio, sys; from modelmora_runtime.db import Database;"
         "print(asyncio.run(Database(sys.argv[1], 'things').migrate('mm_line')), 'alembic' in sys.modules)"
     )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
