@@ -57,7 +57,7 @@ class BatchLimits:
 
     max_entries: int = 256
     """Most entries in one batch."""
-    max_tokens: int = 16_384
+    max_tokens: int = 8192
     """Most tokens in one batch, as estimated; a single entry may be longer."""
     max_batches: int = 2
     """Batches on the worker at a time: one computes, the next is tokenised."""

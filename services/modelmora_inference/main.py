@@ -43,7 +43,7 @@ class Settings(Section):
     )
     aging_low_seconds: float = Field(90, ge=0, le=600, description="The same for LOW.")
     max_batch_entries: int = Field(256, ge=1, le=65_536, description="Texts in a batch, at most what the engine takes.")
-    max_batch_tokens: int = Field(16_384, ge=1, description="Tokens in a batch, at most what the engine takes.")
+    max_batch_tokens: int = Field(8192, ge=1, description="Tokens in a batch, at most what the engine takes.")
     max_batches: int = Field(2, ge=1, le=16, description="Batches on a worker at a time, at most what the lease says.")
     split_tokens: int = Field(256, ge=1, description="Less work than this is not split into two batches.")
     idle_keep_seconds: float = Field(30, gt=0, le=3600, description="How long a lease without requests is kept.")
