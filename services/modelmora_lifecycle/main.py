@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from modelmora.errors import DatabaseUnavailable, ModelMoraError, NotFound, Unavailable, VersionNotReady
+from modelmora.errors import ModelMoraError, NotFound, Unavailable, VersionNotReady
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 from modelmora_runtime.auth import OPERATORS, READERS, SERVICES
@@ -214,9 +214,10 @@ async def serve_node(
                     node.scheduler.remember(measured.model_version, measured.memory, measured.load_seconds)
                 migrated = True
             lock = await database.try_lock(f"node {name}")
-        except DatabaseUnavailable as error:
+        except ModelMoraError as error:
             if not duty.on_duty:
-                report("unhealthy", f"database: {error.message}")
+                duty.reason = f"lifecycle cannot ask the database who serves this node: {error.message}"
+                report("unhealthy", error.message)
         else:
             if lock is not None:
                 set_duty(True, "healthy", "")
@@ -294,6 +295,7 @@ class RegistryHold:
         self._registry = registry
         self._name = name
         self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._first.add_done_callback(lambda first: first.cancelled() or first.exception())  # heard or not
         self._task = asyncio.create_task(self._keep(), name=f"hold of {name}")
 
     async def acquired(self) -> None:

@@ -75,8 +75,8 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
     ) -> lifecycle_pb2.LoadModelResponse:
         await self._duty.check()
         facts = await self._facts(request.model)
-        remaining = min(deadline_seconds(context), MOST_WAIT_SECONDS)
-        # Who does not wait asks on behalf of no one: the load itself is the deadline's concern.
+        # A little before the call's own end, so that the caller hears why. Who does not wait asks on behalf of no one.
+        remaining = min(deadline_seconds(context) * 0.95, MOST_WAIT_SECONDS)
         deadline = time.monotonic() + (remaining if request.wait else MOST_WAIT_SECONDS)
         replica = await self._node.load(facts, pin=request.pin, deadline=deadline, wait=request.wait)
         return lifecycle_pb2.LoadModelResponse(replica=self._message(replica))

@@ -127,12 +127,12 @@ class Worker:
         return self._control
 
     async def _live(self) -> None:
-        reason = "it was never started"
         try:
             if await self._load_unless_stopped():
                 await self._serve()
-            reason = await self._end()
         finally:
+            # Whatever went wrong, the process is gone before its memory is given to another.
+            reason = await self._end()
             self._hold.release()
             if self._control is not None:
                 await self._control.close()

@@ -72,8 +72,8 @@ class LifecycleServiceServicer(object):
     """
 
     def LoadModel(self, request, context):
-        """Asks for a version to be in memory. Joins a load in progress; answers with the replica at once, in LOADING or
-        LOADED, or with `wait` when it is LOADED. FAILED_PRECONDITION: NeverFits (need, budget and largest evictable sum in
+        """Asks for a version to be in memory. Joins a load in progress; answers with the replica at once, LOADED, LOADING or
+        still UNLOADED while others make room for it, or with `wait` when it is LOADED. FAILED_PRECONDITION: NeverFits (need, budget and largest evictable sum in
         the metadata); RESOURCE_EXHAUSTED (MemoryBusy) when nothing can be evicted before the deadline; UNAVAILABLE
         (LoadFailed) when the worker did not come up.
         """
@@ -82,8 +82,8 @@ class LifecycleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Drains every replica of a version and ends its process. FAILED_PRECONDITION (VersionInUse) when it is busy and
-        `force` is false; with `force` running work may finish within the drain grace. NOT_FOUND (ReplicaNotFound).
+        """Drains every replica of a version and ends its process. FAILED_PRECONDITION (VersionInUse) when it is busy, pinned
+        or waited for and `force` is false; with `force` running work may finish within the drain grace. NOT_FOUND (ReplicaNotFound).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

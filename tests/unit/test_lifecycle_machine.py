@@ -1,0 +1,80 @@
+"""Memory of the machine and of a container, and the settings that share it out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from modelmora.errors import InvalidArgument
+from modelmora_lifecycle import machine
+from modelmora_lifecycle.main import Settings
+from modelmora_runtime.settings import load
+
+GIB = 1024**3
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cgroup of version 2 below one that has no limit."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("5\n")
+    monkeypatch.setattr(machine, "_folders", lambda: [inner, tmp_path])
+    return inner
+
+
+def test_the_machine_has_memory_and_some_of_it_is_available() -> None:
+    assert 0 < machine.available_bytes() <= machine.total_bytes()
+
+
+def test_a_container_has_what_its_cgroup_allows(cgroup: Path) -> None:
+    (cgroup / "memory.max").write_text(f"{GIB // 4}\n")
+    (cgroup / "memory.current").write_text(f"{GIB // 8}\n")
+    (cgroup / "memory.stat").write_text(f"anon 5\ninactive_file {GIB // 16}\n")
+    assert machine.total_bytes() == GIB // 4
+    assert machine.available_bytes() == GIB // 4 - GIB // 8 + GIB // 16
+
+
+def test_without_a_limit_the_machine_is_what_there_is(cgroup: Path) -> None:
+    (cgroup / "memory.max").write_text("max\n")
+    assert machine.total_bytes() == machine._machine()[0]
+
+
+def test_private_memory_of_processes_is_summed_and_the_gone_count_nothing() -> None:
+    mine = machine.private_bytes([os.getpid()])
+    assert mine > 1024 * 1024
+    assert machine.private_bytes([]) == 0
+    assert machine.private_bytes([2**22 + 1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("memory_budget_bytes", "-1"),
+        ("memory_share", "0"),
+        ("memory_share", "1.5"),
+        ("memory_share", "nan"),
+        ("minimum_residency_seconds", "nan"),
+        ("minimum_residency_seconds", "-0.1"),
+        ("holder_grace_seconds", "inf"),
+        ("holder_grace_seconds", "0"),
+        ("load_timeout_seconds", "soon"),
+        ("load_bytes_per_second", "0"),
+        ("idle_ttl_seconds", "-1"),
+        ("watch_interval_seconds", "0"),
+        ("decisions_kept", "1"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(field: str, value: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        load({"lifecycle": Settings}, environ={f"MODELMORA_LIFECYCLE_{field.upper()}": value})
+    assert [violation.field for violation in caught.value.fields] == [f"lifecycle.{field}"]
+
+
+def test_settings_have_defaults_that_work() -> None:
+    settings = load({"lifecycle": Settings}, environ={})["lifecycle"]
+    assert isinstance(settings, Settings)
+    assert settings.memory_budget_bytes == 0
+    assert settings.minimum_residency_seconds == 2.0
