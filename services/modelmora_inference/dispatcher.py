@@ -19,6 +19,7 @@ Whose time runs out or who hangs up leaves at once, from the queue and from the 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from array import array
@@ -97,10 +98,12 @@ class Call:
     def end(self, error: errors.ModelMoraError | None = None) -> None:
         if self.timer is not None:
             self.timer.cancel()
+            self.timer = None
         self.seen = None
         if self.done.done():
             return
         if error is None:
+            self.entries = []  # they point back here, and the collector should have no circles to find
             self.done.set_result(None)
         else:
             self.done.set_exception(error)
@@ -143,6 +146,8 @@ class Dispatcher:
         self._counts = counts
         self._forget = forget
         self._loop = asyncio.get_running_loop()
+        # Its tasks outlive the call that happens to start them, so they get neither its caller nor its trace.
+        self._context = contextvars.Context()
         self._replica: _Replica | None = None
         self._following: dict[Batch, tuple[InferCall, asyncio.Task[None]]] = {}
         self._life: asyncio.Task[None] | None = None
@@ -187,8 +192,7 @@ class Dispatcher:
         call.missing = count
         call.timer = self._loop.call_later(max(0.0, call.deadline - now), self._expire, call)
         if self._life is None:
-            self._life = self._loop.create_task(self._live(), name=f"dispatch {self.version}")
-            self._life.add_done_callback(self._ended)
+            self._begin()
         elif self._replica is not None and not self._pumping:
             self._pumping = True
             self._loop.call_soon(self._pump)
@@ -196,9 +200,15 @@ class Dispatcher:
     def withdraw(self, call: Call) -> None:
         """Nobody waits for this call any more: its entries leave the queue, and the worker where it computes for it."""
         call.end(errors.Cancelled())
-        for batch in self.queue.withdraw(call.entries):
+        rows: dict[Batch, list[int]] = {}
+        for entry in call.entries:
+            if entry.place is Place.RUNNING and entry.batch is not None:
+                rows.setdefault(entry.batch, []).append(entry.position)
+        self.queue.withdraw(call.entries)
+        call.entries = []
+        for batch, positions in rows.items():
             if batch in self._following:
-                self._following[batch][0].cancel()
+                self._following[batch][0].cancel(positions if batch.wanted else ())
 
     def fail_waiting(self, error: errors.ModelMoraError) -> None:
         """Answers everything that waits; what is on a worker is left to it."""
@@ -216,6 +226,10 @@ class Dispatcher:
         self.fail_waiting(error)
 
     # The life.
+
+    def _begin(self) -> None:
+        self._life = self._loop.create_task(self._live(), name=f"dispatch {self.version}", context=self._context)
+        self._life.add_done_callback(self._ended)
 
     async def _live(self) -> None:
         failures = 0
@@ -259,8 +273,7 @@ class Dispatcher:
             self.queue.worker_gone(crashed=False)
             self.fail_waiting(errors.InternalError())
         if not self._closing and len(self.queue):
-            self._life = self._loop.create_task(self._live(), name=f"dispatch {self.version}")
-            self._life.add_done_callback(self._ended)
+            self._begin()
         else:
             self._forget(self)  # 6
 
@@ -479,7 +492,8 @@ class Dispatcher:
             text.timeout.seconds = seconds
             text.timeout.nanos = int((left - seconds) * 1e9)
         infer = replica.channel.infer(request)
-        self._following[batch] = (infer, self._loop.create_task(self._follow(replica, batch, infer)))
+        following = self._loop.create_task(self._follow(replica, batch, infer), context=self._context)
+        self._following[batch] = (infer, following)
 
     async def _follow(self, replica: _Replica, batch: Batch, infer: InferCall) -> None:
         """Delivers the rows of one batch until the worker has let go of it."""

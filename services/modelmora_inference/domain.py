@@ -90,6 +90,8 @@ class Entry:
     place: Place = Place.ENDED
     sequence: int = 0
     batch: Batch | None = None
+    position: int = 0
+    """In its batch."""
     suspect: bool = False
     """A worker died, or failed, while its batch was running: it runs alone from now on."""
     lone_deaths: int = 0

@@ -206,9 +206,8 @@ class EntryQueue:
                     self._wait(entry)
         return condemned
 
-    def withdraw(self, entries: Iterable[Entry]) -> list[Batch]:
-        """Nobody waits for these any more: batches on the worker that now run for nobody at all."""
-        deserted = []
+    def withdraw(self, entries: Iterable[Entry]) -> None:
+        """Nobody waits for these any more. What runs stays in its batch until the worker has let go of it."""
         for entry in entries:
             if entry.place is _WAITING:
                 self._leave(entry)
@@ -216,13 +215,9 @@ class EntryQueue:
                 self._end(entry)
                 self._compact(entry.priority)
             elif entry.place is _RUNNING:
-                batch = entry.batch
-                assert batch is not None
+                assert entry.batch is not None
+                entry.batch.wanted -= 1
                 self._end(entry)
-                batch.wanted -= 1
-                if not batch.wanted:
-                    deserted.append(batch)
-        return deserted
 
     def clear(self) -> list[Entry]:
         """Ends everything that waits; what runs stays."""
@@ -328,9 +323,10 @@ class EntryQueue:
     def _start(self, entries: list[Entry], *, alone: bool) -> Batch:
         tokens = sum(entry.tokens for entry in entries)
         batch = Batch(entries, tokens, alone, wanted=len(entries), unanswered_tokens=tokens)
-        for entry in entries:
+        for position, entry in enumerate(entries):
             entry.place = _RUNNING
             entry.batch = batch
+            entry.position = position
         self.running.append(batch)
         return batch
 

@@ -14,6 +14,7 @@ from modelmora.errors import FieldViolation
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora_runtime.auth import current_caller
 from modelmora_runtime.interceptors import deadline_seconds
+from modelmora_runtime.telemetry import current_span
 
 from modelmora_inference.catalog import Catalog
 from modelmora_inference.dispatcher import Call, Dispatcher, Dispatchers
@@ -129,6 +130,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         except asyncio.CancelledError:
             dispatcher.withdraw(call)
             raise
+        span = current_span()
+        if span is not None and span.sampled:
+            span.attributes |= {
+                "modelmora.model_version": facts.name,
+                "modelmora.texts": len(request.texts),
+                "modelmora.queue_seconds": call.started - call.arrival,
+                "modelmora.compute_seconds": call.compute_seconds,
+            }
         return _response(call, facts, request.encoding == _BYTES)
 
     async def _find(self, reference: str, deadline: float) -> VersionFacts:

@@ -173,6 +173,20 @@ async def test_a_batch_that_nobody_wants_any_more_is_taken_back_from_the_worker(
         assert (await made.worker.seen()).entries < 10
 
 
+async def test_rows_that_nobody_wants_any_more_are_dropped_from_a_batch_of_others(data_dir: Path) -> None:
+    options = {"delay_seconds": 0.1, "micro_batch_entries": 1}
+    async with rig(data_dir, {"acme/echo": options}) as made:
+        warm_up = asyncio.create_task(made.embed("warm up"))
+        await made.running()
+        leaving = asyncio.create_task(made.embed(*(f"text {i}" for i in range(20))))
+        staying = asyncio.create_task(made.right("stays"))
+        await warm_up
+        await made.running()
+        leaving.cancel()
+        await staying
+        assert (await made.worker.seen()).entries < 10
+
+
 async def test_a_full_queue_says_when_to_come_back(data_dir: Path) -> None:
     async with rig(data_dir, {"acme/echo": {"delay_seconds": 0.3}}, max_queue_entries=2048) as made:
         await made.embed("warm up")

@@ -224,21 +224,25 @@ def test_a_withdrawn_entry_leaves_at_once_and_is_never_handed_out() -> None:
     q = queue(max_entries=2)
     gone, stays = entry("a"), entry("b")
     push(q, gone, stays)
-    assert q.withdraw([gone]) == []
+    q.withdraw([gone])
     assert len(q) == 1
     push(q, entry("c"))
     assert pop(q) == "bc"
 
 
-def test_a_batch_for_which_nobody_waits_is_named_once() -> None:
+def test_a_batch_knows_whether_anybody_waits_for_it() -> None:
     q = queue()
     a, b = entry("a"), entry("b")
     push(q, a, b)
     batch = q.pop_batch(WIDE, 0).batch
     assert batch is not None
-    assert q.withdraw([a]) == []
-    assert q.withdraw([b]) == [batch]
-    assert q.withdraw([a, b]) == []
+    q.withdraw([a])
+    assert batch.wanted == 1
+    q.withdraw([b])
+    assert batch.wanted == 0
+    q.withdraw([a, b])
+    assert batch.wanted == 0
+    assert q.running == [batch]
     assert q.answer(batch, 0, 0) is None
     q.answer(batch, 1, 0)
     q.finish(batch)

@@ -160,13 +160,10 @@ class QueueUnderTraffic(RuleBasedStateMachine):
     @rule(data=st.data())
     def callers_leave(self, data: st.DataObject) -> None:
         chosen = data.draw(st.lists(st.sampled_from(self.told), max_size=4))
-        deserted = self.queue.withdraw([told.entry for told in chosen])
+        self.queue.withdraw([told.entry for told in chosen])
         for told in chosen:
             if not told.ended:
                 told.ended.append("withdrawn")
-        for batch in deserted:
-            assert batch in self.batches
-            assert all(self.of(entry).ended or entry.batch is not batch for entry in batch.entries)
 
     @invariant()
     def every_entry_is_in_one_place(self) -> None:
@@ -177,6 +174,10 @@ class QueueUnderTraffic(RuleBasedStateMachine):
         assert sum(level.tokens for level in self.queue.levels(self.now)) == sum(entry.tokens for entry in waiting)
         assert self.queue.in_flight == len(self.live()) - len(waiting)
         assert self.queue.running == self.batches
+        for batch in self.batches:
+            wanted = [entry for entry in batch.entries if entry.batch is batch and not self.of(entry).ended]
+            assert batch.wanted == len(wanted)
+            assert all(batch.entries[entry.position] is entry for entry in wanted)
         for told in self.told:
             assert len(told.ended) <= 1
             assert (told.entry.place is Place.ENDED) == bool(told.ended)
