@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 from modelmora import errors
 from modelmora.worker.v1 import worker_pb2
 from modelmora_lifecycle import launcher as launchers
@@ -82,6 +83,32 @@ async def test_our_secrets_do_not_reach_the_worker(launcher, monkeypatch):
     environment = Path(f"/proc/{worker.pid}/environ").read_bytes().split(b"\0")
     assert not [entry for entry in environment if b"secret" in entry]
     assert {b"OMP_NUM_THREADS=1", b"EXTRA=given"} <= set(environment)
+
+
+def test_relative_import_paths_do_not_reach_the_worker(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", ".", "libs", "/somewhere"]))
+    assert launchers._environment({})["PYTHONPATH"] == "/somewhere"
+    monkeypatch.setenv("PYTHONPATH", ".")
+    assert "PYTHONPATH" not in launchers._environment({})
+
+
+def test_everything_works_on_uvloop_too(data_dir):
+    async def life() -> None:
+        launcher = LocalLauncher(data_dir / "run", data_dir / "logs")
+        worker = await launcher.launch(SPEC, timeout_seconds=30)
+        control = await WorkerChannel.connect(worker.endpoint, worker.control_key)
+        await load(control)
+        assert (await anext(infer(control, "word " * 500_000))).done
+        os.kill(launcher.fork_server_pid, signal.SIGKILL)
+        other = await launcher.launch(SPEC, timeout_seconds=30)
+        worker.kill()
+        await within(worker.exited)
+        await within(control.closed.wait())
+        other.terminate()
+        assert (await within(other.exited)).code == 0
+        await launcher.close()
+
+    uvloop.run(life())
 
 
 async def test_no_descriptor_of_ours_reaches_the_worker(launcher, tmp_path):
@@ -292,8 +319,9 @@ def host(data_dir: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     (tmp_path / "host.py").write_text(textwrap.dedent(HOST))
     # A decoy of every package a child could import, where Python would look for it without -P.
     for name in ("json", "socket", "modelmora", "modelmora_worker", "modelmora_runtime", "selectors", "google"):
-        (tmp_path / "decoys" / name).mkdir(parents=True)
-        (tmp_path / "decoys" / name / "__init__.py").write_text("raise SystemExit('decoy')")
+        for folder in (tmp_path / "decoys", data_dir / "run"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "__init__.py").write_text("raise SystemExit('decoy')")
     process = subprocess.Popen(
         [sys.executable, "-P", str(tmp_path / "host.py"), str(data_dir)],
         stdout=subprocess.PIPE,

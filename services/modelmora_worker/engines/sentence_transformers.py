@@ -54,6 +54,9 @@ class SentenceTransformersEngine:
             os.environ[name] = "1"
         # The pipeline has a thread for tokenising; more would take the cores from the computation.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        # oneDNN keeps compiled code for each shape it has seen, 1024 of them: 100 MB that come slowly and break every
+        # prediction. Lengths hardly repeat, so few are as good (within 3 %).
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
         import torch
         import transformers
         from safetensors import SafetensorError

@@ -1,0 +1,200 @@
+"""The worker's two threads, with an engine whose every step is let go by the test."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from modelmora import errors
+from modelmora_worker.engines import base
+from modelmora_worker.pipeline import Batch, Done, Loading, Pipeline, Streaming
+
+WAIT = 20.0
+
+
+class SteppedEngine:
+    """`infer` waits for `go`; `events` tells what is called, on which thread."""
+
+    batching = base.Batching.STATIC
+
+    def __init__(self) -> None:
+        self.events: queue.Queue[tuple[str, Any, str]] = queue.Queue()
+        self.go: queue.Queue[Exception | None] = queue.Queue()
+
+    def note(self, name: str, what: Any = None) -> None:
+        self.events.put((name, what, threading.current_thread().name))
+
+    def next(self) -> tuple[str, Any, str]:
+        return self.events.get(timeout=WAIT)
+
+    def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
+        raise NotImplementedError
+
+    def prepare(self, texts: Sequence[Any]) -> base.Prepared:
+        self.note("prepare", list(texts))
+        if texts and texts[0] == "bad":
+            raise ValueError("cannot be prepared")
+        rows = [base.MicroBatch([n], [1], [False], [text]) for n, text in enumerate(texts)]
+        return base.Prepared(rows)
+
+    def infer(self, batch: base.MicroBatch) -> base.Rows:
+        self.note("infer", batch.items[0])
+        error = self.go.get(timeout=WAIT)
+        if error is not None:
+            raise error
+        return base.Rows(b"\0\0\0\0", [1])
+
+    def stream(self, request: Any) -> Iterator[Any]:
+        for number in range(3):
+            self.note("step", number)
+            self.go.get(timeout=WAIT)
+            yield {"number": number}
+
+    def close(self) -> None:
+        self.note("close")
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.engine = SteppedEngine()
+        self.answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        self.idle: queue.Queue[None] = queue.Queue()
+        self.pipeline = Pipeline(lambda: self.idle.put(None))
+        self.pipeline.start()
+        loading = Loading(lambda: self.engine, lambda _: self.answers.put(("loaded", None)), self.fail("load"))
+        self.pipeline.submit(loading)
+        assert self.answers.get(timeout=WAIT) == ("loaded", None)
+
+    def fail(self, name: Any) -> Callable[[errors.ModelMoraError], None]:
+        return lambda error: self.answers.put((name, error))
+
+    def batch(self, *texts: str) -> Batch:
+        def answer(done: Done) -> None:
+            self.answers.put((texts, done))
+
+        batch = Batch(texts, (), answer, self.fail(texts))
+        self.pipeline.submit(batch)
+        return batch
+
+    def answer(self) -> tuple[Any, Any]:
+        return self.answers.get(timeout=WAIT)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    for _ in range(100):
+        rig.engine.go.put(None)
+    rig.pipeline.stop(timeout_seconds=WAIT)
+
+
+def test_the_next_batch_is_prepared_while_one_computes(rig):
+    rig.batch("a")
+    assert rig.engine.next() == ("prepare", ["a"], "compute")
+    assert rig.engine.next() == ("infer", "a", "compute")
+    rig.batch("b")
+    assert rig.engine.next() == ("prepare", ["b"], "prepare")
+    rig.engine.go.put(None)
+    assert rig.engine.next() == ("infer", "b", "compute")
+
+
+def test_only_one_batch_is_prepared_ahead(rig):
+    for text in "abc":
+        rig.batch(text)
+    assert [rig.engine.next()[:2] for _ in range(3)] == [("prepare", ["a"]), ("infer", "a"), ("prepare", ["b"])]
+    assert rig.pipeline.in_flight == 3
+    # Were "c" prepared too, it would be told before "b" is let go.
+    rig.engine.go.put(None)
+    assert rig.engine.next()[:2] in (("infer", "b"), ("prepare", ["c"]))
+    assert rig.engine.next()[:2] in (("infer", "b"), ("prepare", ["c"]))
+
+
+def test_batches_are_computed_in_the_order_they_came(rig):
+    for _ in range(50):
+        rig.engine.go.put(None)
+    for number in range(50):
+        rig.batch(str(number))
+    assert [rig.answer()[0] for _ in range(50)] == [(str(number),) for number in range(50)]
+    assert (rig.pipeline.batches, rig.pipeline.entries) == (50, 50)
+
+
+def test_a_cancelled_batch_ends_before_its_next_micro_batch(rig):
+    batch = rig.batch("a", "b", "c")
+    rig.engine.next(), rig.engine.next()
+    batch.cancelled = True
+    rig.engine.go.put(None)
+    assert not rig.answer()[1].last
+    assert isinstance(rig.answer()[1], errors.Cancelled)
+    assert rig.engine.events.empty()
+
+
+def test_a_batch_cancelled_while_it_waits_is_not_prepared(rig):
+    rig.batch("a")
+    rig.engine.next(), rig.engine.next()
+    rig.batch("b")
+    assert rig.engine.next()[:2] == ("prepare", ["b"])
+    waiting = rig.batch("c")
+    waiting.cancelled = True
+    rig.engine.go.put(None)
+    rig.engine.go.put(None)
+    answers = dict(rig.answer() for _ in range(3))
+    assert answers["a",].last
+    assert answers["b",].last
+    assert isinstance(answers["c",], errors.Cancelled)
+
+
+def test_rows_withdrawn_between_micro_batches_are_answered_and_not_computed(rig):
+    batch = rig.batch("a", "b", "c")
+    rig.engine.next(), rig.engine.next()
+    batch.dropped.update({1, 2})
+    rig.engine.go.put(None)
+    rig.answer()
+    last = rig.answer()[1]
+    assert last.last
+    assert last.rows is None
+    assert [(failure.position, failure.error.reason) for failure in last.failed] == [(1, "Cancelled"), (2, "Cancelled")]
+    assert rig.engine.events.empty()
+
+
+def test_an_engine_that_raises_fails_its_batch_and_goes_on(rig):
+    rig.batch("a")
+    rig.engine.go.put(ValueError("no"))
+    error = rig.answer()[1]
+    assert isinstance(error, errors.InternalError)
+    assert error.message == "ValueError: no"
+    rig.batch("bad")
+    assert rig.answer()[1].message == "ValueError: cannot be prepared"
+    rig.batch("b")
+    rig.engine.go.put(None)
+    assert rig.answer()[1].last
+
+
+def test_a_stream_ends_when_it_is_cancelled(rig):
+    outputs: queue.Queue[Any] = queue.Queue()
+    job = Streaming({}, lambda output, last: outputs.put((output, last)), rig.fail("stream"))
+    rig.pipeline.submit(job)
+    rig.engine.go.put(None)
+    assert outputs.get(timeout=WAIT) == ({"number": 0}, False)
+    job.cancelled = True
+    rig.engine.go.put(None)
+    assert isinstance(rig.answer()[1], errors.Cancelled)
+    assert outputs.empty()
+
+
+def test_idle_is_told_when_nothing_is_left(rig):
+    while not rig.idle.empty():
+        rig.idle.get()
+    rig.batch("a")
+    rig.engine.go.put(None)
+    rig.answer()
+    rig.idle.get(timeout=WAIT)
+    assert rig.pipeline.in_flight == 0
+
+
+def test_the_engine_is_closed_on_its_own_thread(rig):
+    rig.pipeline.stop(timeout_seconds=WAIT)
+    assert rig.engine.next() == ("close", None, "compute")
