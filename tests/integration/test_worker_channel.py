@@ -266,6 +266,18 @@ def thread_worker(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
     worker.close()
 
 
+async def test_withdrawing_a_key_closes_its_connections(thread_worker):
+    endpoint, _ = thread_worker
+    control = await WorkerChannel.connect(endpoint, KEY)
+    key = os.urandom(32)
+    await control.allow(key)
+    holder = await WorkerChannel.connect(endpoint, key)
+    await control.withdraw(key)
+    await within(holder.closed.wait(), 2)
+    assert "lease-withdrawn" in holder.close_reason
+    await control.close()
+
+
 def test_a_worker_nobody_controls_ends(thread_worker):
     _, thread = thread_worker
     thread.join(20)
