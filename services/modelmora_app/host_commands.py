@@ -129,7 +129,11 @@ def engine_cards() -> Mapping[str, EngineCard]:
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        # Whoever read our lines is gone (`modelmora up | head`); the platform goes on.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_wrong(line: str) -> None:
