@@ -8,6 +8,7 @@ trace id; the OpenTelemetry SDK is imported only when there is a collector to se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -15,6 +16,7 @@ import queue
 import random
 import re
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -30,6 +32,7 @@ TRACEPARENT = "traceparent"
 LOG_FILE = "modelmora.log"
 _LOG_BYTES = 10 * 1024 * 1024
 _LOG_FILES = 5
+_FLUSH_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -167,12 +170,26 @@ async def tracing(endpoint: str | None, sample_ratio: float) -> AsyncIterator[No
         yield
     finally:
         export, _export = _export, None
-        # A collector that is away makes the last flush wait; the platform's stop does not.
-        with_deadline = asyncio.to_thread(export.close)
-        try:
-            await asyncio.wait_for(with_deadline, 2)
-        except TimeoutError:
-            log.warning("the trace collector at %s did not take the last spans", endpoint)
+        await _flush(export, endpoint)
+
+
+async def _flush(export: _Export, endpoint: str) -> None:
+    """Sends what is left, for a second at most: a collector that is away must not hold the platform's stop.
+
+    In a thread of its own, because the loop waits for those of its executor before it closes.
+    """
+    loop, sent = asyncio.get_running_loop(), asyncio.Event()
+
+    def close() -> None:
+        export.close()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(sent.set)
+
+    threading.Thread(target=close, name="last spans", daemon=True).start()
+    try:
+        await asyncio.wait_for(sent.wait(), _FLUSH_SECONDS)
+    except TimeoutError:
+        log.warning("the trace collector at %s did not take the last spans", endpoint)
 
 
 # Logs.
