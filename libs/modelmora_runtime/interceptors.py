@@ -19,7 +19,6 @@ import inspect
 import logging
 import math
 import secrets
-from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -35,12 +34,12 @@ from modelmora.errors import (
     InvalidArgument,
     MessageTooLarge,
     ModelMoraError,
-    ResourceExhausted,
     ShuttingDown,
 )
 
 from modelmora_runtime import auth, status, telemetry
-from modelmora_runtime.auth import ANYONE, NOBODY, Authenticator, Caller, Role
+from modelmora_runtime.auth import ANYONE, Authenticator
+from modelmora_runtime.calls import LATENCY_SECONDS, ByteBudget, Call, Gate, Method
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -48,32 +47,6 @@ if TYPE_CHECKING:
     from modelmora_runtime.host import Service
 
 log = logging.getLogger(__name__)
-
-LONG_STREAMS = ("Watch", "Acquire")
-"""Methods that last as long as what they watch or hold, by the first word of their name. A stop does not wait for
-them: they are told by `Platform.stopping`, and a Watch that does not end is cut."""
-
-_LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-
-
-class BytesInFlight(ResourceExhausted):
-    """Too many bytes of requests and answers are in flight in this server."""
-
-
-class Call:
-    """One call while it runs."""
-
-    __slots__ = ("bytes", "caller", "context", "cut", "deadline", "method", "task")
-
-    def __init__(self, method: Method, context: Any, task: asyncio.Task[Any]) -> None:
-        self.method = method
-        self.context = context
-        self.task = task
-        self.caller: Caller = NOBODY
-        self.deadline = math.inf
-        self.bytes = 0
-        self.cut = False
-
 
 _call: ContextVar[Call | None] = ContextVar("modelmora_call", default=None)
 
@@ -86,114 +59,6 @@ def deadline_seconds(context: Any) -> float:
         return max(0.0, call.deadline - monotonic())
     remaining = context.time_remaining()
     return math.inf if remaining is None else float(remaining)
-
-
-class ByteBudget:
-    """Bytes of requests and answers in flight in this process."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self.used_bytes = 0
-
-    def take(self, call: Call, count: int) -> None:
-        """For a request. One call alone is always let in, however large: the message limit bounds it."""
-        if self.used_bytes + count > self.limit_bytes and self.used_bytes > 0:
-            raise BytesInFlight(
-                f"{self.used_bytes} bytes are in flight and {count} more do not fit into {self.limit_bytes}",
-                retry_after_seconds=0.1,
-            )
-        self.add(call, count)
-
-    def add(self, call: Call, count: int) -> None:
-        """For an answer: the work is done, so it goes out; the next request waits."""
-        self.used_bytes += count
-        call.bytes += count
-
-    def release(self, call: Call) -> None:
-        self.used_bytes -= call.bytes
-        call.bytes = 0
-
-
-class Gate:
-    """The calls of users that are inside, and whether new ones may enter."""
-
-    def __init__(self) -> None:
-        self._inside: set[Call] = set()
-        self._left = asyncio.Event()
-        self.closed = False
-
-    def enter(self, call: Call) -> None:
-        if self.closed and not call.caller.internal and call.method.access is not ANYONE:
-            raise ShuttingDown(retry_after_seconds=1.0)
-        if not call.caller.internal:
-            self._inside.add(call)
-
-    def leave(self, call: Call) -> None:
-        self._inside.discard(call)
-        if self.closed:
-            self._left.set()
-
-    def close(self) -> None:
-        """From now on users get ShuttingDown."""
-        self.closed = True
-
-    async def drain(self, grace_seconds: float, watch_seconds: float = 0.5) -> None:
-        """Waits until the users' calls have ended; cuts streams that do not end by themselves, and after the grace
-        whatever is left. Leases of other processes are their context's to end."""
-        now = monotonic()
-        watches = await self._until_gone(self._watches, now + min(watch_seconds, grace_seconds))
-        self._cut(watches)
-        late = await self._until_gone(self._ordinary, now + grace_seconds)
-        if late:
-            log.warning("%d calls did not finish within the grace of %g s", len(late), grace_seconds)
-        self._cut(late)
-        await self._until_gone(lambda: [call for call in self._inside if call.cut], monotonic() + 1.0)
-
-    def _watches(self) -> list[Call]:
-        return [call for call in self._inside if call.method.is_watch]
-
-    def _ordinary(self) -> list[Call]:
-        return [call for call in self._inside if not call.method.is_long]
-
-    def _cut(self, calls: Iterable[Call]) -> None:
-        for call in calls:
-            call.cut = True
-            call.task.cancel()
-
-    async def _until_gone(self, which: Callable[[], list[Call]], deadline: float) -> list[Call]:
-        while (calls := which()) and (remaining := deadline - monotonic()) > 0:
-            self._left.clear()
-            try:
-                async with asyncio.timeout(remaining):
-                    await self._left.wait()
-            except TimeoutError:
-                return which()
-        return calls
-
-
-class Method:
-    """One method of a service with what is counted about it."""
-
-    def __init__(self, path: str, access: frozenset[Role], handler: Any) -> None:
-        self.path = path
-        self.name = path.rpartition("/")[2]
-        self.access = access
-        self.handler = handler
-        self.behaviour = (
-            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        )  # exactly one is set
-        self.is_long = handler.response_streaming and self.name.startswith(LONG_STREAMS)
-        self.is_watch = self.is_long and self.name.startswith("Watch")
-        self.in_flight = 0
-        self.codes: dict[str, int] = {}
-        self.buckets = [0] * (len(_LATENCY_SECONDS) + 1)
-        self.seconds = 0.0
-
-    def count(self, code: str, seconds: float) -> None:
-        self.codes[code] = self.codes.get(code, 0) + 1
-        if not self.is_long:
-            self.buckets[bisect_left(_LATENCY_SECONDS, seconds)] += 1
-            self.seconds += seconds
 
 
 class Interceptors:
@@ -390,7 +255,7 @@ class Interceptors:
             for code, count in method.codes.items():
                 calls.add_metric([name, code], count)
             total, buckets = 0, []
-            for bound, count in zip((*map(str, _LATENCY_SECONDS), "+Inf"), method.buckets, strict=True):
+            for bound, count in zip((*map(str, LATENCY_SECONDS), "+Inf"), method.buckets, strict=True):
                 total += count
                 buckets.append((bound, total))
             if total:

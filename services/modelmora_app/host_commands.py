@@ -89,7 +89,7 @@ def run(contexts: Sequence[str], flags: Mapping[str, object], config_file: Path 
     if not sys.platform.startswith("linux"):
         say_wrong("the servers run on Linux (x86-64, aarch64; glibc); the SDK and the client commands run here")
         return 1
-    from modelmora_runtime import host
+    from modelmora_runtime import host, process
 
     try:
         loaded = load_settings(contexts, flags, config_file)
@@ -105,7 +105,7 @@ def run(contexts: Sequence[str], flags: Mapping[str, object], config_file: Path 
         return 2 if isinstance(error, InvalidArgument) else 1
     whole = len(opened) == len(NAMES)
     endpoint = "endpoint.json" if whole else f"endpoint-{'-'.join(context.name for context in opened)}.json"
-    return host.run(
+    return process.run(
         loaded.platform, opened, engines=engines, announce=say, complain=say_wrong, endpoint_name=endpoint, alone=whole
     )
 

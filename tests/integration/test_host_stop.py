@@ -188,8 +188,7 @@ def test_a_call_in_flight_is_answered_before_the_platform_stops(process: Process
     with grpc.insecure_channel(process.target()) as channel:
         lifecycle: Any = lifecycle_pb2_grpc.LifecycleServiceStub(channel)
         call = lifecycle.GetReplica.future(pb.GetReplicaRequest(name="work:1.5"))
-        # Calls of one connection are taken in order: when this one is answered, the other one is inside.
-        lifecycle.GetReplica(pb.GetReplicaRequest(name="caller"))
+        lifecycle.GetReplica(pb.GetReplicaRequest(name="entered"))
         seconds = process.stop()
         assert call.result(timeout=5).replica.name == "work:1.5"
         assert 1 < seconds < 4
@@ -200,7 +199,7 @@ def test_a_second_signal_ends_it_at_once(process: Process) -> None:
     with grpc.insecure_channel(process.target()) as channel:
         lifecycle: Any = lifecycle_pb2_grpc.LifecycleServiceStub(channel)
         call = lifecycle.GetReplica.future(pb.GetReplicaRequest(name="work:25"))
-        lifecycle.GetReplica(pb.GetReplicaRequest(name="caller"))
+        lifecycle.GetReplica(pb.GetReplicaRequest(name="entered"))
         process.process.send_signal(signal.SIGINT)
         assert process.process.stdout is not None
         assert "SIGINT" in process.process.stdout.readline()

@@ -20,8 +20,9 @@ from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora_runtime import auth, telemetry
 from modelmora_runtime.auth import ADMINS, OPERATORS, READERS, SERVICES
-from modelmora_runtime.host import Context, Host, Mounted, Platform, Service, run
+from modelmora_runtime.host import Context, Host, Mounted, Platform, Service
 from modelmora_runtime.interceptors import deadline_seconds
+from modelmora_runtime.process import run
 from modelmora_runtime.settings import PlatformSettings, Section, load
 
 LIFECYCLE = "modelmora.lifecycle.v1.LifecycleService"
@@ -77,6 +78,8 @@ class Tiny:
         elif what == "work":
             self.entered.set()
             await asyncio.sleep(float(argument))
+        elif what == "entered":  # answers once a call that works is inside
+            await self.entered.wait()
         elif what == "wait":
             self.entered.set()
             await self.go_on.wait()

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from modelmora_runtime import listen
-from modelmora_runtime.host import StartFailed, descendants, run_folder
-from modelmora_runtime.interceptors import ByteBudget, BytesInFlight, Call
+from modelmora_runtime.calls import ByteBudget, BytesInFlight, Call
+from modelmora_runtime.host import StartFailed, run_folder
+from modelmora_runtime.process import descendants
 
 
 @pytest.mark.parametrize(
