@@ -19,11 +19,15 @@ from modelmora.common.v1 import common_pb2
 from modelmora.errors import LoadFailed, ModelMoraError, WorkerUnavailable
 from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime.worker_channel import WorkerChannel
+from prometheus_client import Counter
 
 from modelmora_lifecycle.domain import Health, HealthState, VersionFacts
 from modelmora_lifecycle.launcher import Launcher, LaunchSpec, WorkerExit, WorkerProcess
 
 log = logging.getLogger(__name__)
+
+BATCHES = Counter("modelmora_worker_batches", "Batches that workers computed, by their own count.")
+ENTRIES = Counter("modelmora_worker_entries", "Entries that workers computed, by their own count.")
 
 _TAIL_LINES = 20
 _TAIL_CHARS = 4000
@@ -98,6 +102,7 @@ class Worker:
         self._stop_asked = asyncio.Event()
         self._grace_seconds = 0.0
         self._last_sign = 0.0
+        self._counted = (0, 0)
 
     def begin(self) -> asyncio.Task[None]:
         return asyncio.create_task(self._live(), name=f"worker of {self.uid}")
@@ -206,6 +211,7 @@ class Worker:
                     self._control = await WorkerChannel.connect(self._process.endpoint, self._process.control_key)
                 async for reply in self._control.watch(interval):
                     self._last_sign = time.monotonic()
+                    self._count(reply)
                     state = _HEALTH.get(reply.state, HealthState.UNKNOWN)
                     self._reports.watched(
                         self.uid, Health(state, reply.reason, self._last_sign), {"host": reply.private_bytes}
@@ -213,6 +219,12 @@ class Worker:
             except ModelMoraError as error:
                 log.warning("the worker of %s is not to be reached: %s", self._facts.name, error)
             await asyncio.sleep(interval)
+
+    def _count(self, reply: worker_pb2.WatchReply) -> None:
+        batches, entries = self._counted
+        self._counted = (reply.batches, reply.entries)
+        BATCHES.inc(max(0, reply.batches - batches))
+        ENTRIES.inc(max(0, reply.entries - entries))
 
     async def _take_pulse(self) -> None:
         self._last_sign = time.monotonic()

@@ -94,13 +94,15 @@ def prepare(up: Up) -> None:
 
 
 def committed_is_there(up: Up, names: list[str]) -> None:
-    missing = []
-    for name in names:
-        try:
-            up.registry.GetModel(registry_pb2.GetModelRequest(name=name), timeout=10)
-        except grpc.RpcError as error:
-            missing.append(f"{name}: {error.code()}")
-    assert missing == []
+    found: set[str] = set()
+    request = registry_pb2.ListModelsRequest(page_size=1000)
+    while True:
+        answer = up.registry.ListModels(request, timeout=10)
+        found |= {model.name for model in answer.models}
+        if not answer.next_page_token:
+            break
+        request.page_token = answer.next_page_token
+    assert [name for name in names if name not in found] == []
 
 
 def still_works(up: Up) -> None:
