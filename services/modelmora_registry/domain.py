@@ -183,9 +183,12 @@ class Reference(Value):
 
 def parse_model_name(text: str, *, at: str = "name") -> ModelId:
     """From `models/{org}/{repo}` or `org/repo`."""
-    if text.startswith("models/") and text.count("/") == 2:
-        text = text.removeprefix("models/")
-    return ModelId.parse(text, at=at)
+    return ModelId.parse(bare_name(text), at=at)
+
+
+def bare_name(text: str) -> str:
+    """`org/repo` where `text` is `models/{org}/{repo}`; anything else as it is."""
+    return text.removeprefix("models/") if text.count("/") == 2 else text
 
 
 def parse_reference(text: str, *, at: str = "reference") -> Reference:

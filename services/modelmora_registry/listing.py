@@ -1,6 +1,7 @@
 """How callers ask for lists: a subset of AIP-160 filters, `order_by`, opaque keyset page tokens. Pure.
 
-A filter is `field operator value` joined by AND. Fields and their kinds are given by the list; texts and labels know
+A filter is `field operator value` joined by AND. Fields and their kinds are given by the list; texts, names of models
+(in either form) and labels know
 `=` and `!=`, times also `<`, `<=`, `>`, `>=`. A value is a bare word, or stands in double quotes, where a backslash
 makes the next character an ordinary one.
 """
@@ -18,20 +19,20 @@ from datetime import UTC, datetime
 
 from modelmora.errors import InvalidArgument
 
-from modelmora_registry.domain import ModelVersionState, Value, parse_task
+from modelmora_registry.domain import ModelVersionState, Value, bare_name, parse_task
 
 DEFAULT_PAGE_SIZE = 20
 MAX_PAGE_SIZE = 1000
 TOTAL_SIZE_CAP = 10_001
 MAX_FILTER_LENGTH = 2000
 
-TEXT, TASK, STATE, TIME, LABEL = "text", "task", "state", "time", "label"
+NAME, TEXT, TASK, STATE, TIME, LABEL = "name", "text", "task", "state", "time", "label"
 
 _TERM = re.compile(
     r"\s*(?P<field>[A-Za-z_][A-Za-z0-9_]*)(?:\.(?P<key>[A-Za-z0-9_-]+))?\s*(?P<operator>!=|<=|>=|=|<|>|:)?\s*"
     r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[^\s"]+))?\s*'
 )
-_OPERATORS = {TEXT: ("=", "!="), TASK: ("=", "!="), STATE: ("=", "!="), LABEL: ("=", "!=")}
+_OPERATORS = {NAME: ("=", "!="), TEXT: ("=", "!="), TASK: ("=", "!="), STATE: ("=", "!="), LABEL: ("=", "!=")}
 _TIME_OPERATORS = ("=", "!=", "<", "<=", ">", ">=")
 
 
@@ -129,6 +130,8 @@ def _comparison(term: re.Match[str], fields: Mapping[str, str]) -> Comparison:
 
 
 def _value(kind: str, field: str, raw: str) -> str | datetime:
+    if kind == NAME:
+        return bare_name(raw)
     if kind == TASK:
         return parse_task(raw, at="filter").value
     if kind == STATE:
@@ -141,9 +144,19 @@ def _value(kind: str, field: str, raw: str) -> str | datetime:
 def _time(raw: str, field: str) -> datetime:
     try:
         moment = datetime.fromisoformat(raw)
+        return _utc(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except ValueError:
         raise InvalidArgument.at("filter", f"{field} takes a time such as 2026-01-31T12:00:00Z, not {raw!r}") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _utc(moment: datetime) -> datetime:
+    """The same moment in UTC, which is what the database keeps. Raises ValueError for one outside years 1 to 9999."""
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("outside the years 1 to 9999") from error
 
 
 def parse_order(text: str, orders: Sequence[str]) -> Order:
@@ -164,8 +177,8 @@ def _parse_token(token: str, digest: str, *, is_time: bool) -> tuple[str, ...]:
             raise ValueError("not a token of ours")
         if "\x00" in body[1] or str(uuid.UUID(body[2])) != body[2]:
             raise ValueError("not a row of ours")
-        if is_time and datetime.fromisoformat(body[1]).tzinfo is None:
-            raise ValueError("not a time of ours")
+        if is_time:
+            _utc(datetime.fromisoformat(body[1]))
     except (ValueError, binascii.Error):
         raise InvalidArgument.at("page_token", "is not a token that this list gave") from None
     if body[0] != digest:

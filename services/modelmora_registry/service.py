@@ -47,7 +47,7 @@ from modelmora_registry.domain import (
 )
 from modelmora_registry.holds import Holds
 from modelmora_registry.imports import Imports
-from modelmora_registry.listing import LABEL, STATE, TASK, TEXT, TIME
+from modelmora_registry.listing import LABEL, NAME, STATE, TASK, TEXT, TIME
 from modelmora_registry.store import Created, Gone, RequestKey, Store
 from modelmora_registry.watching import Watching
 
@@ -72,7 +72,7 @@ ACCESS: Mapping[str, frozenset[Role]] = {
 HOLD_ACCESS: Mapping[str, frozenset[Role]] = {"AcquireHold": SERVICES}
 
 _MODEL_FIELDS = {
-    "name": TEXT,
+    "name": NAME,
     "display_name": TEXT,
     "task_type": TASK,
     "labels": LABEL,
@@ -398,13 +398,16 @@ def _import_id(request: pb.ImportModelRequest, draft: VersionDraft) -> ModelId:
 def _request_key(request: Message) -> RequestKey | None:
     """The request's id with the digest of all the rest."""
     request_id = getattr(request, "request_id")  # noqa: B009 (not on every Message)
-    if not request_id or getattr(request, "validate_only"):  # noqa: B009
+    if not request_id:
         return None
+    uid = str(ids.parse(request_id, "request_id"))
+    if getattr(request, "validate_only"):  # noqa: B009
+        return None  # Checked, and not claimed: nothing is made.
     rest = type(request)()
     rest.CopyFrom(request)
     rest.ClearField("request_id")
     content = rest.DESCRIPTOR.full_name.encode() + b"\0" + rest.SerializeToString(deterministic=True)
-    return RequestKey(str(ids.parse(request_id, "request_id")), hashlib.sha256(content).hexdigest())
+    return RequestKey(uid, hashlib.sha256(content).hexdigest())
 
 
 def _cursor(uid: str, revision: int) -> str:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from modelmora.errors import InvalidArgument
-from modelmora_registry.listing import LABEL, STATE, TASK, TEXT, TIME, Page, parse_filter, parse_order, parse_page
+from modelmora_registry.listing import LABEL, NAME, STATE, TASK, TEXT, TIME, Page, parse_filter, parse_order, parse_page
 
-FIELDS = {"name": TEXT, "task_type": TASK, "state": STATE, "create_time": TIME, "labels": LABEL}
+FIELDS = {"name": NAME, "display_name": TEXT, "task_type": TASK, "state": STATE, "create_time": TIME, "labels": LABEL}
 
 
 def page(**fields: Any) -> Page:
@@ -34,6 +34,13 @@ def page(**fields: Any) -> Page:
         ("labels.team = x AND name = y", [("labels", "team", "=", "x"), ("name", "", "=", "y")]),
         ('name = " AND " AND name = AND', [("name", "", "=", " AND "), ("name", "", "=", "AND")]),
         ("create_time >= 2026-01-01T00:00:00Z", [("create_time", "", ">=", datetime(2026, 1, 1, tzinfo=UTC))]),
+        ("name = models/org/repo", [("name", "", "=", "org/repo")]),
+        ('name != "models/repo"', [("name", "", "!=", "models/repo")]),
+        ("display_name = models/org/repo", [("display_name", "", "=", "models/org/repo")]),
+        (
+            "create_time = 9999-12-31T23:59:59Z",
+            [("create_time", "", "=", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))],
+        ),
         ("create_time < 2026-01-01", [("create_time", "", "<", datetime(2026, 1, 1, tzinfo=UTC))]),
     ],
 )
@@ -59,6 +66,8 @@ def test_a_filter_is_comparisons_joined_by_and(text: str, found: list[Any]) -> N
             "state = gone",
             "create_time = soon",
             "create_time > 99999-01-01",
+            "create_time > 0001-01-01T00:00:00+14:00",
+            "create_time > 9999-12-31T23:59:59-14:00",
             "NOT name = x",
             "name = x AND AND name = y",
         ),
@@ -127,7 +136,8 @@ def test_a_token_with_a_forged_time_or_uid_is_refused() -> None:
     by_time = page(order_by="create_time")
     with pytest.raises(InvalidArgument):
         page(page_token=page().token_after(["a\x00", UID]))
-    for keys in (["soon", UID], ["2026-01-01", UID], ["2026-01-01T00:00:00+00:00", "x"]):
+    forged = ("soon", "2026-01-01", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00")
+    for keys in (*([time, UID] for time in forged), ["2026-01-01T00:00:00+00:00", "x"]):
         with pytest.raises(InvalidArgument):
             page(order_by="create_time", page_token=by_time.token_after(keys))
     token = by_time.token_after(["2026-01-01T00:00:00+00:00", UID])
