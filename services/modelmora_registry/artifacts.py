@@ -445,6 +445,7 @@ class Artifacts:
                     raise InvalidModelFiles(f"{path} is not JSON", file=path) from None
         if not self._allow_pickle:
             metadata.check_modules(configs.get(metadata.MODULES_FILE))
+        metadata.check_weights(configs, paths)
         return configs
 
     # Blobs and snapshots.

@@ -6,15 +6,20 @@ the first one holds the lengths, Pooling and Dense say how long an embedding is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from modelmora.errors import UnsafeFile
+from modelmora.errors import InvalidModelFiles, UnsafeFile
 
 from modelmora_registry.domain import ModelLimits, TaskType, Value
 
 MODULES_FILE = "modules.json"
+SENTENCE_TRANSFORMERS = "sentence_transformers"
 TRUSTED_MODULES = "sentence_transformers."
+INDEX_ENDING = ".safetensors.index.json"
+_SHARD = re.compile(r"(.*)-[0-9]{5}-of-([0-9]{5})\.safetensors")
+_MODULES_WITH_WEIGHTS = frozenset(["Transformer", "StaticEmbedding", "Dense"])
 _LENGTH_FILES = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json")
 _POOLING_FLAGS = (
     "pooling_mode_cls_token",
@@ -80,14 +85,49 @@ def wanted_of(paths: Collection[str]) -> list[str]:
 def kind_of(paths: Collection[str]) -> Kind:
     """The engine and the task of a model with these files."""
     if MODULES_FILE in paths:
-        return Kind(engine="sentence_transformers", task_type=TaskType.TXT2EMBED)
+        return Kind(engine=SENTENCE_TRANSFORMERS, task_type=TaskType.TXT2EMBED)
     return Kind()
 
 
+def missing_weights(engine: str, paths: Collection[str]) -> str | None:
+    """What an engine needs and cannot find, as far as names tell: weights at all, and every shard of them."""
+    if engine != SENTENCE_TRANSFORMERS:
+        return None
+    if not any(path.endswith(".safetensors") for path in paths):
+        return "model.safetensors"
+    for path in sorted(paths):
+        if shard := _SHARD.fullmatch(path):
+            stem, count = shard[1], shard[2]
+            wanted = (f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1))
+            if missing := next((name for name in (stem + INDEX_ENDING, *wanted) if name not in paths), None):
+                return missing
+    return None
+
+
 def config_paths(paths: Collection[str]) -> list[str]:
-    """The JSON files that `limits_of` wants to see."""
+    """The JSON files that `limits_of` and `check_weights` want to see."""
     names = {MODULES_FILE, "config.json", "tokenizer_config.json", *_LENGTH_FILES}
-    return sorted(path for path in paths if path.rsplit("/", 1)[-1] in names)
+    return sorted(path for path in paths if path.rsplit("/", 1)[-1] in names or path.endswith(INDEX_ENDING))
+
+
+def check_weights(configs: Mapping[str, Any], paths: Collection[str]) -> None:
+    """Raises InvalidModelFiles when a module that computes with weights has none, or an index names a file that is not
+    there: such a version could never be loaded."""
+    for folder, kind in _modules(configs):
+        if kind in _MODULES_WITH_WEIGHTS and not any(
+            path.endswith(".safetensors") and path.rpartition("/")[0] == folder for path in paths
+        ):
+            _refuse(f"{MODULES_FILE} names a {kind}", f"{folder}/model.safetensors" if folder else "model.safetensors")
+    for index, content in configs.items():
+        shards = content.get("weight_map") if index.endswith(INDEX_ENDING) and isinstance(content, Mapping) else None
+        for shard in sorted({*map(str, shards.values())}) if isinstance(shards, Mapping) else ():
+            folder = index.rpartition("/")[0]
+            if (path := f"{folder}/{shard}" if folder else shard) not in paths:
+                _refuse(f"{index} names it", path)
+
+
+def _refuse(why: str, missing: str) -> None:
+    raise InvalidModelFiles(f"{missing} is missing: {why}", file=missing)
 
 
 def check_modules(modules: Any) -> None:
@@ -100,18 +140,23 @@ def check_modules(modules: Any) -> None:
 
 def limits_of(configs: Mapping[str, Any]) -> ModelLimits:
     """Longest input in tokens and length of an embedding, from the parsed files of `config_paths`."""
-    modules = configs.get(MODULES_FILE)
-    if not isinstance(modules, list):
+    if not isinstance(configs.get(MODULES_FILE), list):
         return ModelLimits()
-    folders = [
-        (module.get("path", ""), str(module.get("type", "")).rsplit(".", 1)[-1])
-        for module in modules
-        if isinstance(module, Mapping) and isinstance(module.get("path", ""), str)
-    ]
+    folders = _modules(configs)
     return ModelLimits(
         max_input_tokens=_max_input_tokens(configs, folders[0][0] if folders else ""),
         embedding_dimensions=_embedding_dimensions(configs, folders),
     )
+
+
+def _modules(configs: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Folder and class of each module, in order."""
+    modules = configs.get(MODULES_FILE)
+    return [
+        (module.get("path", "").strip("/"), str(module.get("type", "")).rsplit(".", 1)[-1])
+        for module in (modules if isinstance(modules, list) else ())
+        if isinstance(module, Mapping) and isinstance(module.get("path", ""), str)
+    ]
 
 
 def _max_input_tokens(configs: Mapping[str, Any], folder: str) -> int | None:
@@ -146,7 +191,7 @@ def _pooling_modes(config: Mapping[str, Any]) -> int:
 
 
 def _config(configs: Mapping[str, Any], folder: str, name: str) -> Mapping[str, Any]:
-    config = configs.get(f"{folder.strip('/')}/{name}" if folder.strip("/") else name)
+    config = configs.get(f"{folder}/{name}" if folder else name)
     return config if isinstance(config, Mapping) else {}
 
 

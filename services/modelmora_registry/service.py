@@ -282,6 +282,12 @@ class RegistryServicer:
             return earlier
         plan = await self._artifacts.plan(self._source(draft, at), at=f"{at}source")
         engine, task_type = self._check_engine(draft, plan, at)
+        if missing := metadata.missing_weights(engine, plan.paths):
+            raise SourceNotFound(
+                f"the source has no file {missing}, which {engine} needs",
+                fields=[FieldViolation(f"{at}source", f"has no file {missing}")],
+                file=missing,
+            )
         for path in checksums:
             if path not in plan.paths:
                 field = f"expected_checksums.{path}"

@@ -243,6 +243,20 @@ async def test_what_only_the_content_tells_fails_the_version(
     assert rig.files() == []
 
 
+async def test_a_model_without_weights_is_refused(rig: Rig, roots: Path) -> None:
+    """A READY version cannot change, so one without weights could never be loaded."""
+    folder = sentence_model(roots / "mini")
+    (folder / WEIGHTS).rename(folder / "1_Pooling" / WEIGHTS)
+    version = await rig.import_model(source=local(folder), version="1")
+    assert (version.state, version.failure.reason) == (pb.MODEL_VERSION_STATE_FAILED, "InvalidModelFiles")
+    assert WEIGHTS in version.failure.message
+    assert rig.files() == []
+    (folder / "1_Pooling" / WEIGHTS).unlink()
+    request = pb.ImportModelRequest(source=local(folder), version="2")
+    error = await rig.refused(lambda: rig.call(rig.registry.ImportModel, request), SourceNotFound, "source")
+    assert error.metadata["file"] == WEIGHTS
+
+
 async def test_pickles_are_taken_when_a_setting_says_so(database_url: str, data_dir: Path, roots: Path) -> None:
     folder = _with("pytorch_model.bin", b"\x80\x04\x95")(roots / "mini")
     async with registry(database_url, data_dir, model_roots=(roots,), allow_pickle=True) as rig:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from modelmora.errors import UnsafeFile
+from modelmora.errors import InvalidModelFiles, UnsafeFile
 from modelmora_registry.domain import ModelLimits, TaskType
 from modelmora_registry.metadata import (
     check_modules,
+    check_weights,
     config_paths,
     kind_of,
     limits_of,
     looks_like_pickle,
+    missing_weights,
     pickle_problem,
     wanted_of,
 )
@@ -156,3 +158,52 @@ def test_weights_without_safetensors_beside_them_stay_to_be_refused() -> None:
         "model.safetensors",
     ]
     assert wanted_of(["onnx/model.onnx"]) == ["onnx/model.onnx"]
+
+
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("paths", "missing"),
+    [
+        (["modules.json", "config.json"], "model.safetensors"),
+        (["modules.json", "pytorch_model.bin"], "model.safetensors"),
+        (["modules.json", "model.safetensors"], None),
+        (["config.json", "0_Transformer/model.safetensors"], None),
+        ([*SHARDS, INDEX], None),
+        ([SHARDS[0], INDEX], SHARDS[1]),
+        (SHARDS, INDEX),
+        ([f"sub/{SHARDS[1]}", f"sub/{INDEX}", "model.safetensors"], f"sub/{SHARDS[0]}"),
+    ],
+)
+def test_names_tell_which_weights_are_missing(paths: list[str], missing: str | None) -> None:
+    assert missing_weights("sentence_transformers", paths) == missing
+    assert missing_weights("echo", paths) is None
+
+
+@pytest.mark.parametrize(
+    ("configs", "paths", "missing"),
+    [
+        ({}, [], None),
+        ({"modules.json": [TRANSFORMER, POOLING]}, ["model.safetensors"], None),
+        ({"modules.json": [TRANSFORMER, DENSE]}, ["2_Dense/model.safetensors"], "model.safetensors"),
+        ({"modules.json": [TRANSFORMER, DENSE]}, ["model.safetensors"], "2_Dense/model.safetensors"),
+        ({"modules.json": [{**TRANSFORMER, "path": "0_Transformer/"}]}, ["0_Transformer/model.safetensors"], None),
+        ({"modules.json": [TRANSFORMER], INDEX: {"weight_map": {"a": "one.safetensors"}}}, ["one.safetensors"], None),
+        (
+            {INDEX: {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}},
+            ["two.safetensors"],
+            "one.safetensors",
+        ),
+        ({f"x/{INDEX}": {"weight_map": {"a": "one.safetensors"}}}, ["one.safetensors"], "x/one.safetensors"),
+        ({INDEX: [], f"x/{INDEX}": {"weight_map": 3}}, [], None),
+    ],
+)
+def test_a_module_without_weights_is_refused(configs: dict[str, Any], paths: list[str], missing: str | None) -> None:
+    if missing is None:
+        check_weights(configs, paths)
+        return
+    with pytest.raises(InvalidModelFiles) as raised:
+        check_weights(configs, paths)
+    assert raised.value.metadata["file"] == missing
