@@ -429,9 +429,9 @@ class AsyncClient(Connection):
                 error = error_from_rpc(failure)
                 if not isinstance(error, errors.Unavailable | errors.DeadlineExceeded):
                     raise error from failure
-                await asyncio.sleep(min(0.05, remaining))  # the connection was lost, or the server is stopping
             finally:
                 stream.cancel()
+            await asyncio.sleep(min(0.05, remaining))  # the connection was lost, or the server is stopping
         raise errors.DeadlineExceeded(f"{self.target} was not serving in time")
 
     # How calls are made.

@@ -7,9 +7,9 @@ on the spot, so an older client still catches by status.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,13 @@ class ModelMoraError(Exception):
     def reason(self) -> str:
         return type(self).__name__
 
+    def copy(self, *, retry_after_seconds: float | None = None) -> Self:
+        """The same error for one more caller: one exception raised in two tasks gathers the tracebacks of both."""
+        delay = self.retry_after_seconds if retry_after_seconds is None else retry_after_seconds
+        made = type(self)(self.message, fields=self.fields, retry_after_seconds=delay)
+        made.metadata = self.metadata
+        return made
+
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.message, self.fields, self.retry_after_seconds, dict(self.metadata)))
 
@@ -55,7 +62,9 @@ def _rebuild(
     retry_after_seconds: float | None,
     metadata: dict[str, str],
 ) -> ModelMoraError:
-    return cls(message, fields=fields, retry_after_seconds=retry_after_seconds, **metadata)
+    made = cls(message, fields=fields, retry_after_seconds=retry_after_seconds)
+    made.metadata = metadata
+    return made
 
 
 # One base per status.
@@ -325,7 +334,7 @@ _made: dict[tuple[str, str], type[ModelMoraError]] = {}
 def class_for(status: str, reason: str) -> type[ModelMoraError]:
     """The class named `reason` if its status is `status`, else one made below that status's base."""
     base = BASES.get(status, InternalError)
-    found = _subclasses(base).get(reason)
+    found = next((cls for cls in _below(base) if cls.__name__ == reason), None)
     if found is not None:
         return found
     if not reason.isidentifier() or len(reason) > 100:
@@ -337,8 +346,13 @@ def class_for(status: str, reason: str) -> type[ModelMoraError]:
     return _made[status, reason]
 
 
-def _subclasses(base: type[ModelMoraError]) -> dict[str, type[ModelMoraError]]:
-    found = {base.__name__: base}
+def class_named(reason: str) -> type[ModelMoraError] | None:
+    """The class of this name, whatever its status; None when nobody has defined one."""
+    made = set(_made.values())
+    return next((cls for cls in _below(ModelMoraError) if cls.__name__ == reason and cls not in made), None)
+
+
+def _below(base: type[ModelMoraError]) -> Iterator[type[ModelMoraError]]:
+    yield base
     for cls in base.__subclasses__():
-        found.update(_subclasses(cls))
-    return found
+        yield from _below(cls)

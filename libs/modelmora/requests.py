@@ -230,17 +230,10 @@ def options_of(engine_options: Mapping[str, Any] | None) -> Any:
 
 def error_from_failure(failure: registry_pb2.Failure) -> errors.ModelMoraError:
     """The named error of a version that ended FAILED."""
-    for base in errors.BASES.values():
-        found = [cls for cls in (base, *_below(base)) if cls.__name__ == failure.reason]
-        if found:
-            return found[0](failure.message or None)
-    return errors.FailedPrecondition(f"{failure.reason}: {failure.message}")
-
-
-def _below(cls: type[errors.ModelMoraError]) -> Iterator[type[errors.ModelMoraError]]:
-    for subclass in cls.__subclasses__():
-        yield subclass
-        yield from _below(subclass)
+    found = errors.class_named(failure.reason)
+    if found is None:
+        return errors.FailedPrecondition(f"{failure.reason}: {failure.message}")
+    return found(failure.message or None)
 
 
 def health_check(service: str) -> bytes:

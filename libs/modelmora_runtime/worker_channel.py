@@ -15,6 +15,8 @@ from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime import framing
 
 WIRE_VERSION = 1
+_CLOSE_SECONDS = 1.0
+"""So long a worker may take to read what was sent before the connection is cut."""
 
 
 def error_from_reply(reply: worker_pb2.ErrorReply) -> errors.ModelMoraError:
@@ -30,12 +32,7 @@ def error_from_entry(entry: worker_pb2.EntryError) -> errors.ModelMoraError:
 def _error(
     reason: str, message: str, metadata: dict[str, str], status: str, fields: dict[str, str]
 ) -> errors.ModelMoraError:
-    cls: type[errors.ModelMoraError] = errors.InternalError
-    found = getattr(errors, reason, None)
-    if isinstance(found, type) and issubclass(found, errors.ModelMoraError):
-        cls = found
-    elif status:
-        cls = errors.class_for(status, reason)
+    cls = errors.class_named(reason) or (errors.class_for(status, reason) if status else errors.InternalError)
     error = cls(message, fields=[errors.FieldViolation(*pair) for pair in sorted(fields.items())])
     error.metadata = metadata
     return error
@@ -224,7 +221,13 @@ class WorkerChannel(asyncio.Protocol):
         """Closes the connection. What is pending raises WorkerUnavailable."""
         if self._transport is not None and not self.closed.is_set():
             self._close("closed")
-            await self.closed.wait()
+            # A worker that is stopped (SIGSTOP) never reads the rest, and the transport would wait for it.
+            cut = self._loop.call_later(_CLOSE_SECONDS, self._transport.abort)
+            try:
+                await self.closed.wait()
+            finally:
+                if self.closed.is_set():
+                    cut.cancel()
 
     # asyncio.Protocol.
 

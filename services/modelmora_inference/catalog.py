@@ -63,7 +63,7 @@ class Catalog:
             return None
         self._answers.move_to_end(reference)
         if answer.error is not None:
-            raise _again(answer.error)
+            raise answer.error.copy()
         if now >= answer.refresh_time and reference not in self._asking:
             self._ask(reference)
         return answer.facts
@@ -135,10 +135,3 @@ class Catalog:
         self._answers.move_to_end(reference)
         while len(self._answers) > self._max_references:
             self._answers.popitem(last=False)
-
-
-def _again(error: errors.ModelMoraError) -> errors.ModelMoraError:
-    """A copy: one exception raised in two tasks gathers the tracebacks of both."""
-    copy = type(error)(error.message, fields=error.fields, retry_after_seconds=error.retry_after_seconds)
-    copy.metadata = error.metadata
-    return copy

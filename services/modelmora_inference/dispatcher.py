@@ -213,7 +213,7 @@ class Dispatcher:
     def fail_waiting(self, error: errors.ModelMoraError) -> None:
         """Answers everything that waits; what is on a worker is left to it."""
         for entry in self.queue.clear():
-            self._fail(entry, error)
+            self._fail(entry, error.copy())
 
     async def close(self) -> None:
         """Ends: those who wait hear ShuttingDown, the lease is closed."""
@@ -654,8 +654,8 @@ class Dispatchers:
 
     async def close(self) -> None:
         self._closing = True
-        for dispatcher in list(self._by_version.values()):
-            await dispatcher.close()
+        # All at once: each may wait for a worker that does not answer.
+        await asyncio.gather(*(dispatcher.close() for dispatcher in self))
         self._by_version.clear()
 
     def _forget(self, dispatcher: Dispatcher) -> None:

@@ -29,7 +29,7 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -221,7 +221,7 @@ class Scheduler:
             self._effects.refused(lease, ShuttingDown())
             return ""
         if known.error is not None and now < known.retry_at:
-            self._effects.refused(lease, _again(known.error, known.retry_at - now))
+            self._effects.refused(lease, known.error.copy(retry_after_seconds=known.retry_at - now))
             return ""
         self._leases[lease] = _Lease(lease, facts.name, priority, deadline, now, pin, visit)
         self._step(now)
@@ -344,7 +344,7 @@ class Scheduler:
         known.retry_at = now + min(self.rules.backoff_limit_seconds, 2.0 ** (known.failures - 1))
         known.error = error
         for lease in self._waiters(replica.version):
-            self._refuse(lease, _again(error, known.retry_at - now))
+            self._refuse(lease, error.copy(retry_after_seconds=known.retry_at - now))
         self._fail(replica, f"load failed: {error.message}", now)
         self._step(now)
 
@@ -761,12 +761,6 @@ class Scheduler:
 
 _IN_MEMORY = frozenset({ReplicaState.LOADING, ReplicaState.LOADED, ReplicaState.UNHEALTHY})
 _COUNTED = _IN_MEMORY | {ReplicaState.UNLOADED}
-
-
-def _again(error: ModelMoraError, seconds: float) -> ModelMoraError:
-    """The same error with the time after which it is worth trying again."""
-    metadata: Mapping[str, object] = dict(error.metadata)
-    return type(error)(error.message, fields=error.fields, retry_after_seconds=seconds, **metadata)
 
 
 def _never_fits(version: str, outcome: Impossible) -> NeverFits:
