@@ -2,7 +2,8 @@
 
 A token is `mm_<id>_<secret>`; the file keeps its id and the SHA-256 of the whole (256 random bits need no slow hash).
 Without a token file every caller is admin, which the host allows on loopback only. Once a file is there the door never
-opens again by itself: a file that is emptied or removed while the platform runs leaves nobody in.
+opens again by itself: a file that is emptied or removed while the platform runs leaves nobody in. The file is looked at
+once a second, so a revoked token works a second longer at most; a token that is not known is looked for at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -46,6 +48,8 @@ ANYONE: frozenset[Role] = frozenset()
 DEFAULT_TENANT = "default"
 SUBTENANT_KEY = "x-modelmora-subtenant"
 PEER_KEY = "x-modelmora-peer"
+LOOK_SECONDS = 1.0
+"""So long after a change of the file a running platform has seen it."""
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
@@ -132,10 +136,14 @@ class Token:
 class TokenFile:
     """Authenticates by a file of token hashes, read again whenever it changes."""
 
-    def __init__(self, path: Path, *, required: bool, peer_key: str) -> None:
+    def __init__(
+        self, path: Path, *, required: bool, peer_key: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """`required`: a missing file is an error instead of an open door. `peer_key` is what contexts of this process
         show each other. Raises TokenFileUnreadable."""
         self._path = path
+        self._clock = clock
+        self._next_look = 0.0
         self._peer_key = peer_key.encode()
         self._peer = Caller("peer", DEFAULT_TENANT, frozenset({Role.SERVICE}), internal=True)
         self._tokens: Mapping[str, Token] = {}
@@ -148,7 +156,7 @@ class TokenFile:
 
     @property
     def is_open(self) -> bool:
-        self._refresh()
+        self._look()
         return not self._closed
 
     def authenticate(self, metadata: Mapping[str, str | bytes]) -> Caller:
@@ -158,7 +166,7 @@ class TokenFile:
             if not hmac.compare_digest(shown, self._peer_key):
                 raise TokenInvalid()
             return self._peer
-        self._refresh()
+        self._look()
         caller = self._bearer(metadata.get("authorization")) if self._closed else EVERYONE
         subtenant = metadata.get(SUBTENANT_KEY)
         if subtenant is None:
@@ -173,6 +181,8 @@ class TokenFile:
         if scheme.lower() != "bearer" or not shown.strip():
             raise TokenMissing("the authorization header must be `Bearer <token>`")
         shown = shown.strip()
+        if _id_of(shown) not in self._tokens:
+            self._refresh()  # it may have been made this very second
         token = self._tokens.get(_id_of(shown))
         # An unknown id is compared too, so that the time does not tell which ids exist.
         known = token.sha256 if token is not None else "0" * 64
@@ -182,7 +192,12 @@ class TokenFile:
             raise TokenExpired(expire_time=token.expire_time)
         return self._callers[token.id]
 
+    def _look(self) -> None:
+        if self._clock() >= self._next_look:
+            self._refresh()
+
     def _refresh(self, *, first: bool = False) -> None:
+        self._next_look = self._clock() + LOOK_SECONDS
         try:
             seen = os.stat(self._path)
         except OSError:
@@ -267,7 +282,7 @@ def list_tokens(path: Path) -> Sequence[Token]:
 
 
 def revoke_token(path: Path, token_id: str) -> None:
-    """Takes a token out of the file; a running platform notices at its next call. Raises TokenNotFound."""
+    """Takes a token out of the file; a running platform notices within a second. Raises TokenNotFound."""
     with _locked(path):
         tokens = _read(path) if path.exists() else []
         if token_id not in {token.id for token in tokens}:

@@ -105,14 +105,10 @@ def _endpoint_file(arguments: Sequence[str]) -> Path:
                 given[flag] = argument.partition("=")[2]
     config_file = given.get("--config") or os.environ.get("MODELMORA_CONFIG")
     if config_file:
-        from modelmora_runtime import settings
+        from modelmora_app.host_commands import load_settings
 
-        from modelmora_app.cli.platform import CONTEXTS
-
-        loaded = settings.load(
-            {}, config_file=Path(config_file), flags={"data_dir": given.get("--data-dir")}, elsewhere=CONTEXTS
-        )
-        return Path(loaded[settings.PLATFORM].data_dir) / "run" / "endpoint.json"
+        loaded = load_settings((), {"data_dir": given.get("--data-dir")}, Path(config_file))
+        return Path(loaded.platform.data_dir) / "run" / "endpoint.json"
     from modelmora_app.cli.session import data_dir
 
     folder = Path(given["--data-dir"]).expanduser() if "--data-dir" in given else data_dir()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from fakes import FakeClock
 from modelmora.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from modelmora_runtime import auth
 from modelmora_runtime.auth import ADMINS, ANYONE, EVERYONE, OPERATORS, READERS, SERVICES, Caller, Role, TokenFile
@@ -18,8 +21,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "tokens.json"
 
 
-def opened(path: Path, *, required: bool = False) -> TokenFile:
-    return TokenFile(path, required=required, peer_key="the-key-of-this-start")
+def opened(path: Path, *, required: bool = False, clock: Callable[[], float] | None = None) -> TokenFile:
+    """Time passes: every look at the clock is two seconds after the one before, unless the test has its own."""
+    clock = clock or itertools.count(0, 2).__next__
+    return TokenFile(path, required=required, peer_key="the-key-of-this-start", clock=clock)
 
 
 def bearer(token: str) -> dict[str, str | bytes]:
@@ -100,6 +105,20 @@ def test_revoking_the_last_token_leaves_nobody_in(path: Path) -> None:
     with pytest.raises(auth.TokenInvalid):
         authenticator.authenticate(bearer(token))
     assert not authenticator.is_open
+
+
+def test_the_file_is_looked_at_once_a_second_and_for_a_token_that_is_not_known(path: Path) -> None:
+    clock = FakeClock()
+    token = auth.create_token(path, role="admin")
+    authenticator = opened(path, clock=lambda: clock.now)
+    auth.revoke_token(path, auth.list_tokens(path)[0].id)
+    clock.advance(0.9)
+    assert authenticator.authenticate(bearer(token)).roles == {Role.ADMIN}
+    clock.advance(0.2)
+    with pytest.raises(auth.TokenInvalid):
+        authenticator.authenticate(bearer(token))
+    fresh = auth.create_token(path, role="client")
+    assert authenticator.authenticate(bearer(fresh)).roles == {Role.CLIENT}
 
 
 def test_removing_the_file_leaves_nobody_in(path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from modelmora_app.cli import json_option, show
-from modelmora_app.cli.platform import CONTEXTS, flags_of, settings_options
+from modelmora_app.cli.platform import flags_of, settings_options
+from modelmora_app.host_commands import NAMES, load_settings
 
 
 @click.group("config")
@@ -23,9 +24,7 @@ def config() -> None:
 @settings_options
 def show_(sections: tuple[str, ...], origin: bool, as_json: bool, config_file: Path | None, **given: Any) -> None:
     """Show every setting, or those of SECTION; secrets are masked."""
-    from modelmora_app.host_commands import load_settings
-
-    loaded = load_settings(CONTEXTS, flags_of(given), config_file)
+    loaded = load_settings(NAMES, flags_of(given), config_file)
     unknown = sorted(set(sections) - set(loaded.sections))
     if unknown:
         raise click.UsageError(f"There is no section {unknown[0]}, only {', '.join(loaded.sections)}.")

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from modelmora_app.cli.session import key_values
-
-CONTEXTS = ("registry", "lifecycle", "inference", "observability")
+from modelmora_app.host_commands import NAMES
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,7 +17,11 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options: list[Callable[[Any], Any]] = [
         click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="YAML settings."),
         click.option("--data-dir", metavar="FOLDER", help="Everything that is kept. [env: MODELMORA_DATA_DIR]"),
-        click.option("--database-url", metavar="URL", help="PostgreSQL to use instead of the embedded one."),
+        click.option(
+            "--database-url",
+            metavar="URL",
+            help="PostgreSQL to use. A password belongs in MODELMORA_DATABASE_URL.",
+        ),
         click.option("--host", metavar="ADDRESS", help="Address to listen on. Default: 127.0.0.1"),
         click.option("--port", metavar="PORT", help="gRPC port, 0 takes a free one. Default: 50051"),
         click.option("--metrics-port", metavar="PORT", help="Prometheus metrics. Default: 9464"),
@@ -53,11 +56,11 @@ def flags_of(given: dict[str, Any]) -> dict[str, object]:
 @settings_options
 def up(config_file: Path | None, **given: Any) -> None:
     """Start the whole platform on this machine; Ctrl-C stops it, a second Ctrl-C at once."""
-    _run(CONTEXTS, config_file, given)
+    _run(NAMES, config_file, given)
 
 
 @click.command()
-@click.argument("contexts", nargs=-1, required=True, metavar="NAME...", type=click.Choice(CONTEXTS))
+@click.argument("contexts", nargs=-1, required=True, metavar="NAME...", type=click.Choice(NAMES))
 @settings_options
 def serve(contexts: tuple[str, ...], config_file: Path | None, **given: Any) -> None:
     """Start the services NAME… only: registry, lifecycle, inference, observability. The setting `platform.peers` says

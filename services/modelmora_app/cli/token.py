@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,14 +27,10 @@ def _of_file(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _path(config_file: Path | None, data_dir: str | None, token_file: str | None) -> Path:
-    from modelmora_runtime import settings
+    from modelmora_app.host_commands import load_settings
 
-    # Sections of the contexts do not matter here, and importing them would take a second.
-    elsewhere = ("registry", "lifecycle", "inference", "observability")
-    flags = {"data_dir": data_dir, "token_file": token_file}
-    if config_file is None and os.environ.get("MODELMORA_CONFIG"):
-        config_file = Path(os.environ["MODELMORA_CONFIG"])
-    platform = settings.load({}, config_file=config_file, flags=flags, elsewhere=elsewhere)[settings.PLATFORM]
+    # No sections: those of the contexts do not matter here, and importing them would take a second.
+    platform = load_settings((), {"data_dir": data_dir, "token_file": token_file}, config_file).platform
     return Path(platform.token_file or platform.data_dir / "tokens.json")
 
 
@@ -62,11 +58,13 @@ def token() -> None:
 @_of_file
 def create(role: str, tenant: str, subject: str, expires: timedelta | None, as_json: bool, **where: Any) -> None:
     """Make a token and print it: it is shown only now, the file keeps its hash."""
-    from modelmora_runtime.auth import create_token
+    from modelmora_runtime.auth import LOOK_SECONDS, create_token
 
     path = _path(**where)
     first = not path.exists()
     made = create_token(path, role=role, tenant=tenant, subject=subject, expires=expires)
+    if first:
+        time.sleep(LOOK_SECONDS)  # from here on what we say about the door is true of a running platform too
     if as_json:
         show.print_json({"token": made, "file": str(path)})
         return
@@ -121,10 +119,11 @@ def list_(as_json: bool, **where: Any) -> None:
 @click.argument("token_id")
 @_of_file
 def revoke(token_id: str, as_json: bool, **where: Any) -> None:
-    """Make a token invalid at once, by its id."""
-    from modelmora_runtime.auth import revoke_token
+    """Make a token invalid, by its id. When this returns, no running platform takes it any more."""
+    from modelmora_runtime.auth import LOOK_SECONDS, revoke_token
 
     revoke_token(_path(**where), token_id)
+    time.sleep(LOOK_SECONDS)
     if as_json:
         show.print_json({"revoked": token_id})
     else:
