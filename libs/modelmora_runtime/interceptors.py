@@ -19,7 +19,7 @@ import inspect
 import logging
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
 from time import monotonic
@@ -111,23 +111,20 @@ class Interceptors:
     def _around(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
         handler, behaviour = method.handler, method.behaviour
         stream_in, stream_out = handler.request_streaming, handler.response_streaming
-        parse, write = handler.request_deserializer, handler.response_serializer
+        deserializer, write = handler.request_deserializer, handler.response_serializer
         if not (inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)):
             raise FailedPrecondition(f"{method.path} is not async")
-        deserializer = None if stream_in else parse
         serializer = None if stream_out else write
         run = _streamed(behaviour) if stream_out else behaviour
 
         async def serve(argument: Any, context: Any) -> Any:
             return await self._serve(method, run, deserializer, serializer, argument, context)
 
-        # Single messages are (de)serialised in the stack, where their bytes can be counted and their faults named.
+        # Requests and single answers are (de)serialised in the stack: bytes can be counted there, faults named.
         if stream_in and stream_out:
-            return grpc.stream_stream_rpc_method_handler(
-                serve, handler.request_deserializer, handler.response_serializer
-            )
+            return grpc.stream_stream_rpc_method_handler(serve, None, write)
         if stream_in:
-            return grpc.stream_unary_rpc_method_handler(serve, parse, None)
+            return grpc.stream_unary_rpc_method_handler(serve, None, None)
         if stream_out:
             return grpc.unary_stream_rpc_method_handler(serve, None, write)
         return grpc.unary_unary_rpc_method_handler(serve, None, None)
@@ -136,7 +133,7 @@ class Interceptors:
         self,
         method: Method,
         run: Callable[[Any, Any], Awaitable[Any]],
-        deserializer: Callable[[bytes], Any] | None,
+        deserializer: Callable[[bytes], Any],
         serializer: Callable[[Any], bytes] | None,
         argument: Any,
         context: Any,
@@ -154,7 +151,9 @@ class Interceptors:
         code = "OK"
         try:
             limit_seconds = self._admit(call, metadata, context, began)
-            if deserializer is not None:
+            if method.handler.request_streaming:
+                argument = _ParsedStream(deserializer, argument)
+            else:
                 self.budget.take(call, len(argument))
                 argument = _parsed(deserializer, argument)
             if limit_seconds is None:
@@ -272,6 +271,20 @@ def _parsed(deserializer: Callable[[bytes], Any], raw: bytes) -> Any:
         return deserializer(raw)
     except DecodeError as error:
         raise InvalidArgument(f"the request is not a valid message: {error}") from error
+
+
+class _ParsedStream:
+    """The messages of a stream of requests."""
+
+    def __init__(self, deserializer: Callable[[bytes], Any], raw: AsyncIterable[bytes]) -> None:
+        self._deserializer = deserializer
+        self._raw = aiter(raw)
+
+    def __aiter__(self) -> _ParsedStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        return _parsed(self._deserializer, await anext(self._raw))
 
 
 def _streamed(behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Awaitable[None]]:

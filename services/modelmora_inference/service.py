@@ -181,7 +181,9 @@ def _violations(request: inference_pb2.EmbedRequest, max_call_bytes: int) -> lis
         found.append(FieldViolation("precision", "exact, or nothing"))
     if request.HasField("timeout"):
         seconds = request.timeout.seconds + request.timeout.nanos / 1e9
-        if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+        if not 0 <= request.timeout.nanos < 10**9:
+            found.append(FieldViolation("timeout", "nanos must be 0 to 999,999,999"))
+        elif not 0 < seconds <= MAX_TIMEOUT_SECONDS:
             found.append(FieldViolation("timeout", f"above 0 and at most {MAX_TIMEOUT_SECONDS:g} s"))
     return found
 

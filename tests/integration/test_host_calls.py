@@ -222,6 +222,23 @@ async def test_peer_calls_of_every_kind_raise_named_errors(data_dir: Path) -> No
         assert lease.cancelled()
 
 
+async def test_bytes_that_are_no_message_are_refused_also_in_a_stream(data_dir: Path) -> None:
+    async with rig(data_dir) as it:
+        call: Any
+        for before in ([], [b"", b""]):
+            call = it.channel.stream_stream(f"/{LEASES}/Acquire")()
+            for message in before:
+                await call.write(message)
+                assert await call.read() == b""
+            await call.write(b"\xff\xff\xff")
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call.read()
+            assert type(error_from_rpc(raised.value)) is errors.InvalidArgument
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await it.channel.unary_unary(f"/{LIFECYCLE}/GetReplica")(b"\xff\xff\xff")
+        assert type(error_from_rpc(raised.value)) is errors.InvalidArgument
+
+
 async def test_a_context_that_is_nowhere_is_named(data_dir: Path) -> None:
     async with rig(data_dir) as it:
         assert it.tiny.platform is not None

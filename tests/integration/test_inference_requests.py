@@ -41,6 +41,8 @@ BAD: list[tuple[str, dict[str, Any], list[str]]] = [
     ("unknown precision", {"precision": "int8"}, ["precision"]),
     ("no timeout", {"timeout": Duration()}, ["timeout"]),
     ("negative timeout", {"timeout": Duration(seconds=-1)}, ["timeout"]),
+    ("timeout with negative nanos", {"timeout": Duration(seconds=1, nanos=-5)}, ["timeout"]),
+    ("timeout with too many nanos", {"timeout": Duration(seconds=1, nanos=2**31 - 1)}, ["timeout"]),
     ("long timeout", {"timeout": Duration(seconds=600, nanos=1)}, ["timeout"]),
     ("endless timeout", {"timeout": Duration(seconds=2**62)}, ["timeout"]),
 ]
