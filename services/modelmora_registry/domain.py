@@ -27,7 +27,9 @@ MAX_INT64 = 2**63 - 1
 DEFAULT_HUB_REVISION = "main"
 MANAGED_ALIAS = "latest"
 """Moves by itself to the newest READY version."""
-RESERVED_ALIASES = frozenset({MANAGED_ALIAS, "production", "staging"})
+PRODUCTION_ALIAS = "production"
+"""What a plain reference means where it is set."""
+RESERVED_ALIASES = frozenset({MANAGED_ALIAS, PRODUCTION_ALIAS, "staging"})
 
 
 class Value(BaseModel):
@@ -383,7 +385,7 @@ class Model(Entity):
 
 def current_version_of(aliases: Mapping[str, str]) -> str | None:
     """The version string that a bare `org/repo` means: `production` if set, else `latest`."""
-    return aliases.get("production") or aliases.get(MANAGED_ALIAS)
+    return aliases.get(PRODUCTION_ALIAS) or aliases.get(MANAGED_ALIAS)
 
 
 # Versions.
@@ -522,7 +524,7 @@ class EngineProfile(Value):
 EXACT_PROFILES: Mapping[str, EngineProfile] = MappingProxyType(
     {
         "sentence_transformers": EngineProfile(backend="torch", precision="fp32"),
-        "echo": EngineProfile(backend="echo", precision="exact"),
+        "echo": EngineProfile(backend="echo", precision="fp32"),
     }
 )
 """The profile a version is first served with, by engine."""

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from modelmora.errors import DatabaseUnavailable
+from modelmora.errors import DatabaseUnavailable, ModelMoraError
 from prometheus_client import Gauge
 
 from modelmora_registry.domain import ModelVersion, Reference
@@ -87,13 +87,16 @@ class Holds:
                 pause = RENEW_SECONDS
             except DatabaseUnavailable:
                 pause = RETRY_SECONDS
+            except ModelMoraError as error:  # its disk is full, or another transaction was in the way
+                log.warning("holds could not be renewed: %s", error.message)
+                pause = RETRY_SECONDS
 
     async def close(self) -> None:
         """A last round: the streams end with this process, and so do their holds."""
         try:
             for uid in {*self._held, *self._ended}:
                 await self._store.release_hold(uid)
-        except DatabaseUnavailable:
+        except ModelMoraError:
             pass  # They run out.
 
     async def write(self) -> None:

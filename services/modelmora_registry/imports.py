@@ -17,11 +17,13 @@ import time
 from collections.abc import Mapping, Sequence
 
 from modelmora.errors import (
+    Conflict,
     DatabaseUnavailable,
     IllegalTransition,
     InvalidArgument,
     ModelMoraError,
     SourceUnavailable,
+    StorageFull,
     VersionNotFound,
 )
 from modelmora_runtime import ids
@@ -80,6 +82,8 @@ class Imports:
                     self.start(uid)
             except DatabaseUnavailable:
                 pass
+            except ModelMoraError as error:  # the database's disk is full, say: imports go on when there is room
+                log.warning("imports could not be looked for: %s", error.message)
             await asyncio.sleep(SEARCH_SECONDS)
 
     def start(self, uid: str, plan: Plan | None = None) -> None:
@@ -121,7 +125,7 @@ class Imports:
                 if lock is not None:
                     async with lock:
                         await self._attend_locked(uid, plan, lock.lost)
-            except DatabaseUnavailable as error:
+            except ModelMoraError as error:  # it could not be written down; the version is found again in CREATING
                 log.warning("import %s waits for the database: %s", uid, error.message)
 
     async def _attend_locked(self, uid: str, plan: Plan | None, lock_lost: asyncio.Event) -> None:
@@ -178,7 +182,7 @@ class Imports:
                     try:
                         await self._store.record_progress(version.uid, seen)
                         recorded = seen
-                    except DatabaseUnavailable:
+                    except (DatabaseUnavailable, StorageFull, Conflict):
                         pass  # Progress is news, not truth.
         finally:
             if not fetching.done():

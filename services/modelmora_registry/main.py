@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from modelmora.errors import DatabaseUnavailable, FailedPrecondition
+from modelmora.errors import DatabaseUnavailable, FailedPrecondition, ModelMoraError
 from modelmora.registry.v1.registry_pb2_grpc import (
     add_RegistryHoldServiceServicer_to_server,
     add_RegistryServiceServicer_to_server,
@@ -132,6 +132,6 @@ async def _migrate_and_count(store: Store, platform: Platform) -> None:
         try:
             for state, count in (await store.count_by_state()).items():
                 VERSIONS.labels(state).set(count)
-        except DatabaseUnavailable:
-            pass
+        except ModelMoraError:
+            pass  # counted again in a minute
         await asyncio.sleep(COUNT_SECONDS)

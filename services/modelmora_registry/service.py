@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -107,6 +107,7 @@ class RegistryServicer:
         self._watching = watching
         self._engines = engines
         self._stopping = stopping
+        self._removing: set[asyncio.Task[None]] = set()
 
     # Models.
 
@@ -160,8 +161,7 @@ class RegistryServicer:
             subject=current_caller().subject,
             held=self._holds.held(),
         )
-        for version in gone:
-            await self._remove_files(version)
+        await self._remove_files(gone)
         return pb.DeleteModelResponse()
 
     # Versions.
@@ -245,7 +245,7 @@ class RegistryServicer:
             subject=current_caller().subject,
             held=self._holds.held(),
         )
-        await self._remove_files(gone)
+        await self._remove_files([gone])
         return pb.DeleteModelVersionResponse()
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
@@ -364,9 +364,18 @@ class RegistryServicer:
             )
         return engine, task_type
 
-    async def _remove_files(self, gone: Gone) -> None:
-        await self._imports.cancel(gone.uid)
-        await self._artifacts.discard(gone.uid, gone.digests)
+    async def _remove_files(self, gone: Sequence[Gone]) -> None:
+        """Also when the caller goes away meanwhile: the rows are gone, and no later call would find these files."""
+
+        async def remove() -> None:
+            for version in gone:
+                await self._imports.cancel(version.uid)
+                await self._artifacts.discard(version.uid, version.digests)
+
+        removing = asyncio.create_task(remove(), name="removing files")
+        self._removing.add(removing)
+        removing.add_done_callback(self._removing.discard)
+        await asyncio.shield(removing)
 
 
 class RegistryHoldServicer:

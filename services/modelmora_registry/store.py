@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
@@ -31,11 +33,12 @@ from modelmora_runtime.db import Database
 from modelmora_runtime.ids import uuid7
 from modelmora_runtime.protomap import plain_copy
 from pydantic import BaseModel
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from modelmora_registry.domain import (
     MANAGED_ALIAS,
+    PRODUCTION_ALIAS,
     Artifact,
     ArtifactFile,
     Failure,
@@ -53,6 +56,8 @@ from modelmora_registry.listing import TOTAL_SIZE_CAP, Comparison, Page
 
 CHANNEL = "modelmora_registry_version"
 REQUEST_RETENTION = timedelta(days=1)
+HOLD_RETENTION = timedelta(days=1)
+"""So long after its end a hold may still be renewed, by a process whose database was away."""
 _READY, _CREATING, _FAILED = ModelVersionState.READY, ModelVersionState.CREATING, ModelVersionState.FAILED
 
 _metadata = sa.MetaData()
@@ -379,18 +384,25 @@ class Store:
 
     async def resolve(self, reference: Reference) -> tuple[Model, ModelVersion]:
         """The READY version a reference means. Raises ModelNotFound, VersionNotFound, VersionNotReady."""
-        async with self._read() as connection:
-            found = await self._model(connection, reference.model_id)
+        self._check_migrated()
+        async with self._database.look() as connection:
+            query = _resolving(reference.selector is not None, reference.version_only)
+            names = {"model_name": str(reference.model_id), "selector": reference.selector}
+            row = (await connection.execute(query, names)).first()
+        if row is None:
+            raise _no_model(reference.model_id)
+        found = _model(_columns_of(row, model), dict(sorted((row.aliases or {}).items())))
+        columns = _columns_of(row, model_version)
+        if columns.uid is None:
             if reference.selector is None:
-                current = current_version_of(found.aliases)
-                if current is None:
-                    raise VersionNotReady(f"{reference.model_id} has no READY version yet", model=reference.model_id)
-                reference = Reference(model_id=reference.model_id, selector=current, version_only=True)
-            version = await self._version(connection, found, reference)
-            if version.state is not _READY:
-                reason = f": {version.failure.message}" if version.failure else ""
-                raise VersionNotReady(f"{version.name} is {version.state}{reason}", version=version.name)
-            return found, version
+                raise VersionNotReady(f"{reference.model_id} has no READY version yet", model=reference.model_id)
+            raise _no_version(reference)
+        files = tuple(ArtifactFile(**file) for file in row.files or ())
+        version = self._version_from(columns, reference.model_id, files)
+        if version.state is not _READY:
+            reason = f": {version.failure.message}" if version.failure else ""
+            raise VersionNotReady(f"{version.name} is {version.state}{reason}", version=version.name)
+        return found, version
 
     async def delete_version(
         self, reference: Reference, etag: str, *, force: bool, subject: str, held: Mapping[str, str]
@@ -499,6 +511,8 @@ class Store:
         async with self._begin() as (connection, now):
             found = await self._model(connection, reference.model_id)
             version = await self._version(connection, found, reference, lock=True)
+            # Those of processes that died: run out long ago, and nobody will renew them.
+            await connection.execute(sa.delete(hold).where(hold.c.expire_time < now - HOLD_RETENTION))
             uid = str(uuid7())
             await connection.execute(
                 sa.insert(hold).values(
@@ -595,7 +609,7 @@ class Store:
         query = sa.select(model).where(where)
         row = (await connection.execute(query.with_for_update() if lock else query)).first()
         if row is None:
-            raise ModelNotFound(f"there is no model {model_id}", model=model_id)
+            raise _no_model(model_id)
         return _model(row, (await self._aliases(connection, [row.uid])).get(row.uid, {}))
 
     async def _model_for_version(
@@ -629,11 +643,7 @@ class Store:
             reference = Reference(model_id=reference.model_id, selector=found.aliases[selector], version_only=True)
             return await self._version(connection, found, reference, lock=lock)
         if row is None:
-            raise VersionNotFound(
-                f"{reference.model_id} has no version{'' if reference.version_only else ' or alias'} {selector}",
-                model=reference.model_id,
-                version=selector,
-            )
+            raise _no_version(reference)
         return self._version_from(row, found.model_id, await self._files(connection, row))
 
     async def _version_of(
@@ -825,6 +835,67 @@ _SAME_COLUMNS = (
     *("version", "state", "task_type", "engine", "engine_options", "source", "resource_requirements"),
     *("engine_profile", "limits", "progress", "failure", "revision", "create_time", "update_time"),
 )
+
+
+@cache  # putting it together costs as much as asking it
+def _resolving(selected: bool, version_only: bool) -> sa.Select[Any]:
+    """The one query of ResolveModel, which every first call of a model waits for: the columns and `aliases` of the
+    model `model_name`, those of the version that is meant (NULL when there is none) and its `files`."""
+    named = model_version.alias()
+    meant: sa.ColumnElement[Any]
+    alias_target = sa.select(alias.c.model_version_id).where(alias.c.model_id == model.c.uid)
+    if not selected:
+        # What `current_version_of` says of the aliases.
+        meant = (
+            alias_target.where(alias.c.alias.in_((PRODUCTION_ALIAS, MANAGED_ALIAS)))
+            .order_by((alias.c.alias == PRODUCTION_ALIAS).desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+    else:
+        of_version = sa.select(named.c.uid).where(
+            named.c.model_id == model.c.uid, named.c.version == sa.bindparam("selector")
+        )
+        meant = of_version.scalar_subquery()
+        if not version_only:
+            of_alias = alias_target.where(alias.c.alias == sa.bindparam("selector"))
+            meant = sa.func.coalesce(meant, of_alias.scalar_subquery())
+    aliases = (
+        sa.select(sa.func.jsonb_object_agg(alias.c.alias, named.c.version, type_=JSONB()))
+        .join(named, named.c.uid == alias.c.model_version_id)
+        .where(alias.c.model_id == model.c.uid)
+        .scalar_subquery()
+    )
+    file = sa.func.jsonb_build_object(
+        *(part for column in ("path", "size_bytes", "sha256") for part in (column, artifact_file.c[column]))
+    )
+    files = (
+        sa.select(sa.func.jsonb_agg(aggregate_order_by(file, artifact_file.c.path), type_=JSONB()))
+        .where(artifact_file.c.model_version_id == model_version.c.uid)
+        .scalar_subquery()
+    )
+    return (
+        sa.select(model, model_version, aliases.label("aliases"), files.label("files"))
+        .outerjoin_from(model, model_version, model_version.c.uid == meant)
+        .where(model.c.name == sa.bindparam("model_name"))
+    )
+
+
+def _columns_of(row: sa.Row[Any], table: sa.Table) -> SimpleNamespace:
+    """The part of a joined row that belongs to one table."""
+    return SimpleNamespace(**{column.name: row._mapping[column] for column in table.c})
+
+
+def _no_model(model_id: ModelId) -> ModelNotFound:
+    return ModelNotFound(f"there is no model {model_id}", model=model_id)
+
+
+def _no_version(reference: Reference) -> VersionNotFound:
+    return VersionNotFound(
+        f"{reference.model_id} has no version{'' if reference.version_only else ' or alias'} {reference.selector}",
+        model=reference.model_id,
+        version=reference.selector,
+    )
 
 
 def _check_task(found: Model, draft: ModelVersion, at: str) -> None:

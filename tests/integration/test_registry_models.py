@@ -167,7 +167,7 @@ async def test_a_version_without_files_is_ready_and_latest(rig: Rig) -> None:
     version = await rig.echo()
     assert version.state == pb.MODEL_VERSION_STATE_READY
     assert version.task_type == TXT2EMBED
-    assert (version.engine_profile.backend, version.engine_profile.precision) == ("echo", "exact")
+    assert (version.engine_profile.backend, version.engine_profile.precision) == ("echo", "fp32")
     assert version.artifact.digest.startswith("sha256:")
     resolved = await rig.call(rig.registry.ResolveModel, pb.ResolveModelRequest(reference="acme/echo"))
     assert resolved.model_version == version
@@ -241,6 +241,27 @@ async def test_a_version_string_is_never_used_twice_even_after_its_model_is_gone
         await rig.call(rig.registry.GetModel, pb.GetModelRequest(name="acme/echo"))
     await rig.refused(rig.echo, VersionExists)
     assert (await rig.echo(version="1.0.1")).state == pb.MODEL_VERSION_STATE_READY
+
+
+async def test_resolving_answers_what_the_model_and_the_version_say_of_themselves(rig: Rig) -> None:
+    for version in ("1.0.0", "2.0.0"):
+        await rig.echo(version=version)
+    for alias, version in (("production", "1.0.0"), ("blue", "2.0.0")):
+        await rig.call(rig.registry.SetAlias, pb.SetAliasRequest(name="acme/echo", alias=alias, version=version))
+    model = (await rig.call(rig.registry.GetModel, pb.GetModelRequest(name="acme/echo"))).model
+    for reference, version in (
+        ("acme/echo", "1.0.0"),
+        ("acme/echo@latest", "2.0.0"),
+        ("acme/echo@blue", "2.0.0"),
+        ("acme/echo@1.0.0", "1.0.0"),
+        ("models/acme/echo/versions/2.0.0", "2.0.0"),
+    ):
+        answer = await rig.call(rig.registry.ResolveModel, pb.ResolveModelRequest(reference=reference))
+        name = f"models/acme/echo/versions/{version}"
+        found = await rig.call(rig.registry.GetModelVersion, pb.GetModelVersionRequest(name=name))
+        assert (answer.model, answer.model_version) == (model, found.model_version)
+    by_name = pb.ResolveModelRequest(reference="models/acme/echo/versions/blue")  # an alias is not meant
+    await rig.refused(lambda: rig.call(rig.registry.ResolveModel, by_name), VersionNotFound)
 
 
 async def test_resolving_says_what_is_missing(rig: Rig) -> None:
