@@ -343,16 +343,18 @@ class Node:
         return await answer
 
     def _run(self, event: Callable[[float], object]) -> None:
-        event(time.monotonic())
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        wake = self.scheduler.next_wake
-        if wake is not None:
-            delay = max(0.0, wake - time.monotonic())
-            self._timer = self._loop.call_later(delay, self._run, self.scheduler.tick)
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        try:
+            event(time.monotonic())
+        finally:  # an event that breaks is in the log; the clock must go on all the same
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            wake = self.scheduler.next_wake
+            if wake is not None:
+                delay = max(0.0, wake - time.monotonic())
+                self._timer = self._loop.call_later(delay, self._run, self.scheduler.tick)
+            news, self._news = self._news, asyncio.Event()
+            news.set()
 
     def _spawn(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         self._tasks.add(task)

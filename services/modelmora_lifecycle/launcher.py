@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -182,7 +183,10 @@ class LocalLauncher:
         return self._fork_server.pid if self._fork_server is not None and not self._fork_server.gone else None
 
     async def launch(self, spec: LaunchSpec, *, timeout_seconds: float) -> LocalWorker:
-        order = self._order(spec)
+        try:
+            order = self._order(spec)
+        except OSError as error:
+            raise errors.LoadFailed(f"no worker can be started: {error}") from error
         try:
             async with asyncio.timeout(timeout_seconds):
                 worker = await self._spawn(order)
@@ -194,6 +198,8 @@ class LocalLauncher:
                 await asyncio.wait((order.worker.exited,), timeout=_STATUS_SECONDS)
             message = f"the worker did not listen within {timeout_seconds:g} s"
             raise errors.LoadFailed(_with_tail(message, tail)) from None
+        except OSError as error:
+            raise errors.LoadFailed(_with_tail(f"no worker can be started: {error}", order.abandon())) from error
         except BaseException:
             order.abandon()
             raise
@@ -242,7 +248,8 @@ class LocalLauncher:
         assert boot is not None
         orders = {"socket": str(order.socket_path), "key": order.control_key.hex()}
         boot.setblocking(False)
-        await loop.sock_sendall(boot, json.dumps(orders).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):  # it is gone already; its exit says why
+            await loop.sock_sendall(boot, json.dumps(orders).encode() + b"\n")
         answer = asyncio.ensure_future(loop.sock_recv(boot, 64))
         try:
             await asyncio.wait((answer, worker.exited), return_when=asyncio.FIRST_COMPLETED)

@@ -88,7 +88,7 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         version = request.model
         # What is in memory can be unloaded also while the registry is away, if it is named in full.
         if not _VERSION_NAME.fullmatch(version):
-            version = (await self._versions.resolve(_required(version, "model"))).name
+            version = (await self._resolve(version)).name
         uids = await self._node.unload(version, force=request.force)
         if request.wait:
             await self._node.gone(uids)
@@ -158,7 +158,15 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         known = self._node.scheduler.facts(reference)
         if known is not None and self._node.serves(reference):
             return known
-        return await self._versions.resolve(_required(reference, "model"))
+        return await self._resolve(reference)
+
+    async def _resolve(self, reference: str) -> VersionFacts:
+        if not reference.strip():
+            raise InvalidArgument.at("model", "is empty")
+        try:
+            return await self._versions.resolve(reference)
+        except InvalidArgument as error:  # the registry names the field of its own request
+            raise InvalidArgument.at("model", error.fields[0].description if error.fields else error.message) from error
 
     def _message(self, replica: Replica, leases: tuple[int, int] | None = None) -> lifecycle_pb2.Replica:
         return replica_message(replica, self._node, leases)
@@ -182,12 +190,12 @@ class LifecycleLeaseServicer(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer):
         facts = await self._facts(want.model_version)
         end = self._node.open_lease(facts, want.priority or common_pb2.PRIORITY_MEDIUM, _deadline(want))
         ear = asyncio.create_task(self._hear(request_iterator, end), name="ear of a lease")
+        told = None
         try:
             while True:
-                told = asyncio.ensure_future(end.next())
+                told = asyncio.create_task(end.next(), name="word to a holder")
                 await asyncio.wait((told, ear), return_when=asyncio.FIRST_COMPLETED)
                 if not told.done():
-                    told.cancel()
                     ear.result()  # an error, if the holder broke the contract
                     return
                 message = told.result()
@@ -196,8 +204,10 @@ class LifecycleLeaseServicer(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer):
                     return
         finally:
             self._node.close_lease(end)
-            ear.cancel()
-            await asyncio.gather(ear, return_exceptions=True)
+            ended = [task for task in (ear, told) if task is not None]
+            for task in ended:
+                task.cancel()
+            await asyncio.gather(*ended, return_exceptions=True)
 
     async def _want(self, requests: AsyncIterator[lifecycle_pb2.AcquireRequest]) -> lifecycle_pb2.Want:
         try:
@@ -339,12 +349,6 @@ def _deadline(want: lifecycle_pb2.Want) -> float:
     if not want.HasField("deadline"):
         return math.inf
     return time.monotonic() + want.deadline.ToNanoseconds() / 1e9 - time.time()
-
-
-def _required(value: str, name: str) -> str:
-    if not value.strip():
-        raise InvalidArgument.at(name, "is empty")
-    return value
 
 
 def _write_token(uid: str) -> str:
