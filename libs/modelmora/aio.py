@@ -130,7 +130,7 @@ class AsyncClient(Connection):
 
     async def queue(self, model: str = "", *, timeout: float | None = None) -> list[inference_pb2.Queue]:
         """What waits for each version, or for one."""
-        request = inference_pb2.GetQueueRequest(model=model)
+        request = requests.build(inference_pb2.GetQueueRequest, model=model)
         return list((await self._call(self.inference.GetQueue, request, timeout)).queues)
 
     # Registry: models.
@@ -148,9 +148,12 @@ class AsyncClient(Connection):
         timeout: float | None = None,
     ) -> registry_pb2.Model:
         """Registers `org/repo` without any version. ModelExists."""
-        request = registry_pb2.CreateModelRequest(
+        request = requests.build(
+            registry_pb2.CreateModelRequest,
             model_id=model_id,
-            model=registry_pb2.Model(
+            model=requests.build(
+                registry_pb2.Model,
+                _at="model",
                 display_name=display_name,
                 description=description,
                 task_type=requests.task_type_value(task_type),
@@ -163,13 +166,15 @@ class AsyncClient(Connection):
 
     async def get_model(self, name: str, *, timeout: float | None = None) -> registry_pb2.Model:
         """ModelNotFound."""
-        return (await self._call(self.registry.GetModel, registry_pb2.GetModelRequest(name=name), timeout)).model
+        return (
+            await self._call(self.registry.GetModel, requests.build(registry_pb2.GetModelRequest, name=name), timeout)
+        ).model
 
     async def list_models(
         self, *, filter: str = "", order_by: str = "", page_size: int = 100, timeout: float | None = None
     ) -> AsyncIterator[registry_pb2.Model]:
         """All models, fetched page by page; `timeout` is that of one page."""
-        request = registry_pb2.ListModelsRequest(page_size=page_size, filter=filter, order_by=order_by)
+        request = requests.build(registry_pb2.ListModelsRequest, page_size=page_size, filter=filter, order_by=order_by)
         async for page in self._pages(self.registry.ListModels, request, timeout):
             for item in page.models:
                 yield item
@@ -186,12 +191,21 @@ class AsyncClient(Connection):
         timeout: float | None = None,
     ) -> registry_pb2.Model:
         """Changes what is given. Conflict when `etag` is stale."""
-        request = registry_pb2.UpdateModelRequest(model=registry_pb2.Model(name=name, labels=labels or {}), etag=etag)
         changes = {"task_type": task_type, "display_name": display_name, "description": description, "labels": labels}
-        request.update_mask.paths.extend(field for field, value in changes.items() if value is not None)
-        request.model.task_type = requests.task_type_value(task_type)
-        request.model.display_name = display_name or ""
-        request.model.description = description or ""
+        request = requests.build(
+            registry_pb2.UpdateModelRequest,
+            model=requests.build(
+                registry_pb2.Model,
+                _at="model",
+                name=name,
+                task_type=requests.task_type_value(task_type),
+                display_name=display_name or "",
+                description=description or "",
+                labels=labels or {},
+            ),
+            update_mask={"paths": [field for field, value in changes.items() if value is not None]},
+            etag=etag,
+        )
         # With an etag a repetition would meet its own first attempt as a conflict.
         return (await self._call(self.registry.UpdateModel, request, timeout, idempotent=not etag)).model
 
@@ -199,19 +213,19 @@ class AsyncClient(Connection):
         self, name: str, *, force: bool = False, etag: str = "", timeout: float | None = None
     ) -> None:
         """Deletes a model; with `force` its versions too. VersionInUse while any of them is loaded."""
-        request = registry_pb2.DeleteModelRequest(name=name, etag=etag, force=force)
+        request = requests.build(registry_pb2.DeleteModelRequest, name=name, etag=etag, force=force)
         await self._call(self.registry.DeleteModel, request, timeout, idempotent=False)
 
     async def set_alias(
         self, name: str, alias: str, version: str, *, etag: str = "", timeout: float | None = None
     ) -> registry_pb2.Model:
         """Points an alias at a version; an empty `version` removes it."""
-        request = registry_pb2.SetAliasRequest(name=name, alias=alias, version=version, etag=etag)
+        request = requests.build(registry_pb2.SetAliasRequest, name=name, alias=alias, version=version, etag=etag)
         return (await self._call(self.registry.SetAlias, request, timeout, idempotent=not etag)).model
 
     async def resolve(self, reference: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:
         """The immutable version that a reference means now. VersionNotReady."""
-        request = registry_pb2.ResolveModelRequest(reference=reference)
+        request = requests.build(registry_pb2.ResolveModelRequest, reference=reference)
         return (await self._call(self.registry.ResolveModel, request, timeout)).model_version
 
     # Registry: versions.
@@ -237,9 +251,12 @@ class AsyncClient(Connection):
         timeout: float | None = None,
     ) -> registry_pb2.ModelVersion:
         """Registers a version of a model that exists; answers at once, in CREATING. See `wait_ready`. VersionExists."""
-        request = registry_pb2.CreateModelVersionRequest(
+        request = requests.build(
+            registry_pb2.CreateModelVersionRequest,
             parent=model,
-            model_version=registry_pb2.ModelVersion(
+            model_version=requests.build(
+                registry_pb2.ModelVersion,
+                _at="model_version",
                 version=version,
                 engine=engine,
                 task_type=requests.task_type_value(task_type),
@@ -276,7 +293,8 @@ class AsyncClient(Connection):
         """Registers the model if it is new and a version from a folder of the server (`path`), the Hub (`hub`,
         `revision`) or without files (`empty`). Answers at once, in CREATING; see `wait_ready` and `watch_version`.
         """
-        request = registry_pb2.ImportModelRequest(
+        request = requests.build(
+            registry_pb2.ImportModelRequest,
             model_id=model_id,
             version=version,
             source=requests.source_of(path=path, hub=hub, revision=revision, empty=empty),
@@ -292,15 +310,15 @@ class AsyncClient(Connection):
 
     async def get_version(self, name: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:
         """ModelNotFound, VersionNotFound."""
-        request = registry_pb2.GetModelVersionRequest(name=name)
+        request = requests.build(registry_pb2.GetModelVersionRequest, name=name)
         return (await self._call(self.registry.GetModelVersion, request, timeout)).model_version
 
     async def list_versions(
         self, model: str, *, filter: str = "", order_by: str = "", page_size: int = 100, timeout: float | None = None
     ) -> AsyncIterator[registry_pb2.ModelVersion]:
         """All versions of a model, newest first, fetched page by page; `timeout` is that of one page."""
-        request = registry_pb2.ListModelVersionsRequest(
-            parent=model, page_size=page_size, filter=filter, order_by=order_by
+        request = requests.build(
+            registry_pb2.ListModelVersionsRequest, parent=model, page_size=page_size, filter=filter, order_by=order_by
         )
         async for page in self._pages(self.registry.ListModelVersions, request, timeout):
             for item in page.model_versions:
@@ -312,7 +330,7 @@ class AsyncClient(Connection):
         """The version now and after every change, until it is READY, FAILED or deleted. Without `timeout` for ever."""
         return self._watch(
             self.registry.WatchModelVersion,
-            lambda cursor: registry_pb2.WatchModelVersionRequest(name=name, cursor=cursor),
+            lambda cursor: requests.build(registry_pb2.WatchModelVersionRequest, name=name, cursor=cursor),
             cursor,
             timeout,
         )
@@ -342,7 +360,7 @@ class AsyncClient(Connection):
         self, name: str, *, force: bool = False, etag: str = "", timeout: float | None = None
     ) -> None:
         """VersionIsCurrent unless `force`; VersionInUse while it is loaded."""
-        request = registry_pb2.DeleteModelVersionRequest(name=name, etag=etag, force=force)
+        request = requests.build(registry_pb2.DeleteModelVersionRequest, name=name, etag=etag, force=force)
         await self._call(self.registry.DeleteModelVersion, request, timeout, idempotent=False)
 
     # Lifecycle.
@@ -351,27 +369,29 @@ class AsyncClient(Connection):
         self, model: str, *, wait: bool = True, pin: bool = False, timeout: float | None = None
     ) -> lifecycle_pb2.Replica:
         """Brings a version into memory. NeverFits, MemoryBusy, LoadFailed. Embed loads by itself when it must."""
-        request = lifecycle_pb2.LoadModelRequest(model=model, wait=wait, pin=pin)
+        request = requests.build(lifecycle_pb2.LoadModelRequest, model=model, wait=wait, pin=pin)
         return (await self._call(self.lifecycle.LoadModel, request, timeout)).replica
 
     async def unload(
         self, model: str, *, force: bool = False, wait: bool = True, timeout: float | None = None
     ) -> list[lifecycle_pb2.Replica]:
         """Ends the processes of a version. VersionInUse while it is busy, unless `force`. ReplicaNotFound."""
-        request = lifecycle_pb2.UnloadModelRequest(model=model, force=force, wait=wait)
+        request = requests.build(lifecycle_pb2.UnloadModelRequest, model=model, force=force, wait=wait)
         return list((await self._call(self.lifecycle.UnloadModel, request, timeout, idempotent=False)).replicas)
 
     async def get_replica(self, name: str, *, timeout: float | None = None) -> lifecycle_pb2.Replica:
         """ReplicaNotFound."""
         return (
-            await self._call(self.lifecycle.GetReplica, lifecycle_pb2.GetReplicaRequest(name=name), timeout)
+            await self._call(
+                self.lifecycle.GetReplica, requests.build(lifecycle_pb2.GetReplicaRequest, name=name), timeout
+            )
         ).replica
 
     async def list_replicas(
         self, *, filter: str = "", page_size: int = 100, timeout: float | None = None
     ) -> AsyncIterator[lifecycle_pb2.Replica]:
         """What is in memory, fetched page by page."""
-        request = lifecycle_pb2.ListReplicasRequest(page_size=page_size, filter=filter)
+        request = requests.build(lifecycle_pb2.ListReplicasRequest, page_size=page_size, filter=filter)
         async for page in self._pages(self.lifecycle.ListReplicas, request, timeout):
             for item in page.replicas:
                 yield item
@@ -382,7 +402,7 @@ class AsyncClient(Connection):
         """Every replica as it is now, then each transition. After `reset` everything known before is void."""
         return self._watch(
             self.lifecycle.WatchReplicas,
-            lambda cursor: lifecycle_pb2.WatchReplicasRequest(cursor=cursor),
+            lambda cursor: requests.build(lifecycle_pb2.WatchReplicasRequest, cursor=cursor),
             cursor,
             timeout,
         )
@@ -417,10 +437,9 @@ class AsyncClient(Connection):
         """
         deadline = self._deadline(timeout)
         watch: Any = self.channel.unary_stream("/grpc.health.v1.Health/Watch")  # bytes in, bytes out
+        request = requests.health_check(service)
         while (remaining := deadline - time.monotonic()) > 0:
-            stream = watch(
-                requests.health_check(service), timeout=remaining, metadata=self.metadata, wait_for_ready=True
-            )
+            stream = self._begin(watch, request, remaining, wait_for_ready=True)
             try:
                 async for answer in stream:
                     if requests.is_serving(answer):
@@ -448,7 +467,7 @@ class AsyncClient(Connection):
         while True:
             attempt += 1
             try:
-                answer = await rpc(request, timeout=max(deadline - time.monotonic(), 0.0), metadata=self.metadata)
+                answer = await self._begin(rpc, request, deadline - time.monotonic())
             except grpc.aio.AioRpcError as failure:
                 error = error_from_rpc(failure)
                 if not idempotent:
@@ -457,6 +476,12 @@ class AsyncClient(Connection):
                 self._budget.succeeded()
                 return answer
             await asyncio.sleep(self._pause_seconds(error, attempt, deadline))
+
+    def _begin(self, rpc: Callable[..., T], request: Any, seconds: float, **options: Any) -> T:
+        try:
+            return rpc(request, timeout=max(seconds, 0.0), metadata=self.metadata, **options)
+        except grpc.aio.UsageError as error:  # the channel was closed
+            raise errors.ClientClosed() from error
 
     async def _pages(self, rpc: Callable[..., Awaitable[T]], request: Any, timeout: float | None) -> AsyncIterator[T]:
         while True:
@@ -473,11 +498,7 @@ class AsyncClient(Connection):
         attempt, heard = 0, time.monotonic()
         while True:
             attempt, began = attempt + 1, time.monotonic()
-            stream = rpc(
-                request(cursor),
-                timeout=max(min(deadline - time.monotonic(), WATCH_SECONDS), 0.0),
-                metadata=self.metadata,
-            )
+            stream = self._begin(rpc, request(cursor), min(deadline - time.monotonic(), WATCH_SECONDS))
             try:
                 async for event in stream:
                     attempt, cursor, heard = 0, event.cursor or cursor, time.monotonic()

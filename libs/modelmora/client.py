@@ -75,10 +75,8 @@ class Connection:
         `MODELMORA_TOKEN`. `timeout` is the deadline in seconds of calls that name none, retries included; `credentials`
         switch TLS on; `metadata` goes with every call. Connects with the first call.
         """
-        if not timeout > 0:
-            raise errors.InvalidArgument.at("timeout", "must be above 0 seconds")
         self.target = target or os.environ.get("MODELMORA_TARGET") or requests.DEFAULT_TARGET
-        self.timeout = timeout
+        self.timeout = requests.check_timeout(timeout)
         self._retry = retry or RetryPolicy()
         self._budget = RetryBudget()
         self._credentials = credentials
@@ -92,7 +90,7 @@ class Connection:
         raise NotImplementedError
 
     def _deadline(self, timeout: float | None) -> float:
-        return time.monotonic() + (self.timeout if timeout is None else timeout)
+        return time.monotonic() + (self.timeout if timeout is None else requests.check_timeout(timeout))
 
     def _pause_seconds(self, error: errors.ModelMoraError, attempt: int, deadline: float) -> float:
         """How long to wait before the next attempt, paid from the budget. Raises `error` when there is none."""
@@ -225,7 +223,7 @@ class Client(Connection):
 
     def queue(self, model: str = "", *, timeout: float | None = None) -> list[inference_pb2.Queue]:
         """What waits for each version, or for one."""
-        request = inference_pb2.GetQueueRequest(model=model)
+        request = requests.build(inference_pb2.GetQueueRequest, model=model)
         return list(self._call(self.inference.GetQueue, request, timeout).queues)
 
     # Registry: models.
@@ -243,9 +241,12 @@ class Client(Connection):
         timeout: float | None = None,
     ) -> registry_pb2.Model:
         """Registers `org/repo` without any version. ModelExists."""
-        request = registry_pb2.CreateModelRequest(
+        request = requests.build(
+            registry_pb2.CreateModelRequest,
             model_id=model_id,
-            model=registry_pb2.Model(
+            model=requests.build(
+                registry_pb2.Model,
+                _at="model",
                 display_name=display_name,
                 description=description,
                 task_type=requests.task_type_value(task_type),
@@ -258,13 +259,15 @@ class Client(Connection):
 
     def get_model(self, name: str, *, timeout: float | None = None) -> registry_pb2.Model:
         """ModelNotFound."""
-        return self._call(self.registry.GetModel, registry_pb2.GetModelRequest(name=name), timeout).model
+        return self._call(
+            self.registry.GetModel, requests.build(registry_pb2.GetModelRequest, name=name), timeout
+        ).model
 
     def list_models(
         self, *, filter: str = "", order_by: str = "", page_size: int = 100, timeout: float | None = None
     ) -> Iterator[registry_pb2.Model]:
         """All models, fetched page by page; `timeout` is that of one page."""
-        request = registry_pb2.ListModelsRequest(page_size=page_size, filter=filter, order_by=order_by)
+        request = requests.build(registry_pb2.ListModelsRequest, page_size=page_size, filter=filter, order_by=order_by)
         for page in self._pages(self.registry.ListModels, request, timeout):
             yield from page.models
 
@@ -280,30 +283,39 @@ class Client(Connection):
         timeout: float | None = None,
     ) -> registry_pb2.Model:
         """Changes what is given. Conflict when `etag` is stale."""
-        request = registry_pb2.UpdateModelRequest(model=registry_pb2.Model(name=name, labels=labels or {}), etag=etag)
         changes = {"task_type": task_type, "display_name": display_name, "description": description, "labels": labels}
-        request.update_mask.paths.extend(field for field, value in changes.items() if value is not None)
-        request.model.task_type = requests.task_type_value(task_type)
-        request.model.display_name = display_name or ""
-        request.model.description = description or ""
+        request = requests.build(
+            registry_pb2.UpdateModelRequest,
+            model=requests.build(
+                registry_pb2.Model,
+                _at="model",
+                name=name,
+                task_type=requests.task_type_value(task_type),
+                display_name=display_name or "",
+                description=description or "",
+                labels=labels or {},
+            ),
+            update_mask={"paths": [field for field, value in changes.items() if value is not None]},
+            etag=etag,
+        )
         # With an etag a repetition would meet its own first attempt as a conflict.
         return self._call(self.registry.UpdateModel, request, timeout, idempotent=not etag).model
 
     def delete_model(self, name: str, *, force: bool = False, etag: str = "", timeout: float | None = None) -> None:
         """Deletes a model; with `force` its versions too. VersionInUse while any of them is loaded."""
-        request = registry_pb2.DeleteModelRequest(name=name, etag=etag, force=force)
+        request = requests.build(registry_pb2.DeleteModelRequest, name=name, etag=etag, force=force)
         self._call(self.registry.DeleteModel, request, timeout, idempotent=False)
 
     def set_alias(
         self, name: str, alias: str, version: str, *, etag: str = "", timeout: float | None = None
     ) -> registry_pb2.Model:
         """Points an alias at a version; an empty `version` removes it."""
-        request = registry_pb2.SetAliasRequest(name=name, alias=alias, version=version, etag=etag)
+        request = requests.build(registry_pb2.SetAliasRequest, name=name, alias=alias, version=version, etag=etag)
         return self._call(self.registry.SetAlias, request, timeout, idempotent=not etag).model
 
     def resolve(self, reference: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:
         """The immutable version that a reference means now. VersionNotReady."""
-        request = registry_pb2.ResolveModelRequest(reference=reference)
+        request = requests.build(registry_pb2.ResolveModelRequest, reference=reference)
         return self._call(self.registry.ResolveModel, request, timeout).model_version
 
     # Registry: versions.
@@ -329,9 +341,12 @@ class Client(Connection):
         timeout: float | None = None,
     ) -> registry_pb2.ModelVersion:
         """Registers a version of a model that exists; answers at once, in CREATING. See `wait_ready`. VersionExists."""
-        request = registry_pb2.CreateModelVersionRequest(
+        request = requests.build(
+            registry_pb2.CreateModelVersionRequest,
             parent=model,
-            model_version=registry_pb2.ModelVersion(
+            model_version=requests.build(
+                registry_pb2.ModelVersion,
+                _at="model_version",
                 version=version,
                 engine=engine,
                 task_type=requests.task_type_value(task_type),
@@ -368,7 +383,8 @@ class Client(Connection):
         """Registers the model if it is new and a version from a folder of the server (`path`), the Hub (`hub`,
         `revision`) or without files (`empty`). Answers at once, in CREATING; see `wait_ready` and `watch_version`.
         """
-        request = registry_pb2.ImportModelRequest(
+        request = requests.build(
+            registry_pb2.ImportModelRequest,
             model_id=model_id,
             version=version,
             source=requests.source_of(path=path, hub=hub, revision=revision, empty=empty),
@@ -384,15 +400,15 @@ class Client(Connection):
 
     def get_version(self, name: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:
         """ModelNotFound, VersionNotFound."""
-        request = registry_pb2.GetModelVersionRequest(name=name)
+        request = requests.build(registry_pb2.GetModelVersionRequest, name=name)
         return self._call(self.registry.GetModelVersion, request, timeout).model_version
 
     def list_versions(
         self, model: str, *, filter: str = "", order_by: str = "", page_size: int = 100, timeout: float | None = None
     ) -> Iterator[registry_pb2.ModelVersion]:
         """All versions of a model, newest first, fetched page by page; `timeout` is that of one page."""
-        request = registry_pb2.ListModelVersionsRequest(
-            parent=model, page_size=page_size, filter=filter, order_by=order_by
+        request = requests.build(
+            registry_pb2.ListModelVersionsRequest, parent=model, page_size=page_size, filter=filter, order_by=order_by
         )
         for page in self._pages(self.registry.ListModelVersions, request, timeout):
             yield from page.model_versions
@@ -403,7 +419,7 @@ class Client(Connection):
         """The version now and after every change, until it is READY, FAILED or deleted. Without `timeout` for ever."""
         return self._watch(
             self.registry.WatchModelVersion,
-            lambda cursor: registry_pb2.WatchModelVersionRequest(name=name, cursor=cursor),
+            lambda cursor: requests.build(registry_pb2.WatchModelVersionRequest, name=name, cursor=cursor),
             cursor,
             timeout,
         )
@@ -431,7 +447,7 @@ class Client(Connection):
 
     def delete_version(self, name: str, *, force: bool = False, etag: str = "", timeout: float | None = None) -> None:
         """VersionIsCurrent unless `force`; VersionInUse while it is loaded."""
-        request = registry_pb2.DeleteModelVersionRequest(name=name, etag=etag, force=force)
+        request = requests.build(registry_pb2.DeleteModelVersionRequest, name=name, etag=etag, force=force)
         self._call(self.registry.DeleteModelVersion, request, timeout, idempotent=False)
 
     # Lifecycle.
@@ -440,25 +456,27 @@ class Client(Connection):
         self, model: str, *, wait: bool = True, pin: bool = False, timeout: float | None = None
     ) -> lifecycle_pb2.Replica:
         """Brings a version into memory. NeverFits, MemoryBusy, LoadFailed. Embed loads by itself when it must."""
-        request = lifecycle_pb2.LoadModelRequest(model=model, wait=wait, pin=pin)
+        request = requests.build(lifecycle_pb2.LoadModelRequest, model=model, wait=wait, pin=pin)
         return self._call(self.lifecycle.LoadModel, request, timeout).replica
 
     def unload(
         self, model: str, *, force: bool = False, wait: bool = True, timeout: float | None = None
     ) -> list[lifecycle_pb2.Replica]:
         """Ends the processes of a version. VersionInUse while it is busy, unless `force`. ReplicaNotFound."""
-        request = lifecycle_pb2.UnloadModelRequest(model=model, force=force, wait=wait)
+        request = requests.build(lifecycle_pb2.UnloadModelRequest, model=model, force=force, wait=wait)
         return list(self._call(self.lifecycle.UnloadModel, request, timeout, idempotent=False).replicas)
 
     def get_replica(self, name: str, *, timeout: float | None = None) -> lifecycle_pb2.Replica:
         """ReplicaNotFound."""
-        return self._call(self.lifecycle.GetReplica, lifecycle_pb2.GetReplicaRequest(name=name), timeout).replica
+        return self._call(
+            self.lifecycle.GetReplica, requests.build(lifecycle_pb2.GetReplicaRequest, name=name), timeout
+        ).replica
 
     def list_replicas(
         self, *, filter: str = "", page_size: int = 100, timeout: float | None = None
     ) -> Iterator[lifecycle_pb2.Replica]:
         """What is in memory, fetched page by page."""
-        request = lifecycle_pb2.ListReplicasRequest(page_size=page_size, filter=filter)
+        request = requests.build(lifecycle_pb2.ListReplicasRequest, page_size=page_size, filter=filter)
         for page in self._pages(self.lifecycle.ListReplicas, request, timeout):
             yield from page.replicas
 
@@ -468,7 +486,7 @@ class Client(Connection):
         """Every replica as it is now, then each transition. After `reset` everything known before is void."""
         return self._watch(
             self.lifecycle.WatchReplicas,
-            lambda cursor: lifecycle_pb2.WatchReplicasRequest(cursor=cursor),
+            lambda cursor: requests.build(lifecycle_pb2.WatchReplicasRequest, cursor=cursor),
             cursor,
             timeout,
         )
@@ -503,10 +521,9 @@ class Client(Connection):
         """
         deadline = self._deadline(timeout)
         watch: Any = self.channel.unary_stream("/grpc.health.v1.Health/Watch")  # bytes in, bytes out: no generated code
+        request = requests.health_check(service)
         while (remaining := deadline - time.monotonic()) > 0:
-            stream = watch(
-                requests.health_check(service), timeout=remaining, metadata=self.metadata, wait_for_ready=True
-            )
+            stream = self._begin(watch, request, remaining, wait_for_ready=True)
             try:
                 for answer in stream:
                     if requests.is_serving(answer):
@@ -530,7 +547,7 @@ class Client(Connection):
         while True:
             attempt += 1
             try:
-                answer = rpc(request, timeout=max(deadline - time.monotonic(), 0.0), metadata=self.metadata)
+                answer = self._begin(rpc, request, deadline - time.monotonic())
             except grpc.RpcError as failure:
                 error = error_from_rpc(failure)
                 if not idempotent:
@@ -539,6 +556,14 @@ class Client(Connection):
                 self._budget.succeeded()
                 return answer
             self._closed.wait(self._pause_seconds(error, attempt, deadline))
+
+    def _begin(self, rpc: Callable[..., T], request: Any, seconds: float, **options: Any) -> T:
+        try:
+            return rpc(request, timeout=max(seconds, 0.0), metadata=self.metadata, **options)
+        except ValueError as error:  # so says a channel that was closed
+            if not self._closed.is_set():
+                raise
+            raise errors.ClientClosed() from error
 
     def _pages(self, rpc: Callable[..., T], request: Any, timeout: float | None) -> Iterator[T]:
         while True:
@@ -555,11 +580,7 @@ class Client(Connection):
         attempt, heard = 0, time.monotonic()
         while True:
             attempt, began = attempt + 1, time.monotonic()
-            stream = rpc(
-                request(cursor),
-                timeout=max(min(deadline - time.monotonic(), WATCH_SECONDS), 0.0),
-                metadata=self.metadata,
-            )
+            stream = self._begin(rpc, request(cursor), min(deadline - time.monotonic(), WATCH_SECONDS))
             try:
                 for event in stream:
                     attempt, cursor, heard = 0, event.cursor or cursor, time.monotonic()

@@ -159,6 +159,13 @@ class OutOfRange(ModelMoraError):
     status = "OUT_OF_RANGE"
 
 
+# Client.
+
+
+class ClientClosed(FailedPrecondition):
+    """This client was closed; make another one."""
+
+
 # Registry.
 
 

@@ -10,7 +10,9 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from google.protobuf.message import Message
 
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
     FloatArray: TypeAlias = numpy.typing.NDArray[numpy.float32]
     """float32, [texts, dimensions] or [dimensions]; where numpy is absent a list of `array('f')`, or one."""
 
+MessageT = TypeVar("MessageT", bound=Message)
+
 DEFAULT_TARGET = "127.0.0.1:50051"
+MAX_TIMEOUT_SECONDS = 366 * 24 * 3600.0
+"""gRPC's clock does not reach much further."""
 MAX_TEXTS = 2048
 """Texts in one Embed call; more are sent in several."""
 _MAX_CALL_BYTES = 16 * 1024 * 1024
@@ -75,6 +81,39 @@ class Embeddings:
         return [flat[start : start + width] for start in range(0, len(flat), width)]
 
 
+def build(cls: type[MessageT], /, *, _at: str = "", **fields: Any) -> MessageT:
+    """A message of these fields; None leaves a field unset. InvalidArgument, below `_at`, for what does not fit one."""
+    try:
+        return cls(**fields)
+    except (ValueError, TypeError) as error:
+        raise errors.InvalidArgument.at(_join(_at, _culprit(cls, fields)), str(error)) from None
+
+
+def _culprit(cls: type[Message], fields: Mapping[str, Any]) -> str:
+    for name, value in fields.items():
+        try:
+            cls(**{name: value})
+        except (ValueError, TypeError):
+            for index, item in enumerate(value) if isinstance(value, list | tuple) else ():
+                try:
+                    cls(**{name: [item]})
+                except (ValueError, TypeError):
+                    return f"{name}[{index}]"
+            return name
+    raise AssertionError("each field fits alone")
+
+
+def _join(at: str, name: str) -> str:
+    return f"{at}.{name}" if at else name
+
+
+def check_timeout(timeout: float) -> float:
+    """Seconds. InvalidArgument for what is no time to wait: zero, less, not a number, more than a year."""
+    if not 0 < timeout <= MAX_TIMEOUT_SECONDS:
+        raise errors.InvalidArgument.at("timeout", f"must be above 0 and at most {MAX_TIMEOUT_SECONDS:g} seconds")
+    return timeout
+
+
 def embed_requests(
     model: str,
     texts: Sequence[str],
@@ -87,25 +126,25 @@ def embed_requests(
 ) -> Iterator[inference_pb2.EmbedRequest]:
     """One request for every group of texts that fits into a call; no texts still make one request, for its error."""
     for group in _groups(texts):
-        request = inference_pb2.EmbedRequest(
+        # What is None stays unset.
+        yield build(
+            inference_pb2.EmbedRequest,
             model=model,
             texts=group,
+            normalize=normalize,
+            truncate=truncate,
+            dimensions=dimensions,
             priority=priority_value(priority),
             encoding=inference_pb2.VECTOR_ENCODING_BYTES,
             precision=precision or "",
         )
-        if normalize is not None:
-            request.normalize = normalize
-        if truncate is not None:
-            request.truncate = truncate
-        if dimensions is not None:
-            request.dimensions = dimensions
-        yield request
 
 
 def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     start = size = 0
     for end, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise errors.InvalidArgument.at(f"texts[{end}]", f"is no string but a {type(text).__name__}")
         # A character is at most 4 bytes of UTF-8, and encoding every text only to count it would double the work.
         text_bytes = 4 * len(text)
         if end > start and (end - start == MAX_TEXTS or size + text_bytes > _MAX_CALL_BYTES):
@@ -195,12 +234,11 @@ def source_of(*, path: str | None, hub: str | None, revision: str | None, empty:
     if revision is not None and hub is None:
         raise errors.InvalidArgument.at("source.hub.revision", "only a Hub source has a revision")
     if path is not None:
-        return registry_pb2.ModelSource(local=registry_pb2.LocalSource(path=path))
+        return registry_pb2.ModelSource(local=build(registry_pb2.LocalSource, _at="source.local", path=path))
     if hub is not None:
-        source = registry_pb2.HubSource(repo_id=hub)
-        if revision is not None:
-            source.revision = revision
-        return registry_pb2.ModelSource(hub=source)
+        return registry_pb2.ModelSource(
+            hub=build(registry_pb2.HubSource, _at="source.hub", repo_id=hub, revision=revision)
+        )
     return registry_pb2.ModelSource(empty=registry_pb2.EmptySource())
 
 
@@ -209,12 +247,13 @@ def requirements_of(
 ) -> registry_pb2.ResourceRequirements | None:
     if memory_bytes is None and accelerator_memory_bytes is None and cpu_threads is None:
         return None
-    requirements = registry_pb2.ResourceRequirements(
-        memory_bytes=memory_bytes or 0, accelerator_memory_bytes=accelerator_memory_bytes or 0
+    return build(
+        registry_pb2.ResourceRequirements,
+        _at="resource_requirements",
+        memory_bytes=memory_bytes or 0,
+        accelerator_memory_bytes=accelerator_memory_bytes or 0,
+        cpu_threads=cpu_threads,
     )
-    if cpu_threads is not None:
-        requirements.cpu_threads = cpu_threads
-    return requirements
 
 
 def options_of(engine_options: Mapping[str, Any] | None) -> Any:
@@ -224,7 +263,11 @@ def options_of(engine_options: Mapping[str, Any] | None) -> Any:
     if engine_options is None:
         return None
     options = struct_pb2.Struct()
-    options.update(dict(engine_options))
+    for name, value in engine_options.items():
+        try:
+            options[name] = value
+        except (ValueError, TypeError) as error:
+            raise errors.InvalidArgument.at(f"engine_options.{name!s}", str(error)) from None
     return options
 
 
@@ -238,6 +281,8 @@ def error_from_failure(failure: registry_pb2.Failure) -> errors.ModelMoraError:
 
 def health_check(service: str) -> bytes:
     """A grpc.health.v1.HealthCheckRequest, written by hand: one string field is no reason for one more dependency."""
+    if not service.isascii() or len(service) > 127:
+        raise errors.InvalidArgument.at("service", "is a full service name, at most 127 characters")
     name = service.encode()
     return b"\x0a" + bytes([len(name)]) + name if name else b""
 

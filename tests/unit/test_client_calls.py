@@ -321,3 +321,77 @@ def test_a_watch_gives_up_when_nobody_is_heard_for_the_clients_timeout(
     with pytest.raises(errors.ShuttingDown):
         call("watch_version", "a/b@1", client={"timeout": 0.3})
     assert 3 <= len(registry.seen) <= 8
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e300])
+def test_a_timeout_that_is_no_time_to_wait_is_refused(
+    registry: Registry, call: Callable[..., Any], timeout: float
+) -> None:
+    registry.script = lambda *_: registry_pb2.GetModelResponse()
+    for refused in (
+        lambda: call("get_model", "a/b", timeout=timeout),
+        lambda: call("get_model", "a/b", client={"timeout": timeout}),
+        lambda: call("watch_version", "a/b@1", timeout=timeout),
+        lambda: call("wait_serving", timeout=timeout),
+    ):
+        with pytest.raises(errors.InvalidArgument) as raised:
+            refused()
+        assert [violation.field for violation in raised.value.fields] == ["timeout"]
+    assert registry.seen == []
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "fields", "path"),
+    [
+        ("embed", ("a/b", ["fine", "\ud800"]), {}, "texts[1]"),
+        ("embed", ("a/b", ["fine", 7]), {}, "texts[1]"),
+        ("embed", ("a/b", "x"), {"dimensions": 2**40}, "dimensions"),
+        ("embed", ("a/\udfff", "x"), {}, "model"),
+        ("embed", ("a/b", "x"), {"priority": 2**40}, "priority"),
+        ("get_model", ("\ud800",), {}, "name"),
+        ("list_models", (), {"page_size": 2**31}, "page_size"),
+        ("create_model", ("a/b",), {"labels": {"a": "\ud800"}}, "model.labels"),
+        ("update_model", ("a/b",), {"display_name": "\ud800"}, "model.display_name"),
+        ("import_model", ("a/b", "1"), {"path": "/\udc80"}, "source.local.path"),
+        ("import_model", ("a/b", "1"), {"hub": "a/b", "revision": "\ud800"}, "source.hub.revision"),
+        (
+            "create_version",
+            ("a/b", "1"),
+            {"empty": True, "memory_bytes": 2**63},
+            "resource_requirements.memory_bytes",
+        ),
+        ("create_version", ("a/b", "\ud800"), {"empty": True}, "model_version.version"),
+        ("create_version", ("a/b", "1"), {"empty": True, "engine_options": {"x": {1, 2}}}, "engine_options.x"),
+        ("wait_serving", ("x" * 300,), {}, "service"),
+    ],
+)
+def test_an_argument_that_no_message_can_hold_is_named(
+    call: Callable[..., Any], method: str, given: tuple[Any, ...], fields: dict[str, Any], path: str
+) -> None:
+    with pytest.raises(errors.InvalidArgument) as raised:
+        call(method, *given, **fields)
+    assert [violation.field for violation in raised.value.fields] == [path]
+
+
+def test_a_closed_client_says_so(server: tuple[str, Registry]) -> None:
+    client = Client(server[0])
+    client.close()
+    for use in (
+        lambda: client.get_model("a/b"),
+        lambda: list(client.list_models()),
+        lambda: next(client.watch_version("a/b@1")),
+        lambda: client.wait_serving(),
+    ):
+        with pytest.raises(errors.ClientClosed):
+            use()
+
+
+async def test_a_closed_asyncio_client_says_so(server: tuple[str, Registry]) -> None:
+    client = AsyncClient(server[0])
+    await client.close()
+    with pytest.raises(errors.ClientClosed):
+        await client.get_model("a/b")
+    with pytest.raises(errors.ClientClosed):
+        await anext(client.watch_version("a/b@1"))
+    with pytest.raises(errors.ClientClosed):
+        await client.wait_serving()
