@@ -9,7 +9,6 @@ makes the next character an ordinary one.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -25,6 +24,7 @@ DEFAULT_PAGE_SIZE = 20
 MAX_PAGE_SIZE = 1000
 TOTAL_SIZE_CAP = 10_001
 MAX_FILTER_LENGTH = 2000
+MAX_TOKEN_LENGTH = 4096
 
 NAME, TEXT, TASK, STATE, TIME, LABEL = "name", "text", "task", "state", "time", "label"
 
@@ -172,14 +172,16 @@ def parse_order(text: str, orders: Sequence[str]) -> Order:
 
 def _parse_token(token: str, digest: str, *, is_time: bool) -> tuple[str, ...]:
     try:
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise ValueError("too long for one of ours")
         body = json.loads(base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True))
         if not (isinstance(body, list) and len(body) == 3 and all(isinstance(part, str) for part in body)):
             raise ValueError("not a token of ours")
-        if "\x00" in body[1] or str(uuid.UUID(body[2])) != body[2]:
+        if b"\x00" in body[1].encode() or str(uuid.UUID(body[2])) != body[2]:
             raise ValueError("not a row of ours")
         if is_time:
             _utc(datetime.fromisoformat(body[1]))
-    except (ValueError, binascii.Error):
+    except (ValueError, RecursionError):
         raise InvalidArgument.at("page_token", "is not a token that this list gave") from None
     if body[0] != digest:
         raise InvalidArgument.at("page_token", "belongs to another parent, filter or order")

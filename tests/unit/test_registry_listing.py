@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime
 from typing import Any
 
@@ -132,10 +133,18 @@ def test_no_token_of_others_is_believed(token: str) -> None:
             page(page_token=token)
 
 
+@pytest.mark.parametrize("body", [b"[" * 2000, b'{"a":' * 500, b"[" * 2_000_000, b"9" * 3000, b"\xff", b"[NaN]"])
+def test_a_token_of_any_body_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        page(page_token=base64.urlsafe_b64encode(body).decode().rstrip("="))
+    assert raised.value.fields[0].field == "page_token"
+
+
 def test_a_token_with_a_forged_time_or_uid_is_refused() -> None:
     by_time = page(order_by="create_time")
-    with pytest.raises(InvalidArgument):
-        page(page_token=page().token_after(["a\x00", UID]))
+    for name in ("a\x00", "\ud800"):
+        with pytest.raises(InvalidArgument):
+            page(page_token=page().token_after([name, UID]))
     forged = ("soon", "2026-01-01", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00")
     for keys in (*([time, UID] for time in forged), ["2026-01-01T00:00:00+00:00", "x"]):
         with pytest.raises(InvalidArgument):
