@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import grpc
@@ -71,10 +71,15 @@ class HealthBoard:
             self._notify()
 
     def get(self, component: str) -> ComponentHealth | None:
-        """A component's health with what it stands on: a context that needs the database is as ill as that."""
+        """A component's health with what it stands on: a context that needs the database is as ill as that.
+
+        A context that is open here reports when it changes; that this very loop answers for it is a look at it now.
+        """
         worst = self._reported.get(component)
         if worst is None:
             return None
+        if component in self._stands_on:
+            worst = replace(worst, check_time=time.time())
         for name in self._stands_on.get(component, ()):
             below = self._reported.get(name)
             if below is not None and below.state == "unhealthy" and worst.state != "unhealthy":

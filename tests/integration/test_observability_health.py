@@ -94,7 +94,7 @@ async def test_get_health_says_what_each_component_says_and_why(data_dir: Path) 
         }
         inference = answer.components["inference"]
         assert (inference.state, inference.reason) == (common_pb2.HEALTH_STATE_DEGRADED, "one worker is slow")
-        assert abs(inference.last_check_time.ToSeconds() - time.time()) < 60
+        assert abs(inference.last_check_time.ToSeconds() - time.time()) < 5
         assert answer.components["observability"].state == HEALTHY
         assert answer.components["storage"].state in (HEALTHY, common_pb2.HEALTH_STATE_DEGRADED)
         assert answer.components["registry"].state == common_pb2.HEALTH_STATE_UNKNOWN

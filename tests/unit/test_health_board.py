@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -141,3 +142,18 @@ def test_the_roll_up_is_well_only_if_all_is_and_never_worse_than_its_parts(state
 )
 def test_a_disk_is_ill_when_the_database_could_not_write(total: int, free: int, state: State) -> None:
     assert disk_health(total, free, NOW).state is state
+
+
+def test_an_open_context_was_looked_at_just_now_and_its_database_when_it_was_pinged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moment = 1000.0
+    monkeypatch.setattr(time, "time", lambda: moment)
+    board = HealthBoard()
+    board.set("database", "healthy")
+    board.mount("registry", ["a.Registry"], ["database"])
+    moment = 1030.0
+    registry, database = board.get("registry"), board.get("database")
+    assert registry is not None
+    assert database is not None
+    assert (registry.check_time, database.check_time) == (1030.0, 1000.0)
