@@ -24,6 +24,7 @@ from modelmora.errors import FieldViolation, InvalidArgument
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from modelmora_runtime import machine
 from modelmora_runtime.status import violations
 
 PLATFORM = "platform"
@@ -94,7 +95,7 @@ class PlatformSettings(Section):
     @property
     def in_flight_bytes(self) -> int:
         """The budget of bytes in flight with its default applied."""
-        return int(self.max_in_flight_bytes) or memory_limit_bytes() // 8
+        return int(self.max_in_flight_bytes) or machine.total_bytes() // 8
 
 
 @dataclass(frozen=True)
@@ -313,33 +314,6 @@ def _is_compound(annotation: object) -> bool:
     return isinstance(kind, type) and (
         issubclass(kind, BaseModel) or (issubclass(kind, Collection) and not issubclass(kind, str | bytes))
     )
-
-
-def memory_limit_bytes() -> int:
-    """What this process may use: the machine's main memory or the tightest cgroup limit around us."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [total]
-    try:
-        membership = Path("/proc/self/cgroup").read_text()
-    except OSError:
-        membership = ""
-    for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
-        root, file = (
-            ("/sys/fs/cgroup", "memory.max") if not controllers else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-        )
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        # A namespaced container sees its own group as the root, a host process sees the whole path.
-        folder = Path(root + path)
-        for group in (folder, *folder.parents):
-            if not group.is_relative_to(root):
-                break
-            try:
-                limits.append(int((group / file).read_text()))
-            except (OSError, ValueError):  # not there, or "max"
-                continue
-    return min(limits)
 
 
 def example(sections: Mapping[str, type[Section]]) -> str:

@@ -17,10 +17,10 @@ from typing import Protocol, TypeVar
 
 from modelmora.errors import InternalError, LoadFailed, ModelMoraError, ReplicaNotFound, ShuttingDown
 from modelmora.worker.v1 import worker_pb2
+from modelmora_runtime import machine
 from modelmora_runtime.ids import uuid7
 from prometheus_client import Counter, Gauge, Histogram
 
-from modelmora_lifecycle import machine
 from modelmora_lifecycle.domain import (
     HOST,
     MIB,

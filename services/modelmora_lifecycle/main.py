@@ -13,13 +13,13 @@ from typing import Any
 from modelmora.errors import ModelMoraError, NotFound, Unavailable, VersionNotReady
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
+from modelmora_runtime import machine
 from modelmora_runtime.auth import OPERATORS, READERS, SERVICES
 from modelmora_runtime.db import Database
 from modelmora_runtime.host import Mounted, Platform, Service
 from modelmora_runtime.settings import Section
 from pydantic import ByteSize, Field
 
-from modelmora_lifecycle import machine
 from modelmora_lifecycle.actor import Node
 from modelmora_lifecycle.domain import HOST, MIB, EngineProfile, Prediction, VersionFacts
 from modelmora_lifecycle.launcher import LocalLauncher

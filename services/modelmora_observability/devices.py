@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelmora_runtime.settings import memory_limit_bytes
+from modelmora_runtime import machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +90,8 @@ class DeviceReader:
 
 
 def _host() -> Device:
-    import psutil
-
-    total = memory_limit_bytes()
-    free = min(total, psutil.virtual_memory().available)
-    used = _group_usage_bytes()
-    if used is not None:
-        free = max(0, min(free, total - used))
-    return Device("host", "host", total, free, processor_name())
-
-
-def _group_usage_bytes() -> int | None:
-    """What our container uses without what it could drop; None outside of a limit."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        if (folder / "memory.max").read_text().strip() == "max":
-            return None
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return int((folder / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return None
+    total = machine.total_bytes()
+    return Device("host", "host", total, min(total, machine.available_bytes()), processor_name())
 
 
 def processor_name() -> str | None:

@@ -20,10 +20,10 @@ from modelmora.common.v1 import common_pb2
 from modelmora.errors import ModelMoraError
 from modelmora.observability.v1 import observability_pb2 as pb
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
+from modelmora_runtime import machine
 from modelmora_runtime.health import ComponentHealth, ask
 from modelmora_runtime.host import DATABASE, HealthBoard
 from modelmora_runtime.peers import PeerNotConfigured, Peers
-from modelmora_runtime.settings import memory_limit_bytes
 
 from modelmora_observability.devices import Device, DeviceReader, Devices, cpu_count
 from modelmora_observability.domain import Health, State, disk_health, roll_up
@@ -106,7 +106,7 @@ class ObservabilityService:
             platform=f"{platform.platform()} ({sys.platform}, {platform.machine()})",
             dependencies=dependencies,
             cpu_count=cpu_count(),
-            memory_bytes=memory_limit_bytes(),
+            memory_bytes=machine.total_bytes(),
             devices=[_device_proto(device) for device in devices.devices],
             storage=storage,
         )

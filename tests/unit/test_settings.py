@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from modelmora.errors import InvalidArgument
-from modelmora_runtime import settings
+from modelmora_runtime import machine, settings
 from modelmora_runtime.settings import Loaded, Section, load, masked
 from pydantic import Field, SecretStr
 
@@ -199,6 +199,6 @@ def test_what_is_shown_has_every_setting_with_its_origin(tmp_path: Path) -> None
 
 
 def test_memory_is_what_the_machine_or_the_group_has() -> None:
-    total = settings.memory_limit_bytes()
+    total = machine.total_bytes()
     assert 64 * 1024 * 1024 < total < 1 << 50
     assert load({}, environ={"HOME": "/h"}).platform.in_flight_bytes == total // 8

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from modelmora.errors import InvalidArgument
-from modelmora_lifecycle import machine
 from modelmora_lifecycle.main import Settings
+from modelmora_runtime import machine
 from modelmora_runtime.settings import load
 
 GIB = 1024**3

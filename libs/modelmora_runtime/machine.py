@@ -50,7 +50,7 @@ def _machine() -> tuple[int, int]:
 
 
 def _folders() -> list[Path]:
-    """Our cgroup and those above it, in version 2; the one memory cgroup there is in version 1."""
+    """Our cgroup and those above it. A namespaced container sees its own as the root, a host process the whole path."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -61,8 +61,9 @@ def _folders() -> list[Path]:
             own = _CGROUP / path.lstrip("/")
             return [folder for folder in (own, *own.parents) if folder.is_relative_to(_CGROUP) and folder.is_dir()]
         if "memory" in controllers.split(","):
-            own = _CGROUP / "memory" / path.lstrip("/")
-            return [folder for folder in (own, _CGROUP / "memory") if folder.is_dir()]
+            root = _CGROUP / "memory"
+            own = root / path.lstrip("/")
+            return [folder for folder in (own, *own.parents) if folder.is_relative_to(root) and folder.is_dir()]
     return []
 
 
