@@ -8,8 +8,9 @@ others alike.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from modelmora.common.v1 import common_pb2
 from modelmora.errors import ModelMoraError, NotFound, Unauthenticated
 
 from modelmora_runtime.auth import ANYONE, Authenticator
+
+log = logging.getLogger(__name__)
 
 State = Literal["healthy", "degraded", "unhealthy", "unknown"]
 ACCESS = {method.name: ANYONE for method in health_pb2.DESCRIPTOR.services_by_name["Health"].methods}
@@ -183,6 +186,18 @@ class HealthService:
             return int(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
         response = health_pb2.HealthCheckResponse
         return int(response.SERVING if serves else response.NOT_SERVING)
+
+
+def tell_if_broken(task: asyncio.Task[None], say: Callable[[str], object]) -> None:
+    """For work in the background, which has no end of its own: if it breaks off, the log has the error, and `say` puts
+    the words into somebody's health."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s broke off", task.get_name(), exc_info=error)
+            say(f"{task.get_name()} broke off: {type(error).__name__}")
+
+    task.add_done_callback(ended)
 
 
 async def ask(channel: grpc.aio.Channel, service: str, *, timeout_seconds: float = 2.0) -> ComponentHealth:

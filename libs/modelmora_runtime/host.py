@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -32,7 +33,7 @@ from modelmora.errors import FailedPrecondition, FieldViolation, ModelMoraError
 from modelmora_runtime import auth, health, listen, telemetry
 from modelmora_runtime.auth import READERS, Role, TokenFile
 from modelmora_runtime.calls import ByteBudget, Gate
-from modelmora_runtime.health import ComponentHealth, HealthBoard, HealthService
+from modelmora_runtime.health import ComponentHealth, HealthBoard, HealthService, tell_if_broken
 from modelmora_runtime.interceptors import Interceptors, Router
 from modelmora_runtime.peers import Peers
 from modelmora_runtime.settings import PlatformSettings, Section
@@ -276,6 +277,7 @@ class Host:
 
         self.board.set(DATABASE, "unknown", "not asked yet")
         pinging = asyncio.create_task(ping(), name="database ping")
+        tell_if_broken(pinging, partial(self.board.set, DATABASE, "unknown"))
         try:
             yield
         finally:

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 import uuid
-from datetime import UTC, datetime
 
 from modelmora.errors import InvalidArgument
 
@@ -54,10 +53,3 @@ def parse(text: str, field: str = "uid") -> uuid.UUID:
     if value is None or str(value) != text.lower():
         raise InvalidArgument.at(field, "is not a UUID like 01890a5d-ac96-774b-bcce-b302099a8057")
     return value
-
-
-def create_time(value: uuid.UUID) -> datetime:
-    """When a version 7 id was made, UTC, to the millisecond. Raises ValueError for another version."""
-    if value.version != 7:
-        raise ValueError(f"{value} is a UUID of version {value.version}, not 7")
-    return datetime.fromtimestamp((value.int >> 80) / 1000, UTC)

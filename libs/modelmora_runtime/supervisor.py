@@ -336,19 +336,6 @@ def start_time(pid: int) -> float | None:
     return boot + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def open_process(pid: int, ticks: int) -> int | None:
-    """A pidfd for exactly the process that has this pid and start; None if it is gone. The caller closes it."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-    # Looked at after the descriptor holds the process: whoever has the number now is whom we would signal.
-    if start_ticks(pid) == ticks:
-        return pidfd
-    os.close(pidfd)
-    return None
-
-
 async def wait_process(pidfd: int, timeout_seconds: float) -> bool:
     """True when the process behind a pidfd has ended within the time."""
     loop = asyncio.get_running_loop()

@@ -170,10 +170,10 @@ async def tracing(endpoint: str | None, sample_ratio: float) -> AsyncIterator[No
         yield
     finally:
         export, _export = _export, None
-        await _flush(export, endpoint)
+        await _flush(export)
 
 
-async def _flush(export: _Export, endpoint: str) -> None:
+async def _flush(export: _Export) -> None:
     """Sends what is left, for a second at most: a collector that is away must not hold the platform's stop.
 
     In a thread of its own, because the loop waits for those of its executor before it closes.
@@ -189,7 +189,7 @@ async def _flush(export: _Export, endpoint: str) -> None:
     try:
         await asyncio.wait_for(sent.wait(), _FLUSH_SECONDS)
     except TimeoutError:
-        log.warning("the trace collector at %s did not take the last spans", endpoint)
+        log.warning("the trace collector did not take the last spans")
 
 
 # Logs.

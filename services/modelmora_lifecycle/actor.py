@@ -13,11 +13,13 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 from modelmora.errors import InternalError, LoadFailed, ModelMoraError, ReplicaNotFound, ShuttingDown
 from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime import machine
+from modelmora_runtime.health import tell_if_broken
 from modelmora_runtime.ids import uuid7
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -302,6 +304,7 @@ class Node:
 
     async def begin(self) -> None:
         self._sampler = asyncio.create_task(self._sample(), name="memory sampler")
+        tell_if_broken(self._sampler, partial(self._on_health, "degraded"))
 
     async def give_up(self) -> None:
         """Unloads everything: another process has taken this node."""

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import socket
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from modelmora.errors import ModelMoraError, NotFound, Unavailable, VersionNotReady
@@ -16,6 +17,7 @@ from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 from modelmora_runtime import machine
 from modelmora_runtime.auth import OPERATORS, READERS, SERVICES
 from modelmora_runtime.db import Database
+from modelmora_runtime.health import tell_if_broken
 from modelmora_runtime.host import Mounted, Platform, Service
 from modelmora_runtime.settings import Section
 from pydantic import ByteSize, Field
@@ -99,13 +101,13 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     store = LifecycleStore(database, settings.node, settings.decisions_kept) if database else None
     journal = StoreJournal(store) if store else None
     duty = Duty(asyncio.Event())
-    state = {"duty": ("unknown", duty.reason), "models": ("healthy", "")}
+    state = {"duty": ("unknown", duty.reason), "chores": ("healthy", ""), "models": ("healthy", "")}
 
     def report(part: str) -> Callable[[str, str], None]:
         def set_health(level: str, reason: str) -> None:
             state[part] = (level, reason)
-            worst = state["duty"] if state["duty"][0] != "healthy" else state["models"]
-            platform.health.set(NAME, worst[0], worst[1])  # type: ignore[arg-type]
+            level, reason = next((told for told in state.values() if told[0] != "healthy"), ("healthy", ""))
+            platform.health.set(NAME, level, reason)  # type: ignore[arg-type]
 
         return set_health
 
@@ -128,10 +130,12 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     registry.on_deleted = node.deleted
     report("duty")("unknown", duty.reason)
     await node.begin()
-    chores: list[Coroutine[Any, Any, None]] = [serve_node(duty, node, database, store, settings.node, report("duty"))]
+    chores = {"node lock": serve_node(duty, node, database, store, settings.node, report("duty"))}
     if journal is not None:
-        chores.append(journal.run())
-    tasks = [asyncio.create_task(chore) for chore in chores]
+        chores["journal"] = journal.run()
+    tasks = [asyncio.create_task(chore, name=name) for name, chore in chores.items()]
+    for task in tasks:
+        tell_if_broken(task, partial(report("chores"), "degraded"))
     try:
         yield Mounted(services(node, registry, duty, platform.stopping))
     finally:

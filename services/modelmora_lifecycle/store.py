@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 QUEUE_ROWS = 1000
 PRUNE_EVERY = 100
+MEASUREMENTS_KEPT = 10_000
 DROPPED = Counter("modelmora_lifecycle_rows_dropped", "Decisions and measurements that could not be kept.")
 
 _metadata = sa.MetaData()
@@ -75,8 +76,8 @@ class LifecycleStore:
         async with self._database.begin() as connection:
             await connection.execute(insert(_decision).values(uid=uuid7(), node=self._node, **row))
 
-    async def prune_decisions(self) -> None:
-        """Leaves the newest of this node; ids are in the order of time."""
+    async def prune(self) -> None:
+        """Leaves the newest rows of this node. The ids of decisions are in the order of time."""
         newest = (
             sa.select(_decision.c.uid)
             .where(_decision.c.node == self._node)
@@ -85,9 +86,22 @@ class LifecycleStore:
             .limit(1)
             .scalar_subquery()
         )
+        oldest_measured = (
+            sa.select(_measurement.c.update_time)
+            .where(_measurement.c.node == self._node)
+            .order_by(_measurement.c.update_time.desc())
+            .offset(MEASUREMENTS_KEPT)
+            .limit(1)
+            .scalar_subquery()
+        )
         async with self._database.begin() as connection:
             await connection.execute(
                 sa.delete(_decision).where(_decision.c.node == self._node, _decision.c.uid <= newest)
+            )
+            await connection.execute(
+                sa.delete(_measurement).where(
+                    _measurement.c.node == self._node, _measurement.c.update_time <= oldest_measured
+                )
             )
 
     async def decisions(self, limit: int = 100) -> list[Mapping[str, Any]]:
@@ -109,13 +123,13 @@ class LifecycleStore:
                 statement.on_conflict_do_update(index_elements=["node", "model_version"], set_=values)
             )
 
-    async def measurements(self, limit: int = 10_000) -> list[Measurement]:
+    async def measurements(self) -> list[Measurement]:
         """Of this node, those changed last first."""
         query = (
             sa.select(_measurement)
             .where(_measurement.c.node == self._node)
             .order_by(_measurement.c.update_time.desc())
-            .limit(limit)
+            .limit(MEASUREMENTS_KEPT)
         )
         async with self._database.read() as connection:
             return [
@@ -146,7 +160,7 @@ class StoreJournal:
                 await self._write(row)
                 written += 1
                 if written % PRUNE_EVERY == 0:
-                    await self._store.prune_decisions()
+                    await self._store.prune()
             except (ModelMoraError, sa.exc.SQLAlchemyError) as error:
                 DROPPED.inc()
                 log.warning("a row of lifecycle was not kept: %s", error)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated
 
 from modelmora.errors import DatabaseUnavailable, FailedPrecondition, ModelMoraError
@@ -14,6 +15,7 @@ from modelmora.registry.v1.registry_pb2_grpc import (
     add_RegistryServiceServicer_to_server,
 )
 from modelmora_runtime.db import Database
+from modelmora_runtime.health import tell_if_broken
 from modelmora_runtime.host import Mounted, Platform, Service
 from modelmora_runtime.settings import AbsolutePath, Section
 from prometheus_client import Gauge
@@ -79,7 +81,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         )
     ]
     for task in tasks:
-        task.add_done_callback(lambda ended: _report(ended, platform))
+        tell_if_broken(task, partial(platform.health.set, NAME, "degraded"))
     try:
         yield Mounted(
             [
@@ -105,13 +107,6 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         await holds.close()
         artifacts.close()
         await database.close()
-
-
-def _report(ended: asyncio.Task[None], platform: Platform) -> None:
-    """Work in the background has no end of its own; one that breaks is seen in the health, not only in the log."""
-    if not ended.cancelled() and (error := ended.exception()) is not None:
-        log.error("%s broke off", ended.get_name(), exc_info=error)
-        platform.health.set(NAME, "degraded", f"{ended.get_name()} broke off: {type(error).__name__}")
 
 
 async def _migrate(store: Store, platform: Platform) -> bool:

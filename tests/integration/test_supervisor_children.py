@@ -134,8 +134,8 @@ async def test_when_the_parent_is_killed_the_kernel_ends_the_child(moment: str) 
         )
         assert parent.stdout is not None
         pid, ticks = map(int, (await parent.stdout.readline()).split())
-        pidfd = supervisor.open_process(pid, ticks)
-        assert pidfd is not None
+        pidfd = os.pidfd_open(pid)
+        assert supervisor.start_ticks(pid) == ticks
         parent.kill()
         assert await supervisor.wait_process(pidfd, 5)
         os.close(pidfd)

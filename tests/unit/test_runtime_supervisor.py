@@ -58,11 +58,6 @@ def test_an_exit_says_how() -> None:
 def test_a_process_is_known_by_its_number_and_its_start() -> None:
     ticks = supervisor.start_ticks(os.getpid())
     assert ticks is not None
-    pidfd = supervisor.open_process(os.getpid(), ticks)
-    assert pidfd is not None
-    os.close(pidfd)
-    assert supervisor.open_process(os.getpid(), ticks + 1) is None
-    assert supervisor.open_process(2**22 + 1, ticks) is None
     assert supervisor.start_ticks(2**22 + 1) is None
     assert supervisor.start_time(2**22 + 1) is None
     started = supervisor.start_time(os.getpid())
