@@ -101,7 +101,7 @@ async def test_a_hold_of_nothing_is_refused(database_url: str, data_dir: Path) -
 
 
 async def test_a_stopping_platform_ends_watches_with_their_cursor(database_url: str, data_dir: Path) -> None:
-    with hub({"config.json": b"{}", "modules.json": b"[]"}) as fake:
+    with hub({"config.json": b"{}", "modules.json": b"[]", "model.safetensors": b"weights"}) as fake:
         fake.hold["config.json"] = threading.Event()
         async with registry(database_url, data_dir, hub_endpoint=fake.url) as rig:
             source = pb.ModelSource(hub=pb.HubSource(repo_id="org/repo"))
