@@ -40,7 +40,9 @@ from modelmora.errors import (
     ModelMoraError,
     NeverFits,
     ReplicaNotFound,
+    ResourceExhausted,
     ShuttingDown,
+    Unavailable,
     VersionInUse,
 )
 
@@ -221,7 +223,10 @@ class Scheduler:
             self._effects.refused(lease, ShuttingDown())
             return ""
         if known.error is not None and now < known.retry_at:
-            self._effects.refused(lease, known.error.copy(retry_after_seconds=known.retry_at - now))
+            self._effects.refused(lease, _again(known.error, known.retry_at - now))
+            return ""
+        if deadline <= now:
+            self._effects.refused(lease, DeadlineExceeded("the deadline had passed before the lease was asked for"))
             return ""
         self._leases[lease] = _Lease(lease, facts.name, priority, deadline, now, pin, visit)
         self._step(now)
@@ -344,7 +349,7 @@ class Scheduler:
         known.retry_at = now + min(self.rules.backoff_limit_seconds, 2.0 ** (known.failures - 1))
         known.error = error
         for lease in self._waiters(replica.version):
-            self._refuse(lease, error.copy(retry_after_seconds=known.retry_at - now))
+            self._refuse(lease, _again(error, known.retry_at - now))
         self._fail(replica, f"load failed: {error.message}", now)
         self._step(now)
 
@@ -761,6 +766,12 @@ class Scheduler:
 
 _IN_MEMORY = frozenset({ReplicaState.LOADING, ReplicaState.LOADED, ReplicaState.UNHEALTHY})
 _COUNTED = _IN_MEMORY | {ReplicaState.UNLOADED}
+
+
+def _again(error: ModelMoraError, seconds: float) -> ModelMoraError:
+    """The error for one more waiter. When to try again is said where waiting can help: files that no engine reads stay
+    as they are."""
+    return error.copy(retry_after_seconds=seconds if isinstance(error, ResourceExhausted | Unavailable) else None)
 
 
 def _never_fits(version: str, outcome: Impossible) -> NeverFits:

@@ -16,6 +16,7 @@ import grpc
 from modelmora.common.v1 import common_pb2
 from modelmora.errors import InvalidArgument, LoadFailed, ReplicaNotFound, Unavailable
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
+from modelmora_runtime import protomap
 from modelmora_runtime.interceptors import deadline_seconds
 
 from modelmora_lifecycle.actor import Granted, LeaseEnd, Loading, Message, Node, Revoked, Yielding
@@ -187,8 +188,9 @@ class LifecycleLeaseServicer(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer):
     ) -> AsyncIterator[lifecycle_pb2.AcquireResponse]:
         await self._duty.check()
         want = await self._want(request_iterator)
+        deadline = _deadline(want)
         facts = await self._facts(want.model_version)
-        end = self._node.open_lease(facts, want.priority or common_pb2.PRIORITY_MEDIUM, _deadline(want))
+        end = self._node.open_lease(facts, want.priority or common_pb2.PRIORITY_MEDIUM, deadline)
         ear = asyncio.create_task(self._hear(request_iterator, end), name="ear of a lease")
         told = None
         try:
@@ -219,6 +221,8 @@ class LifecycleLeaseServicer(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer):
             raise InvalidArgument.at("want", "has to come first")
         if not _VERSION_NAME.fullmatch(first.want.model_version):
             raise InvalidArgument.at("want.model_version", "is not a version's name like models/org/repo/versions/1")
+        if first.want.priority not in common_pb2.Priority.values():
+            raise InvalidArgument.at("want.priority", f"there is no priority {first.want.priority}")
         return first.want
 
     async def _facts(self, name: str) -> VersionFacts:
@@ -348,7 +352,8 @@ def _deadline(want: lifecycle_pb2.Want) -> float:
     """On the monotonic clock; without one a holder waits as long as its stream lives."""
     if not want.HasField("deadline"):
         return math.inf
-    return time.monotonic() + want.deadline.ToNanoseconds() / 1e9 - time.time()
+    moment: datetime = protomap.to_plain(want, at="want")["deadline"]
+    return time.monotonic() + moment.timestamp() - time.time()
 
 
 def _write_token(uid: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import signal
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from integration.lifecycle_rig import MIB, Holder, Rig, alive, refused, rig, workers_of
 from modelmora.errors import (
+    DeadlineExceeded,
     InvalidArgument,
     LoadFailed,
     MemoryBusy,
@@ -220,6 +223,36 @@ async def test_errors_end_the_stream(node: Rig) -> None:
     silent = node.leases.Acquire()
     await silent.write(pb.AcquireRequest(in_use=pb.InUse(in_flight=1)))
     await refused(silent.read(), InvalidArgument)
+
+
+async def test_wants_that_cannot_be_meant_are_refused_at_the_field(node: Rig) -> None:
+    version = await node.echo("acme/one")
+    for field, wrong in (
+        ("want.deadline", {"deadline": Timestamp(seconds=2**63 - 1)}),
+        ("want.deadline", {"deadline": Timestamp(seconds=-(2**63))}),
+        ("want.deadline", {"deadline": Timestamp(seconds=1, nanos=-5)}),
+        ("want.deadline", {"deadline": Timestamp(seconds=1, nanos=2**31 - 1)}),
+        ("want.priority", {"priority": 77}),
+    ):
+        call = node.leases.Acquire()
+        await call.write(pb.AcquireRequest(want=pb.Want(model_version=version, **wrong)))  # type: ignore[arg-type]
+        error = await refused(call.read(), InvalidArgument)
+        assert [violation.field for violation in error.fields] == [field]
+    holder = await (await node.acquire(version)).ready()
+    await refused((await node.acquire(version, seconds=-60)).hear("loaded"), DeadlineExceeded)
+    await holder.close()
+
+
+async def test_leases_that_end_unasked_leave_no_task(node: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    version = await node.echo("acme/one")
+    for _ in range(5):
+        holder = await (await node.acquire(version)).ready()
+        await holder.close()
+    async with asyncio.timeout(10):
+        while (await node.replicas())[0].leases:
+            pass
+    gc.collect()
+    assert "was destroyed" not in caplog.text
 
 
 async def test_unloading_a_busy_model_needs_force_and_then_lets_its_holder_finish(node: Rig) -> None:

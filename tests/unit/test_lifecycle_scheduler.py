@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelmora.errors import (
     DeadlineExceeded,
+    EngineUnavailable,
+    InvalidModelFiles,
     LoadFailed,
     MemoryBusy,
     NeverFits,
     ReplicaNotFound,
     ShuttingDown,
+    StorageFull,
     VersionInUse,
 )
 from modelmora_lifecycle.domain import HOST, Health, HealthState, ReplicaState, VersionFacts
@@ -329,6 +332,33 @@ def test_a_failed_load_is_told_to_everyone_who_waits_and_remembered(node: Node) 
     node.want("w", version("a"))
     node.run_for(1.0)
     assert node.granted_to("w")
+
+
+def test_nobody_is_told_to_wait_for_what_waiting_does_not_change(node: Node) -> None:
+    for name, cause, delay in (
+        ("a", InvalidModelFiles("no weights"), None),
+        ("b", EngineUnavailable("torch is not there"), None),
+        ("c", LoadFailed("killed"), 1.0),
+        ("d", StorageFull("no room for a log"), 1.0),
+    ):
+        node.workers[name] = FakeWorker(hangs=True)
+        node.want(name, version(name, 10))
+        (replica,) = (r for r in node.scheduler.replicas() if r.version == name)
+        node.scheduler.load_failed(replica.uid, cause, node.clock.now)
+        node.want(f"again {name}", version(name, 10))
+        for waiter in (name, f"again {name}"):
+            error = node.error_of(waiter)
+            assert type(error) is type(cause)
+            assert error.retry_after_seconds == delay
+
+
+def test_a_want_whose_deadline_has_passed_is_refused_also_when_it_is_loaded(node: Node) -> None:
+    node.want("x", version("a"))
+    node.run_for(5.0)
+    for late in (0.0, 1.0):
+        node.want(f"y{late}", version("a"), deadline=node.clock.now - late)
+        assert isinstance(node.error_of(f"y{late}"), DeadlineExceeded)
+    assert node.scheduler.leases(node.granted_to("x"))[0] == 1
 
 
 def test_a_crash_revokes_and_the_next_want_loads_again(node: Node) -> None:
