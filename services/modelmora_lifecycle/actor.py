@@ -383,7 +383,7 @@ class Node:
             await asyncio.sleep(2.0)
 
     def _tell_health(self) -> None:
-        unstable = self.scheduler.unstable()
+        unstable = self.scheduler.unstable(time.monotonic())
         overdraft = self.scheduler.ledger.overdraft
         if unstable:
             names = ", ".join(f"{name} ({count} times in a row)" for name, count in sorted(unstable.items()))

@@ -192,9 +192,13 @@ class Scheduler:
         held = self._held(uid)
         return len(held), sum(lease.in_flight > 0 for lease in held)
 
-    def unstable(self) -> dict[str, int]:
-        """Versions that keep failing, with how often in a row."""
-        return {name: known.failures for name, known in self._known.items() if known.failures >= 3}
+    def unstable(self, now: float) -> dict[str, int]:
+        """Versions that keep failing, with how often in a row; not those that nobody has tried since, deleted or not."""
+        return {
+            name: known.failures
+            for name, known in self._known.items()
+            if known.failures >= 3 and now < known.retry_at + self.rules.backoff_limit_seconds
+        }
 
     # Events from callers.
 

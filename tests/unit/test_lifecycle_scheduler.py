@@ -334,6 +334,16 @@ def test_a_failed_load_is_told_to_everyone_who_waits_and_remembered(node: Node) 
     assert node.granted_to("w")
 
 
+def test_a_version_that_nobody_tries_any_more_is_not_called_unstable(node: Node) -> None:
+    node.workers["a"] = FakeWorker(fails=True)
+    for number in range(3):
+        node.want(f"w{number}", version("a"))
+        node.run_for(10.0)
+    assert node.scheduler.unstable(node.clock.now) == {"a": 3}
+    node.run_for(node.rules.backoff_limit_seconds)
+    assert node.scheduler.unstable(node.clock.now) == {}
+
+
 def test_nobody_is_told_to_wait_for_what_waiting_does_not_change(node: Node) -> None:
     for name, cause, delay in (
         ("a", InvalidModelFiles("no weights"), None),
@@ -385,13 +395,13 @@ def test_a_crash_loop_backs_off_and_the_waiter_is_still_served(node: Node) -> No
         delays.append(node.clock.now - asked - 1.0)
         node.crash(node.granted_to(f"x{turn}") or "")
     assert delays == [0.0, 0.0, 0.25, 0.5, 1.0, 2.0]
-    assert node.scheduler.unstable() == {"a": 6}
+    assert node.scheduler.unstable(node.clock.now) == {"a": 6}
     node.want("y", version("a"))
     node.run_for(6.0)
     uid = node.granted_to("y") or ""
     node.run_for(10.0)
     node.scheduler.health(uid, Health(HealthState.HEALTHY, "", node.clock.now), node.clock.now)
-    assert node.scheduler.unstable() == {}
+    assert node.scheduler.unstable(node.clock.now) == {}
 
 
 def test_an_unhealthy_replica_takes_no_new_lease_and_recovers_or_is_replaced(node: Node) -> None:
