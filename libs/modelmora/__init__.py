@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from modelmora.aio import AsyncClient as AsyncClient
     from modelmora.client import Client as Client
     from modelmora.errors import ModelMoraError as ModelMoraError
+    from modelmora.retry import RetryPolicy as RetryPolicy
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "ModelMoraError", "__version__"]
+__all__ = ["AsyncClient", "Client", "ModelMoraError", "RetryPolicy", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,6 +31,10 @@ def __getattr__(name: str) -> Any:
         from modelmora.errors import ModelMoraError
 
         return ModelMoraError
+    if name == "RetryPolicy":
+        from modelmora.retry import RetryPolicy
+
+        return RetryPolicy
     raise AttributeError(f"module 'modelmora' has no attribute {name!r}")
 
 

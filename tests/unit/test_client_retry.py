@@ -78,3 +78,11 @@ def test_the_budget_never_exceeds_its_capacity() -> None:
     for _ in range(100):
         budget.succeeded()
     assert [budget.take() for _ in range(3)] == [True, True, False]
+
+
+def test_what_a_client_takes_is_exported_beside_it() -> None:
+    import modelmora
+
+    assert {name: getattr(modelmora, name).__name__ for name in modelmora.__all__ if name != "__version__"} == {
+        name: name for name in ("AsyncClient", "Client", "ModelMoraError", "RetryPolicy")
+    }
