@@ -5,6 +5,7 @@ neither a collection error nor a broken fixture kills a mutant.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -59,8 +60,37 @@ class Outcome:
     output: str
 
 
+class Tree:
+    """A copy of the tree, and the process whose forks run pytest in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        places = [root, root / "libs", root / "services", root / "tests"]
+        environ = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, places)), PYTHONDONTWRITEBYTECODE="1")
+        self._zygote = subprocess.Popen(
+            [sys.executable, "-P", str(root / "tests" / "mutants" / "zygote.py")],
+            cwd=root, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def pytest(self, arguments: list[str], seconds: float) -> str:
+        """Runs pytest with these arguments; its output."""
+        assert self._zygote.stdin is not None
+        assert self._zygote.stdout is not None
+        output = self.root / "output"
+        self._zygote.stdin.write(json.dumps([str(output), seconds, *arguments]) + "\n")
+        self._zygote.stdin.flush()
+        code = json.loads(self._zygote.stdout.readline())
+        text = output.read_text(errors="replace")[-6000:]
+        return f"{text}\nstill running after {seconds} s" if code is None else text
+
+    def close(self) -> None:
+        assert self._zygote.stdin is not None
+        self._zygote.stdin.close()
+        self._zygote.wait(10)
+
+
 @pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> SimpleQueue[Path]:
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleQueue[Tree]]:
     """One copy of the tree for each worker."""
     listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
@@ -69,18 +99,20 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> SimpleQueue[Path]:
         check=True,
     )
     names = [name for name in listing.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
-    copies: SimpleQueue[Path] = SimpleQueue()
+    copies: SimpleQueue[Tree] = SimpleQueue()
     for _ in range(WORKERS):
         root = tmp_path_factory.mktemp("tree")
         for name in names:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
-        copies.put(root)
-    return copies
+        copies.put(Tree(root))
+    yield copies
+    for _ in range(WORKERS):
+        copies.get().close()
 
 
 @pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest, trees: SimpleQueue[Path]) -> Iterator[dict[str, Future[Outcome]]]:
+def outcomes(request: pytest.FixtureRequest, trees: SimpleQueue[Tree]) -> Iterator[dict[str, Future[Outcome]]]:
     """Runs the mutants that this session selected, two at a time, from the moment the first result is wanted."""
     wanted = {
         item.callspec.params["mutant"].name
@@ -98,12 +130,12 @@ def test_mutants_have_names_of_their_own() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_the_named_tests_pass_without_a_mutant(trees: SimpleQueue[Path]) -> None:
-    root = trees.get()
+def test_the_named_tests_pass_without_a_mutant(trees: SimpleQueue[Tree]) -> None:
+    tree = trees.get()
     try:
-        outcome = _run_tests(root, sorted({mutant.test for mutant in ALL}), None)
+        outcome = _run_tests(tree, sorted({mutant.test for mutant in ALL}), None)
     finally:
-        trees.put(root)
+        trees.put(tree)
     assert (outcome.failures, outcome.errors, outcome.skipped) == (0, 0, 0), outcome.output
     assert outcome.passed > 0
 
@@ -116,50 +148,42 @@ def test_the_named_test_fails_with(mutant: Mutant, outcomes: dict[str, Future[Ou
     assert outcome.failures, f"{mutant.test} does not notice: {mutant.why}\n{outcome.output}"
 
 
-def _run_mutant(mutant: Mutant, trees: SimpleQueue[Path]) -> Outcome:
-    root = trees.get()
-    target = root / mutant.file
+def _run_mutant(mutant: Mutant, trees: SimpleQueue[Tree]) -> Outcome:
+    tree = trees.get()
+    target = tree.root / mutant.file
     try:
         before = target.read_text()
         count = before.count(mutant.find)
         if count != 1:
             raise AssertionError(f"{mutant.file} holds the text to find {count} times, not once: {mutant.find!r}")
-        marker = root / "imported"
+        marker = tree.root / "imported"
         marker.unlink(missing_ok=True)
         # The last line tells that this very file was executed, in whichever process. A mutant that breaks the import
         # itself never gets there.
         witness = f'\n__import__("pathlib").Path({str(marker)!r}).touch()\n'
         target.write_text(before.replace(mutant.find, mutant.replace) + witness)
         try:
-            return _run_tests(root, [mutant.test], marker)
+            return _run_tests(tree, [mutant.test], marker)
         finally:
             target.write_text(before)
     finally:
-        trees.put(root)
+        trees.put(tree)
 
 
-def _run_tests(root: Path, tests: list[str], marker: Path | None) -> Outcome:
-    report = root / "report.xml"
+def _run_tests(tree: Tree, tests: list[str], marker: Path | None) -> Outcome:
+    report = tree.root / "report.xml"
     report.unlink(missing_ok=True)
-    places = [root / "libs", root / "services", root / "tests"]
-    environ = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, places)), PYTHONDONTWRITEBYTECODE="1")
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--timeout=60", f"--junitxml={report}", *tests]
-    if any("hypothesis" in (root / test.partition("::")[0]).read_text() for test in tests):
-        command[3:3] = ["-p", "mutants.settle"]
+    arguments = ["-q", "--no-header", "--timeout=60", f"--junitxml={report}", *tests]
+    if any("hypothesis" in (tree.root / test.partition("::")[0]).read_text() for test in tests):
+        arguments[:0] = ["-p", "mutants.settle"]
     if marker:
-        command.insert(3, "-x")
-    try:
-        done = subprocess.run(
-            command, cwd=root, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=RUN_SECONDS if marker else 600, check=False,
-        )  # fmt: skip
-        output = done.stdout[-4000:] + done.stderr[-2000:]
-    except subprocess.TimeoutExpired as late:
-        output = f"still running after {late.timeout} s"
+        arguments.insert(0, "-x")
+    output = tree.pytest(arguments, RUN_SECONDS if marker else 600)
+    imported = marker is not None and marker.exists()
     if not report.exists():
-        return Outcome(0, 1, 0, 0, marker is not None and marker.exists(), output)
+        return Outcome(0, 1, 0, 0, imported, output)
     suite = ElementTree.parse(report).getroot().find("testsuite")  # noqa: S314 - pytest wrote it a moment ago
     assert suite is not None
     failures, errors, skipped = (int(suite.get(key, "0")) for key in ("failures", "errors", "skipped"))
     passed = int(suite.get("tests", "0")) - failures - errors - skipped
-    return Outcome(failures, errors, passed, skipped, marker is not None and marker.exists(), output)
+    return Outcome(failures, errors, passed, skipped, imported, output)
