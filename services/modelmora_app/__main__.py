@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import sys
+from typing import NoReturn
 
 # gRPC must not hook itself into fork: our children are started by exec, and its hooks cost time and may hang.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
@@ -19,12 +22,22 @@ def main() -> None:
 
             quick = host_commands.read_arguments(sys.argv[1], sys.argv[2:])
             if quick is not None:
-                sys.exit(host_commands.run(*quick))
+                _leave(host_commands.run(*quick))
         except KeyboardInterrupt:  # before the host listens to signals: nothing is there yet to be stopped
             sys.exit(130)
     from modelmora_app.cli import cli
 
     cli(prog_name="modelmora")
+
+
+def _leave(code: int) -> NoReturn:
+    """Everything is closed by now. Not sys.exit: the interpreter would join a thread that still waits for a silent
+    Hub, for up to its read timeout, and take apart what the kernel frees at once."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # whoever read our lines may be gone
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
