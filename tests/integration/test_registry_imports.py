@@ -97,6 +97,18 @@ async def test_a_wrong_checksum_fails_the_version_and_leaves_no_file(rig: Rig, r
         await rig.import_model(source=local(folder), version="1.0.0")
 
 
+async def test_a_new_model_whose_import_failed_can_be_asked_why_and_deleted_whole(rig: Rig, roots: Path) -> None:
+    folder = sentence_model(roots / "mini")
+    checksums = {WEIGHTS: "sha256:" + "0" * 64}
+    failed = await rig.import_model(model_id="a/b", source=local(folder), version="1", expected_checksums=checksums)
+    assert failed.state == pb.MODEL_VERSION_STATE_FAILED
+    assert (await rig.watch(failed.name))[-1].model_version.failure == failed.failure
+    model = (await rig.call(rig.registry.GetModel, pb.GetModelRequest(name="a/b"))).model
+    assert (model.current_version, dict(model.aliases)) == ("", {})
+    await rig.call(rig.registry.DeleteModel, pb.DeleteModelRequest(name="a/b", force=True))
+    assert set((await rig.rows("model", "model_version", "used_version", "artifact_file")).values()) == {0}
+
+
 async def test_a_checksum_of_a_file_that_is_not_there_is_refused(rig: Rig, roots: Path) -> None:
     folder = sentence_model(roots / "mini")
     checksums = {"none.json": "sha256:" + "0" * 64}

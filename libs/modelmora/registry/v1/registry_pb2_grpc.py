@@ -200,6 +200,12 @@ class RegistryServiceServicer(object):
         """Registers the model if it is new, then a version from a source. Returns at once with the version in CREATING;
         follow it with WatchModelVersion. Files are copied or downloaded to a temporary name and verified one by one before
         the version becomes READY. The same source at the same commit answers with the version that exists.
+
+        What can be told without reading the files (names, sizes, room, engine, options) is checked before anything is
+        registered: such an error leaves no row. What only their content tells (ChecksumMismatch, UnsafeFile,
+        InvalidModelFiles, a source that breaks off) ends the version FAILED. It and a model made for it stay, without any
+        file, so that WatchModelVersion can tell why. A call with another `request_id` tries again; DeleteModel with `force`
+        removes both.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
