@@ -193,7 +193,7 @@ class Scheduler:
         return len(held), sum(lease.in_flight > 0 for lease in held)
 
     def unstable(self, now: float) -> dict[str, int]:
-        """Versions that keep failing, with how often in a row; not those that nobody has tried since, deleted or not."""
+        """Versions that keep failing, with how often in a row; not those that nobody tries any more."""
         return {
             name: known.failures
             for name, known in self._known.items()
