@@ -341,3 +341,17 @@ async def test_an_engine_of_a_third_party_is_found_by_its_entry_point(data_dir, 
     await control.load(worker_pb2.LoadRequest(engine="theirs"), timeout_seconds=30)
     assert (await within(anext(infer(control)))).done
     await launcher.close()
+
+
+async def test_closing_does_not_wait_for_a_worker_that_never_reads(tmp_path: Path) -> None:
+    path = tmp_path / "deaf.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        channel = WorkerChannel(f"unix:{path}")
+        transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: channel, str(path))
+        while not transport.get_write_buffer_size():
+            transport.write(bytes(64 * 1024))  # what the kernel does not take stays, below the mark that pauses
+        assert not channel._paused
+        await asyncio.wait_for(channel.close(), 5)
+        assert channel.closed.is_set()
