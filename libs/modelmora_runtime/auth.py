@@ -181,9 +181,9 @@ class TokenFile:
         if scheme.lower() != "bearer" or not shown.strip():
             raise TokenMissing("the authorization header must be `Bearer <token>`")
         shown = shown.strip()
-        if _id_of(shown) not in self._tokens:
+        if id_of(shown) not in self._tokens:
             self._refresh()  # it may have been made this very second
-        token = self._tokens.get(_id_of(shown))
+        token = self._tokens.get(id_of(shown))
         # An unknown id is compared too, so that the time does not tell which ids exist.
         known = token.sha256 if token is not None else "0" * 64
         if not hmac.compare_digest(_digest(shown), known) or token is None:
@@ -355,7 +355,8 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _id_of(token: str) -> str:
+def id_of(token: str) -> str:
+    """The id in a token's text, by which it is listed and revoked."""
     parts = token.split("_", 2)
     return parts[1] if len(parts) == 3 and parts[0] == "mm" else ""
 
