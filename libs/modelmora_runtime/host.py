@@ -177,6 +177,7 @@ class Host:
         listen.check_free("127.0.0.1", settings.metrics_port, "platform.metrics_port")
         make_private(settings.data_dir)
         run_dir = run_folder(settings.data_dir)
+        listen.drop_dead_sockets(run_dir)
         await stack.enter_async_context(telemetry.tracing(settings.otlp_endpoint, settings.trace_sample_ratio))
         database_url = await self._open_database(run_dir)
 

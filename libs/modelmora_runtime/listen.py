@@ -7,10 +7,13 @@ import errno
 import ipaddress
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from modelmora.errors import FailedPrecondition, InvalidArgument
+
+_YOUNG_SOCKET_SECONDS = 60.0
 
 
 class PortInUse(FailedPrecondition):
@@ -39,6 +42,22 @@ def reachable(host: str, port: int) -> str:
     """Where this machine's own clients reach a server that listens on `host`."""
     anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}  # noqa: S104
     return address(anywhere.get(host, host), port)
+
+
+def drop_dead_sockets(folder: Path) -> None:
+    """Removes the sockets on which nobody listens: a process that is killed leaves its own behind.
+
+    Young ones stay: between the two steps of making one it looks dead, and another part may be starting here.
+    """
+    for path in folder.glob("*.sock"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            if time.time() - path.lstat().st_mtime < _YOUNG_SOCKET_SECONDS:
+                continue
+            probe.setblocking(False)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
 
 
 def check_free(host: str, port: int, setting: str) -> None:

@@ -110,3 +110,22 @@ def test_descendants_are_children_and_their_children() -> None:
         assert set(descendants(child.pid)) == {grandchild}
         child.kill()
         os.kill(grandchild, 9)
+
+
+def test_only_old_sockets_on_which_nobody_listens_are_removed(tmp_path: Path) -> None:
+    alive, sockets = tmp_path / "alive.sock", []
+    for path in (alive, tmp_path / "dead.sock", tmp_path / "young.sock"):
+        sockets.append(socket.socket(socket.AF_UNIX))
+        sockets[-1].bind(str(path))
+        if path == alive:
+            sockets[-1].listen()
+        if path.name != "young.sock":
+            os.utime(path, (0, 0))
+    (tmp_path / "file.sock").write_text("no socket")
+    os.utime(tmp_path / "file.sock", (0, 0))
+    (tmp_path / "endpoint.json").write_text("{}")
+    sockets[1].close()
+    listen.drop_dead_sockets(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["alive.sock", "endpoint.json", "young.sock"]
+    for each in sockets:
+        each.close()
