@@ -319,7 +319,7 @@ class ModelDraft(Value):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     display_name: DisplayName = ""
-    description: Annotated[Text, Field(max_length=100_000)] = ""
+    description: Annotated[str, Field(max_length=100_000), AfterValidator(_without_nul)] = ""
     task_type: TaskType | None = None
     labels: Labels = Field(default_factory=dict)
 

@@ -313,3 +313,10 @@ def test_options_are_read_only_to_the_bottom() -> None:
 def test_a_folder_name_becomes_a_slug() -> None:
     assert slug("My model (final)!") == "My-model-final"
     assert slug("../..") == ""
+
+
+def test_a_long_description_is_counted_in_characters() -> None:
+    with pytest.raises(ValidationError, match="100000 characters"):
+        ModelDraft(description="x" * 100_001)
+    with pytest.raises(ValidationError, match="NUL"):
+        ModelDraft(description="\x00")
