@@ -173,7 +173,7 @@ def _run_mutant(mutant: Mutant, trees: SimpleQueue[Tree]) -> Outcome:
 def _run_tests(tree: Tree, tests: list[str], marker: Path | None) -> Outcome:
     report = tree.root / "report.xml"
     report.unlink(missing_ok=True)
-    arguments = ["-q", "--no-header", "--timeout=60", f"--junitxml={report}", *tests]
+    arguments = ["-q", "--no-header", f"--timeout={30 if marker else 60}", f"--junitxml={report}", *tests]
     if any("hypothesis" in (tree.root / test.partition("::")[0]).read_text() for test in tests):
         arguments[:0] = ["-p", "mutants.settle"]
     if marker:
