@@ -169,11 +169,11 @@ def load(
     """
     environ = os.environ if environ is None else environ
     wanted: dict[str, type[Section]] = {PLATFORM: PlatformSettings, **sections}
-    from_file = _read_file(config_file, wanted, elsewhere) if config_file is not None else {}
+    wrong: list[FieldViolation] = []
+    from_file = _read_file(config_file, wanted, elsewhere, wrong) if config_file is not None else {}
     from_flags = _read_flags(flags or {}, wanted)
     origins: dict[str, str] = {}
     made: dict[str, Section] = {}
-    wrong: list[FieldViolation] = []
     for name, model in wanted.items():
         values: dict[str, object] = {}
         if name == PLATFORM:
@@ -240,8 +240,9 @@ def _read_flags(flags: Mapping[str, object], sections: Mapping[str, type[Section
 
 
 def _read_file(
-    path: Path, sections: Mapping[str, type[Section]], elsewhere: Collection[str]
+    path: Path, sections: Mapping[str, type[Section]], elsewhere: Collection[str], wrong: list[FieldViolation]
 ) -> dict[str, dict[str, object]]:
+    """The values by section and field; what is no section goes to `wrong`, to be told with everything else."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -251,7 +252,6 @@ def _read_file(
         return {}
     if not isinstance(content, dict):
         raise InvalidArgument.at("config_file", f"{path} must be a mapping of sections")
-    wrong = []
     found: dict[str, dict[str, object]] = {}
     for name, values in content.items():
         if name in elsewhere and name not in sections:
@@ -265,10 +265,6 @@ def _read_file(
             wrong.append(FieldViolation(str(name), f"must be a mapping of settings (file {path})"))
         else:
             found[name] = {str(field): value for field, value in values.items()}
-    if wrong:
-        raise InvalidArgument(
-            "settings: " + "; ".join(f"{violation.field}: {violation.description}" for violation in wrong), fields=wrong
-        )
     return found
 
 

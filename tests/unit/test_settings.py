@@ -134,6 +134,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load({}, config_file=tmp_path / "absent.yaml", environ={})
 
 
+def test_all_that_is_wrong_in_a_file_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        read(tmp_path, "livecycle:\n  drain_seconds: 1\nplatform:\n  prot: 7\nlifecycle: 7\n")
+    assert {violation.field for violation in raised.value.fields} == {"livecycle", "platform.prot", "lifecycle"}
+
+
 def test_sections_of_contexts_elsewhere_are_not_looked_at(tmp_path: Path) -> None:
     read(tmp_path, "registry:\n  anything: true\n", elsewhere=("registry", "lifecycle"))
     with pytest.raises(InvalidArgument):
