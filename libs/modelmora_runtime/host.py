@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -37,6 +37,9 @@ from modelmora_runtime.health import ComponentHealth, HealthBoard, HealthService
 from modelmora_runtime.interceptors import Interceptors, Router
 from modelmora_runtime.peers import Peers
 from modelmora_runtime.settings import PlatformSettings, Section
+
+if TYPE_CHECKING:
+    from modelmora_runtime.postgres import PostgresState
 
 __all__ = [
     "ComponentHealth",
@@ -241,12 +244,19 @@ class Host:
         if url is None:
             from modelmora_runtime.postgres import EmbeddedPostgres
 
-            server = EmbeddedPostgres(self.settings.data_dir, run_dir, on_progress=self._announce)
+            # A killed server is often back between two pings: only its end itself is sure to be noticed.
+            server = EmbeddedPostgres(
+                self.settings.data_dir, run_dir, on_state=self._hear_of_database, on_progress=self._announce
+            )
             await self._stack.enter_async_context(server)
             url, takes_connections = server.url, server.ping
             self._announce(f"database ready (embedded PostgreSQL, {time.monotonic() - began:.1f} s)")
         await self._stack.enter_async_context(self._watched_database(url, takes_connections))
         return url
+
+    def _hear_of_database(self, state: PostgresState) -> None:
+        if state.status == "restarting":
+            self.board.set(DATABASE, "unhealthy", state.reason)
 
     @asynccontextmanager
     async def _watched_database(
