@@ -769,6 +769,7 @@ def test_the_ledger_holds_nobody_is_stopped_at_work_and_everyone_is_answered(cas
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @settings(max_examples=5000, deadline=None)
 @given(CASES)
 def test_thousands_of_cases_hold_too(case: tuple[Any, ...]) -> None:
@@ -812,6 +813,7 @@ def test_busy_random_traffic_keeps_every_promise(seed: int) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_busy_random_traffic_keeps_every_promise_for_long() -> None:
     for number in range(20_000):
         everyone_is_answered(*random_case(Random(number)))
