@@ -58,8 +58,8 @@ class SentenceTransformersEngine:
         # prediction. Lengths hardly repeat, so few are as good (within 3 %).
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
         # OpenMP threads that wait for each other spin 300,000 rounds by default, 5 ms. With anything else on the cores
-        # (our own host, for one) throughput fell from 30 to 6 texts/s; this keeps it at 14 and above, for a few percent on
-        # a quiet machine and a quarter less processor time everywhere.
+        # (our own host, for one) throughput fell from 30 to 6 texts/s. This keeps it at 14 and above, for a few percent
+        # on a quiet machine, and takes a quarter less processor time everywhere.
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
         import torch
         import transformers
