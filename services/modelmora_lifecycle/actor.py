@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
 
-from modelmora.errors import InternalError, LoadFailed, ModelMoraError, ReplicaNotFound, ShuttingDown
+from modelmora.errors import InternalError, LoadFailed, ModelMoraError, ReplicaNotFound, ShuttingDown, VersionInUse
 from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime import machine
 from modelmora_runtime.health import tell_if_broken
@@ -46,6 +46,9 @@ T = TypeVar("T")
 
 HISTORY_EVENTS = 1000
 ENDED_REPLICAS = 100
+SETTLE_SECONDS = 0.5
+"""A holder says that it is idle up to 0.1 s after its last answer. Who unloads right after an answer shall not be told
+that the model is busy, so a busy one is looked at for so long."""
 _FOREIGN_STEP_BYTES = 64 * MIB
 
 LOADS = Counter("modelmora_lifecycle_loads", "Loads by how they ended.", ["outcome"])
@@ -233,7 +236,14 @@ class Node:
 
     async def unload(self, version: str, *, force: bool) -> list[str]:
         """Uids of the replicas that are drained now. Raises ReplicaNotFound, VersionInUse."""
-        return await self._ask(lambda now: self.scheduler.unload(version, force=force, now=now))
+        patience_end = time.monotonic() + SETTLE_SECONDS
+        while True:
+            try:
+                return await self._ask(lambda now: self.scheduler.unload(version, force=force, now=now))
+            except VersionInUse as error:
+                if error.metadata.get("busy_leases", "0") == "0" or time.monotonic() >= patience_end:
+                    raise
+            await asyncio.sleep(0.05)
 
     async def gone(self, uids: Sequence[str]) -> None:
         """Returns when none of these replicas is in memory."""

@@ -365,6 +365,7 @@ class _ForkServer:
             self._socket.sendmsg([json.dumps(message).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         except OSError as error:
             del self._asked[order.number]
+            self._hang_up()  # dead before the loop heard of it: the next attempt must not meet it again
             raise _ForkServerGone(str(error)) from error
         finally:
             order.handed_over()

@@ -46,7 +46,9 @@ async def test_a_child_has_a_session_a_clean_signal_state_and_only_the_given_env
     lines = (await child.exited).log_tail
     assert [int(word) for word in lines[0].split()] == [child.pid] * 3
     assert lines[1].split() == ["SigBlk:", "0" * 16]
-    assert lines[2].split() == ["SigIgn:", "0" * 16]
+    # 32 and 33 are the C library's own: nobody can set them, so they stay as this process inherited them.
+    assert lines[2].startswith("SigIgn:")
+    assert int(lines[2].split()[1], 16) & ~(0b11 << 31) == 0
     assert lines[-1] == "0077"
     assert {line.partition("=")[0] for line in lines[3:-1]} <= {"PATH", "PWD", "SHLVL", "_", "OLDPWD", "LC_CTYPE"}
 
