@@ -360,7 +360,7 @@ async def main():
         await EmbeddedPostgres(path, path.parent / "run").__aenter__()
     except StorageFull as error:
         print("refused", error.metadata["folder"], [*path.glob("postgres"), *path.glob("postgres.new*")])
-    os.system(f"mount -o remount,size=300m {sys.argv[1]}")
+    os.system(f"mount -t tmpfs -o remount,size=300m none {sys.argv[1]}")
     policy = RestartPolicy(first_delay_seconds=0.05, max_delay_seconds=0.2)
     states = []
     async with EmbeddedPostgres(path, path.parent / "run", policy=policy, on_state=states.append) as postgres:
