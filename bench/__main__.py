@@ -34,7 +34,9 @@ class Script:
     """A child that answers one line of JSON for each command."""
 
     def __init__(self, *command: str) -> None:
-        environ = dict(os.environ, PYTHONPATH=str(ROOT), TOKENIZERS_PARALLELISM="true")
+        # What our engine sets for itself, for the ceiling too.
+        engine = {"GOMP_SPINCOUNT": "2000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "TOKENIZERS_PARALLELISM": "false"}
+        environ = dict(os.environ, PYTHONPATH=str(ROOT), **engine)
         self._process = subprocess.Popen(
             [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, env=environ, cwd=ROOT,

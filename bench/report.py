@@ -22,7 +22,8 @@ HEAD = """# Benchmarks
 Written by `make bench BENCH=--full`. Machines are noisy, so every claim is a ratio inside one interleaved run: ours and
 the ceiling in turn, the bootstrap 95 % interval of the median in brackets; the claim is its lower bound. The ceiling
 is sentence-transformers in process behind a greedy micro-batcher at the same concurrency (`bench/ceiling.py`, which
-imports nothing of ours); both sides check a sample of their vectors. A timing is never asserted in a test.
+imports nothing of ours and sorts, cuts and sets OpenMP as our engine does); both sides check a sample of their vectors.
+A timing is never asserted in a test.
 """
 
 
