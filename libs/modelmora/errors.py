@@ -213,6 +213,22 @@ class SourceUnavailable(Unavailable):
     """The source of the model did not answer."""
 
 
+class VersionDrifted(FailedPrecondition):
+    """The version's files, libraries or answers differ from what was recorded; verify it to see where."""
+
+
+class LockNotFound(NotFound):
+    """No model lock has this name."""
+
+
+class LockExists(AlreadyExists):
+    """A model lock of this name exists."""
+
+
+class LinkNotFound(NotFound):
+    """The model has no external link of this name."""
+
+
 class UnsafeFile(FailedPrecondition):
     """A file of the source could run code or leave its folder; it is refused."""
 
@@ -253,6 +269,18 @@ class ReplicaNotFound(NotFound):
 
 class IllegalTransition(FailedPrecondition):
     """The replica's state does not allow this."""
+
+
+class ModelLoading(Unavailable):
+    """The model is not in memory yet and the caller did not want to wait; retry after the delay."""
+
+
+class NodeCordoned(Unavailable):
+    """The node is being emptied for maintenance and loads nothing; ask another node or uncordon it."""
+
+
+class TuningNotFound(NotFound):
+    """No tuning has this name; they are kept for a bounded time."""
 
 
 class NeverFits(FailedPrecondition):

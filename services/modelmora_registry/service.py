@@ -21,8 +21,9 @@ from modelmora.errors import (
     Unavailable,
 )
 from modelmora.registry.v1 import registry_pb2 as pb
+from modelmora.registry.v1 import registry_pb2_grpc
 from modelmora_runtime import ids, protomap
-from modelmora_runtime.auth import OPERATORS, READERS, SERVICES, Role, current_caller
+from modelmora_runtime.auth import ADMINS, OPERATORS, READERS, SERVICES, Role, current_caller
 from modelmora_runtime.host import EngineCard
 
 from modelmora_registry import domain, listing, metadata
@@ -68,8 +69,29 @@ ACCESS: Mapping[str, frozenset[Role]] = {
     "SetAlias": OPERATORS,
     "ImportModel": OPERATORS,
     "ResolveModel": READERS,
+    "ListAliasChanges": READERS,
+    "CancelImport": OPERATORS,
+    "UpdateModelVersion": OPERATORS,
+    "SetEngineProfile": OPERATORS,
+    "VerifyModelVersion": OPERATORS,
+    "SelectModelVersion": READERS,
+    "CreateModelLock": OPERATORS,
+    "GetModelLock": READERS,
+    "ListModelLocks": READERS,
+    "DeleteModelLock": OPERATORS,
+    "RenderModelLock": READERS,
+    "VerifyModelLock": OPERATORS,
+    "DiffModelLocks": READERS,
+    "ApplyModelLock": OPERATORS,
+    "CreateExternalLink": OPERATORS,
+    "GetExternalLink": READERS,
+    "ListExternalLinks": READERS,
+    "DeleteExternalLink": OPERATORS,
+    "CheckExternalLink": OPERATORS,
+    "ExportModelVersion": OPERATORS,
+    "ListAuditEntries": ADMINS,
 }
-HOLD_ACCESS: Mapping[str, frozenset[Role]] = {"AcquireHold": SERVICES}
+HOLD_ACCESS: Mapping[str, frozenset[Role]] = {"AcquireHold": SERVICES, "RecordFingerprint": SERVICES}
 
 _MODEL_FIELDS = {
     "name": NAME,
@@ -89,7 +111,7 @@ _VERSION_FIELDS = {
 }
 
 
-class RegistryServicer:
+class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     def __init__(
         self,
         store: Store,
@@ -378,7 +400,7 @@ class RegistryServicer:
         await asyncio.shield(removing)
 
 
-class RegistryHoldServicer:
+class RegistryHoldServicer(registry_pb2_grpc.RegistryHoldServiceServicer):
     def __init__(self, holds: Holds) -> None:
         self._holds = holds
 

@@ -16,7 +16,10 @@ from pathlib import Path, PurePosixPath
 CONTEXTS = ("registry", "lifecycle", "inference", "observability")
 CONTEXT_PACKAGES = frozenset(f"modelmora_{name}" for name in CONTEXTS)
 
-PURE_FILES = frozenset({"domain.py", "queue.py", "scheduler.py", "eviction.py", "ledger.py", "energy.py"})
+PURE_FILES = frozenset(
+    {"domain.py", "queue.py", "scheduler.py", "eviction.py", "ledger.py", "energy.py"}
+    | {"simulation.py", "tuning.py", "locks.py", "selection.py", "filters.py", "links.py"}
+)
 """Files of a context that decide without a clock, IO or chance."""
 
 HOT_FILES = frozenset({"queue.py", "scheduler.py", "eviction.py", "ledger.py"})
@@ -215,7 +218,9 @@ def _import_breaches(path: PurePosixPath, package: str, imported: Import) -> Ite
             yield "2", f"the pure file imports {module}"
 
     # 3. SQL and gRPC where they belong.
-    if top in SQL and not (path.name == "store.py" or "migrations" in path.parts or str(path) in SQL_RUNTIME_FILES):
+    if top in SQL and not (
+        path.name.endswith("store.py") or "migrations" in path.parts or str(path) in SQL_RUNTIME_FILES
+    ):
         yield "3", f"SQL outside a store: {module}"
     is_grpc = top in {"grpc", "grpc_health", "grpc_reflection"} or any(
         p.endswith("_pb2_grpc") for p in module.split(".")
@@ -257,7 +262,9 @@ def _may_import_grpc(path: PurePosixPath, package: str) -> bool:
         return path.name in {"client.py", "aio.py", "status.py"}
     if package == "modelmora_app":
         return "cli" in path.parts
-    return package in CONTEXT_PACKAGES and (path.name in GRPC_FILES or "protocols" in path.parts)
+    return package in CONTEXT_PACKAGES and (
+        path.name in GRPC_FILES or path.name.endswith("_service.py") or "protocols" in path.parts
+    )
 
 
 def _is_pure(path: PurePosixPath, package: str) -> bool:

@@ -16,12 +16,21 @@ class VectorEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VECTOR_ENCODING_UNSPECIFIED: _ClassVar[VectorEncoding]
     VECTOR_ENCODING_FLOATS: _ClassVar[VectorEncoding]
     VECTOR_ENCODING_BYTES: _ClassVar[VectorEncoding]
+
+class ColdPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COLD_POLICY_UNSPECIFIED: _ClassVar[ColdPolicy]
+    COLD_POLICY_WAIT: _ClassVar[ColdPolicy]
+    COLD_POLICY_FAIL_FAST: _ClassVar[ColdPolicy]
 VECTOR_ENCODING_UNSPECIFIED: VectorEncoding
 VECTOR_ENCODING_FLOATS: VectorEncoding
 VECTOR_ENCODING_BYTES: VectorEncoding
+COLD_POLICY_UNSPECIFIED: ColdPolicy
+COLD_POLICY_WAIT: ColdPolicy
+COLD_POLICY_FAIL_FAST: ColdPolicy
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("model", "texts", "normalize", "truncate", "dimensions", "priority", "timeout", "encoding", "precision")
+    __slots__ = ("model", "texts", "normalize", "truncate", "dimensions", "priority", "timeout", "encoding", "precision", "cold_policy", "fallback_model")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +40,8 @@ class EmbedRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    COLD_POLICY_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_MODEL_FIELD_NUMBER: _ClassVar[int]
     model: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     normalize: bool
@@ -40,7 +51,9 @@ class EmbedRequest(_message.Message):
     timeout: _duration_pb2.Duration
     encoding: VectorEncoding
     precision: str
-    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., normalize: bool = ..., truncate: bool = ..., dimensions: _Optional[int] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., encoding: _Optional[_Union[VectorEncoding, str]] = ..., precision: _Optional[str] = ...) -> None: ...
+    cold_policy: ColdPolicy
+    fallback_model: str
+    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., normalize: bool = ..., truncate: bool = ..., dimensions: _Optional[int] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., encoding: _Optional[_Union[VectorEncoding, str]] = ..., precision: _Optional[str] = ..., cold_policy: _Optional[_Union[ColdPolicy, str]] = ..., fallback_model: _Optional[str] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("embeddings", "vectors", "usage", "timings", "model_version", "digest", "engine_profile", "energy")

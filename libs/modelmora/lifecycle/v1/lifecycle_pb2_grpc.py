@@ -65,6 +65,76 @@ class LifecycleServiceStub(object):
                 request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetMemoryRequest.SerializeToString,
                 response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetMemoryResponse.FromString,
                 _registered_method=True)
+        self.ExplainPlacement = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/ExplainPlacement',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ExplainPlacementRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ExplainPlacementResponse.FromString,
+                _registered_method=True)
+        self.ListEvictionDecisions = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/ListEvictionDecisions',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListEvictionDecisionsRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListEvictionDecisionsResponse.FromString,
+                _registered_method=True)
+        self.ExportTrace = channel.unary_stream(
+                '/modelmora.lifecycle.v1.LifecycleService/ExportTrace',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ExportTraceRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ExportTraceResponse.FromString,
+                _registered_method=True)
+        self.SimulatePlacement = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/SimulatePlacement',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.SimulatePlacementRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.SimulatePlacementResponse.FromString,
+                _registered_method=True)
+        self.GetResidency = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/GetResidency',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetResidencyRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetResidencyResponse.FromString,
+                _registered_method=True)
+        self.UpdateResidency = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/UpdateResidency',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UpdateResidencyRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UpdateResidencyResponse.FromString,
+                _registered_method=True)
+        self.ListResidencies = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/ListResidencies',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListResidenciesRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListResidenciesResponse.FromString,
+                _registered_method=True)
+        self.GetNode = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/GetNode',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetNodeRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetNodeResponse.FromString,
+                _registered_method=True)
+        self.UpdateNode = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/UpdateNode',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UpdateNodeRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UpdateNodeResponse.FromString,
+                _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/DrainNode',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.DrainNodeResponse.FromString,
+                _registered_method=True)
+        self.UncordonNode = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/UncordonNode',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UncordonNodeRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UncordonNodeResponse.FromString,
+                _registered_method=True)
+        self.TuneModelVersion = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/TuneModelVersion',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.TuneModelVersionRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.TuneModelVersionResponse.FromString,
+                _registered_method=True)
+        self.GetTuning = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/GetTuning',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetTuningRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetTuningResponse.FromString,
+                _registered_method=True)
+        self.WatchTuning = channel.unary_stream(
+                '/modelmora.lifecycle.v1.LifecycleService/WatchTuning',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.WatchTuningRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.WatchTuningResponse.FromString,
+                _registered_method=True)
 
 
 class LifecycleServiceServicer(object):
@@ -117,6 +187,115 @@ class LifecycleServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainPlacement(self, request, context):
+        """What would happen if this version were wanted now, by the same code that would do it, changing nothing: it is
+        loaded; it fits; it fits once the named victims are gone; it would have to wait; it never fits, and why.
+        NOT_FOUND (ModelNotFound, VersionNotFound); FAILED_PRECONDITION (VersionNotReady).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvictionDecisions(self, request, context):
+        """Past decisions of the eviction policy, newest first, each with all it was decided from. Kept for a bounded time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportTrace(self, request, context):
+        """Streams the recorded acquire events of this node, oldest first: what SimulatePlacement takes. Kept for a bounded
+        time and number.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SimulatePlacement(self, request, context):
+        """Replays a trace through the scheduler's own code once per policy, without any process: misses, seconds waited and
+        bytes loaded of each. INVALID_ARGUMENT: an unknown policy, a trace out of order or over 100,000 events.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetResidency(self, request, context):
+        """How a version is kept in memory: pins, keep-alive, number of replicas, preload. A version nobody has said anything
+        of has the defaults. NOT_FOUND (VersionNotFound, ModelNotFound).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateResidency(self, request, context):
+        """Changes the fields named by `update_mask`, at once and durably. With `pinned`, `preload` or `min_replicas` set the
+        version is loaded as soon as there is room. INVALID_ARGUMENT: a limit of zero, min above max; ABORTED (Conflict).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListResidencies(self, request, context):
+        """Every version whose residency was ever changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetNode(self, request, context):
+        """The settings of this node that change while it runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateNode(self, request, context):
+        """Changes the fields named by `update_mask`, at once and durably. A budget larger than the machine is taken and
+        answered with a warning; a smaller one evicts idle replicas until it is kept. INVALID_ARGUMENT; ABORTED (Conflict).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainNode(self, request, context):
+        """Cordons the node: nothing new is loaded, idle replicas go, busy ones finish within the grace and go. Wants that
+        need a load answer UNAVAILABLE (NodeCordoned). With `wait` it answers once nothing is left in memory. Durable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UncordonNode(self, request, context):
+        """Takes the cordon back; pins, preloads and minimum replicas load again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TuneModelVersion(self, request, context):
+        """Runs engine profiles of a version in workers of their own, measures speed and accuracy of each against the exact
+        one, and proposes the fastest within the accuracy gate. Returns at once with the tuning in RUNNING; follow it with
+        WatchTuning. One at a time per version: a second call answers with the one that runs. FAILED_PRECONDITION
+        (NeverFits, TaskNotSupported: the engine has one profile only); INVALID_ARGUMENT: an unknown candidate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTuning(self, request, context):
+        """NOT_FOUND (TuningNotFound).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchTuning(self, request, context):
+        """Streams a tuning each time it changes, first as it is now, until it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LifecycleServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -149,6 +328,76 @@ def add_LifecycleServiceServicer_to_server(servicer, server):
                     servicer.GetMemory,
                     request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetMemoryRequest.FromString,
                     response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetMemoryResponse.SerializeToString,
+            ),
+            'ExplainPlacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPlacement,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ExplainPlacementRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ExplainPlacementResponse.SerializeToString,
+            ),
+            'ListEvictionDecisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvictionDecisions,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListEvictionDecisionsRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListEvictionDecisionsResponse.SerializeToString,
+            ),
+            'ExportTrace': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportTrace,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ExportTraceRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ExportTraceResponse.SerializeToString,
+            ),
+            'SimulatePlacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.SimulatePlacement,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.SimulatePlacementRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.SimulatePlacementResponse.SerializeToString,
+            ),
+            'GetResidency': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetResidency,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetResidencyRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetResidencyResponse.SerializeToString,
+            ),
+            'UpdateResidency': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateResidency,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UpdateResidencyRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UpdateResidencyResponse.SerializeToString,
+            ),
+            'ListResidencies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResidencies,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListResidenciesRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListResidenciesResponse.SerializeToString,
+            ),
+            'GetNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNode,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetNodeRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetNodeResponse.SerializeToString,
+            ),
+            'UpdateNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateNode,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UpdateNodeRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UpdateNodeResponse.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.DrainNodeRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.DrainNodeResponse.SerializeToString,
+            ),
+            'UncordonNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UncordonNode,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UncordonNodeRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UncordonNodeResponse.SerializeToString,
+            ),
+            'TuneModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.TuneModelVersion,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.TuneModelVersionRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.TuneModelVersionResponse.SerializeToString,
+            ),
+            'GetTuning': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTuning,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetTuningRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetTuningResponse.SerializeToString,
+            ),
+            'WatchTuning': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTuning,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.WatchTuningRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.WatchTuningResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -314,6 +563,384 @@ class LifecycleService(object):
             '/modelmora.lifecycle.v1.LifecycleService/GetMemory',
             modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetMemoryRequest.SerializeToString,
             modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPlacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/ExplainPlacement',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ExplainPlacementRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ExplainPlacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvictionDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/ListEvictionDecisions',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListEvictionDecisionsRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListEvictionDecisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/ExportTrace',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ExportTraceRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ExportTraceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SimulatePlacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/SimulatePlacement',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.SimulatePlacementRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.SimulatePlacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetResidency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/GetResidency',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetResidencyRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetResidencyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateResidency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/UpdateResidency',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UpdateResidencyRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UpdateResidencyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResidencies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/ListResidencies',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListResidenciesRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListResidenciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/GetNode',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetNodeRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/UpdateNode',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UpdateNodeRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UpdateNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/DrainNode',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.DrainNodeRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.DrainNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UncordonNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/UncordonNode',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UncordonNodeRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.UncordonNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TuneModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/TuneModelVersion',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.TuneModelVersionRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.TuneModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTuning(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/GetTuning',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetTuningRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetTuningResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTuning(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/WatchTuning',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.WatchTuningRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.WatchTuningResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -103,6 +103,111 @@ class RegistryServiceStub(object):
                 request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ResolveModelRequest.SerializeToString,
                 response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ResolveModelResponse.FromString,
                 _registered_method=True)
+        self.ListAliasChanges = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/ListAliasChanges',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAliasChangesRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAliasChangesResponse.FromString,
+                _registered_method=True)
+        self.CancelImport = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/CancelImport',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CancelImportRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CancelImportResponse.FromString,
+                _registered_method=True)
+        self.UpdateModelVersion = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/UpdateModelVersion',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.UpdateModelVersionRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.UpdateModelVersionResponse.FromString,
+                _registered_method=True)
+        self.SetEngineProfile = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/SetEngineProfile',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.SetEngineProfileRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.SetEngineProfileResponse.FromString,
+                _registered_method=True)
+        self.VerifyModelVersion = channel.unary_stream(
+                '/modelmora.registry.v1.RegistryService/VerifyModelVersion',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.VerifyModelVersionRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.VerifyModelVersionResponse.FromString,
+                _registered_method=True)
+        self.SelectModelVersion = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/SelectModelVersion',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.SelectModelVersionRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.SelectModelVersionResponse.FromString,
+                _registered_method=True)
+        self.CreateModelLock = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/CreateModelLock',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CreateModelLockRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CreateModelLockResponse.FromString,
+                _registered_method=True)
+        self.GetModelLock = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/GetModelLock',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.GetModelLockRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.GetModelLockResponse.FromString,
+                _registered_method=True)
+        self.ListModelLocks = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/ListModelLocks',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListModelLocksRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListModelLocksResponse.FromString,
+                _registered_method=True)
+        self.DeleteModelLock = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/DeleteModelLock',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.DeleteModelLockRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.DeleteModelLockResponse.FromString,
+                _registered_method=True)
+        self.RenderModelLock = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/RenderModelLock',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RenderModelLockRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RenderModelLockResponse.FromString,
+                _registered_method=True)
+        self.VerifyModelLock = channel.unary_stream(
+                '/modelmora.registry.v1.RegistryService/VerifyModelLock',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.VerifyModelLockRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.VerifyModelLockResponse.FromString,
+                _registered_method=True)
+        self.DiffModelLocks = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/DiffModelLocks',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.DiffModelLocksRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.DiffModelLocksResponse.FromString,
+                _registered_method=True)
+        self.ApplyModelLock = channel.unary_stream(
+                '/modelmora.registry.v1.RegistryService/ApplyModelLock',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ApplyModelLockRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ApplyModelLockResponse.FromString,
+                _registered_method=True)
+        self.CreateExternalLink = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/CreateExternalLink',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CreateExternalLinkRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CreateExternalLinkResponse.FromString,
+                _registered_method=True)
+        self.GetExternalLink = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/GetExternalLink',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.GetExternalLinkRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.GetExternalLinkResponse.FromString,
+                _registered_method=True)
+        self.ListExternalLinks = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/ListExternalLinks',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListExternalLinksRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListExternalLinksResponse.FromString,
+                _registered_method=True)
+        self.DeleteExternalLink = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/DeleteExternalLink',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.DeleteExternalLinkRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.DeleteExternalLinkResponse.FromString,
+                _registered_method=True)
+        self.CheckExternalLink = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/CheckExternalLink',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CheckExternalLinkRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CheckExternalLinkResponse.FromString,
+                _registered_method=True)
+        self.ExportModelVersion = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/ExportModelVersion',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ExportModelVersionRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ExportModelVersionResponse.FromString,
+                _registered_method=True)
+        self.ListAuditEntries = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/ListAuditEntries',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer(object):
@@ -219,6 +324,154 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAliasChanges(self, request, context):
+        """Every move of the aliases of a model, newest first; append-only, also after the model was deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelImport(self, request, context):
+        """Ends an import in CREATING: the version becomes FAILED (Cancelled) and none of its bytes stay. FAILED_PRECONDITION
+        when it is not CREATING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateModelVersion(self, request, context):
+        """Changes fields of a version that say nothing of its content, named by `update_mask`: `labels`, `metrics`,
+        `resource_requirements`, `archive_time` (set or cleared through `archived`). ABORTED (Conflict).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetEngineProfile(self, request, context):
+        """Makes an engine profile current for all replicas to come. It never changes without this call. ABORTED (Conflict).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyModelVersion(self, request, context):
+        """Compares the files of a version with what was recorded when it was verified, and streams what it found, file by
+        file: first by size, inode and times, with `full` (or when those differ) by hashing. The last response has `done`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SelectModelVersion(self, request, context):
+        """Picks the version of a model that meets the criteria best, and says why each other one was rejected. NOT_FOUND
+        (ModelNotFound); when none meets them `model_version` is unset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateModelLock(self, request, context):
+        """Locks: sets of versions with everything that decides their answers. See docs/glossary.md, ModelLock.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModelLock(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModelLocks(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModelLock(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenderModelLock(self, request, context):
+        """The lock as YAML: the same lock gives the same bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyModelLock(self, request, context):
+        """Says exactly what drifted between a lock and this registry. Streams one response for each model, then the last
+        with `done`. INVALID_ARGUMENT with the line and field for a lock that cannot be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiffModelLocks(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyModelLock(self, request, context):
+        """Converges this registry to a lock: imports what is missing from `mirror`, the source named in the lock, or blobs
+        that are here; nothing that is here is deleted. Streams progress; the last response has `done`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateExternalLink(self, request, context):
+        """Links between a model here and one in another registry (Hugging Face Hub layout or plain folder).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetExternalLink(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExternalLinks(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteExternalLink(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckExternalLink(self, request, context):
+        """Asks the other side whether it has what is here, and records it: never_synced → synced ⇄ out_of_sync. UNAVAILABLE
+        (SourceUnavailable) leaves the state as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportModelVersion(self, request, context):
+        """Copies a version to the other side, whole or not at all, and verifies what it wrote. FAILED_PRECONDITION when the
+        registry type cannot be written to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEntries(self, request, context):
+        """Who did which admin RPC on what, with what result; newest first. Append-only, with a retention. Admins only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -286,6 +539,111 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ResolveModel,
                     request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ResolveModelRequest.FromString,
                     response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ResolveModelResponse.SerializeToString,
+            ),
+            'ListAliasChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliasChanges,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAliasChangesRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAliasChangesResponse.SerializeToString,
+            ),
+            'CancelImport': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelImport,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CancelImportRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CancelImportResponse.SerializeToString,
+            ),
+            'UpdateModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateModelVersion,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.UpdateModelVersionRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.UpdateModelVersionResponse.SerializeToString,
+            ),
+            'SetEngineProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetEngineProfile,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.SetEngineProfileRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.SetEngineProfileResponse.SerializeToString,
+            ),
+            'VerifyModelVersion': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyModelVersion,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.VerifyModelVersionRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.VerifyModelVersionResponse.SerializeToString,
+            ),
+            'SelectModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.SelectModelVersion,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.SelectModelVersionRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.SelectModelVersionResponse.SerializeToString,
+            ),
+            'CreateModelLock': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateModelLock,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CreateModelLockRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CreateModelLockResponse.SerializeToString,
+            ),
+            'GetModelLock': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelLock,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.GetModelLockRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.GetModelLockResponse.SerializeToString,
+            ),
+            'ListModelLocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModelLocks,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListModelLocksRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListModelLocksResponse.SerializeToString,
+            ),
+            'DeleteModelLock': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModelLock,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.DeleteModelLockRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.DeleteModelLockResponse.SerializeToString,
+            ),
+            'RenderModelLock': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenderModelLock,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RenderModelLockRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RenderModelLockResponse.SerializeToString,
+            ),
+            'VerifyModelLock': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyModelLock,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.VerifyModelLockRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.VerifyModelLockResponse.SerializeToString,
+            ),
+            'DiffModelLocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffModelLocks,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.DiffModelLocksRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.DiffModelLocksResponse.SerializeToString,
+            ),
+            'ApplyModelLock': grpc.unary_stream_rpc_method_handler(
+                    servicer.ApplyModelLock,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ApplyModelLockRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ApplyModelLockResponse.SerializeToString,
+            ),
+            'CreateExternalLink': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateExternalLink,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CreateExternalLinkRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CreateExternalLinkResponse.SerializeToString,
+            ),
+            'GetExternalLink': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExternalLink,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.GetExternalLinkRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.GetExternalLinkResponse.SerializeToString,
+            ),
+            'ListExternalLinks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExternalLinks,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListExternalLinksRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListExternalLinksResponse.SerializeToString,
+            ),
+            'DeleteExternalLink': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteExternalLink,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.DeleteExternalLinkRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.DeleteExternalLinkResponse.SerializeToString,
+            ),
+            'CheckExternalLink': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckExternalLink,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CheckExternalLinkRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.CheckExternalLinkResponse.SerializeToString,
+            ),
+            'ExportModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportModelVersion,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ExportModelVersionRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ExportModelVersionResponse.SerializeToString,
+            ),
+            'ListAuditEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEntries,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -653,6 +1011,573 @@ class RegistryService(object):
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ListAliasChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/ListAliasChanges',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAliasChangesRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAliasChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelImport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/CancelImport',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.CancelImportRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.CancelImportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/UpdateModelVersion',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.UpdateModelVersionRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.UpdateModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetEngineProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/SetEngineProfile',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.SetEngineProfileRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.SetEngineProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/VerifyModelVersion',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.VerifyModelVersionRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.VerifyModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SelectModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/SelectModelVersion',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.SelectModelVersionRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.SelectModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateModelLock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/CreateModelLock',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.CreateModelLockRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.CreateModelLockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelLock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/GetModelLock',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.GetModelLockRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.GetModelLockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModelLocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/ListModelLocks',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ListModelLocksRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ListModelLocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModelLock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/DeleteModelLock',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.DeleteModelLockRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.DeleteModelLockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderModelLock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/RenderModelLock',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.RenderModelLockRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.RenderModelLockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyModelLock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/VerifyModelLock',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.VerifyModelLockRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.VerifyModelLockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffModelLocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/DiffModelLocks',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.DiffModelLocksRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.DiffModelLocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyModelLock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/ApplyModelLock',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ApplyModelLockRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ApplyModelLockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateExternalLink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/CreateExternalLink',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.CreateExternalLinkRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.CreateExternalLinkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExternalLink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/GetExternalLink',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.GetExternalLinkRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.GetExternalLinkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExternalLinks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/ListExternalLinks',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ListExternalLinksRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ListExternalLinksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteExternalLink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/DeleteExternalLink',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.DeleteExternalLinkRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.DeleteExternalLinkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckExternalLink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/CheckExternalLink',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.CheckExternalLinkRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.CheckExternalLinkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/ExportModelVersion',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ExportModelVersionRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ExportModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/ListAuditEntries',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class RegistryHoldServiceStub(object):
     """Internal: called by lifecycle only (role service).
@@ -669,6 +1594,11 @@ class RegistryHoldServiceStub(object):
                 request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.AcquireHoldRequest.SerializeToString,
                 response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.AcquireHoldResponse.FromString,
                 _registered_method=True)
+        self.RecordFingerprint = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryHoldService/RecordFingerprint',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryHoldServiceServicer(object):
@@ -683,6 +1613,15 @@ class RegistryHoldServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordFingerprint(self, request, context):
+        """Records what a version answered to the golden inputs that AcquireHold asked for. The first one with this engine
+        profile is kept; a later one that differs by more than the tolerance is recorded as drift and answered with
+        `matches` false.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryHoldServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -690,6 +1629,11 @@ def add_RegistryHoldServiceServicer_to_server(servicer, server):
                     servicer.AcquireHold,
                     request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.AcquireHoldRequest.FromString,
                     response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.AcquireHoldResponse.SerializeToString,
+            ),
+            'RecordFingerprint': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordFingerprint,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -720,6 +1664,33 @@ class RegistryHoldService(object):
             '/modelmora.registry.v1.RegistryHoldService/AcquireHold',
             modelmora_dot_registry_dot_v1_dot_registry__pb2.AcquireHoldRequest.SerializeToString,
             modelmora_dot_registry_dot_v1_dot_registry__pb2.AcquireHoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordFingerprint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryHoldService/RecordFingerprint',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintResponse.FromString,
             options,
             channel_credentials,
             insecure,
