@@ -279,6 +279,10 @@ class NodeCordoned(Unavailable):
     """The node is being emptied for maintenance and loads nothing; ask another node or uncordon it."""
 
 
+class RequestNotFound(NotFound):
+    """No call with this request id is waiting or running here; an answered one is not kept."""
+
+
 class TuningNotFound(NotFound):
     """No tuning has this name; they are kept for a bounded time."""
 

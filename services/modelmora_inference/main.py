@@ -12,7 +12,7 @@ from modelmora.errors import VersionNotFound
 from modelmora.inference.v1 import inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
-from modelmora_runtime.auth import READERS
+from modelmora_runtime.auth import OPERATORS, READERS
 from modelmora_runtime.host import Mounted, Platform, Service
 from modelmora_runtime.settings import Section
 from pydantic import ByteSize, Field, model_validator
@@ -99,7 +99,12 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                         full_name="modelmora.inference.v1.InferenceService",
                         add=inference_pb2_grpc.add_InferenceServiceServicer_to_server,
                         servicer=servicer,
-                        access={"Embed": READERS, "GetQueue": READERS},
+                        access={
+                            "Embed": READERS,
+                            "GetQueue": READERS,
+                            "ExplainRequest": READERS,
+                            "SetTenantWeight": OPERATORS,
+                        },
                     )
                 ]
             )

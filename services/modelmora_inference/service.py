@@ -84,6 +84,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             return inference_pb2.GetQueueResponse(queues=[_queue(one)])
         return inference_pb2.GetQueueResponse(queues=[_queue(dispatcher) for dispatcher in self._dispatchers])
 
+    async def ExplainRequest(
+        self, request: inference_pb2.ExplainRequestRequest, context: Any
+    ) -> inference_pb2.ExplainRequestResponse:
+        raise errors.RequestNotFound(request_id=request.request_id)
+
+    async def SetTenantWeight(
+        self, request: inference_pb2.SetTenantWeightRequest, context: Any
+    ) -> inference_pb2.SetTenantWeightResponse:
+        raise errors.RequestNotFound(request_id=request.tenant)
+
     async def _embed_resolved(
         self, request: inference_pb2.EmbedRequest, priority: Priority, arrival: float, deadline: float
     ) -> inference_pb2.EmbedResponse:

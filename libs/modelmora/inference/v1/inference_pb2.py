@@ -26,31 +26,43 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from modelmora.common.v1 import common_pb2 as modelmora_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&modelmora/inference/v1/inference.proto\x12\x16modelmora.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a modelmora/common/v1/common.proto\"\x99\x03\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x16\n\tnormalize\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08truncate\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\ndimensions\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12/\n\x08priority\x18\x06 \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32&.modelmora.inference.v1.VectorEncoding\x12\x11\n\tprecision\x18\t \x01(\t\x12\x37\n\x0b\x63old_policy\x18\n \x01(\x0e\x32\".modelmora.inference.v1.ColdPolicy\x12\x16\n\x0e\x66\x61llback_model\x18\x0b \x01(\tB\x0c\n\n_normalizeB\x0b\n\t_truncateB\r\n\x0b_dimensions\"\xeb\x02\n\rEmbedResponse\x12\x35\n\nembeddings\x18\x01 \x03(\x0b\x32!.modelmora.inference.v1.Embedding\x12,\n\x07vectors\x18\x02 \x01(\x0b\x32\x1b.modelmora.common.v1.Tensor\x12.\n\x05usage\x18\x03 \x01(\x0b\x32\x1f.modelmora.common.v1.TokenUsage\x12-\n\x07timings\x18\x04 \x01(\x0b\x32\x1c.modelmora.common.v1.Timings\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12:\n\x0e\x65ngine_profile\x18\x07 \x01(\x0b\x32\".modelmora.common.v1.EngineProfile\x12\x33\n\x06\x65nergy\x18\x08 \x01(\x0b\x32#.modelmora.common.v1.EnergyEstimate\"D\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x05\x12\x11\n\ttruncated\x18\x03 \x01(\x08\" \n\x0fGetQueueRequest\x12\r\n\x05model\x18\x01 \x01(\t\"A\n\x10GetQueueResponse\x12-\n\x06queues\x18\x01 \x03(\x0b\x32\x1d.modelmora.inference.v1.Queue\"y\n\x05Queue\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x32\n\x06levels\x18\x02 \x03(\x0b\x32\".modelmora.inference.v1.QueueLevel\x12\x11\n\tin_flight\x18\x03 \x01(\x05\x12\x12\n\ndrain_rate\x18\x04 \x01(\x01\"\x9c\x01\n\nQueueLevel\x12/\n\x08priority\x18\x01 \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12-\n\noldest_age\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration*h\n\x0eVectorEncoding\x12\x1f\n\x1bVECTOR_ENCODING_UNSPECIFIED\x10\x00\x12\x1a\n\x16VECTOR_ENCODING_FLOATS\x10\x01\x12\x19\n\x15VECTOR_ENCODING_BYTES\x10\x02*Z\n\nColdPolicy\x12\x1b\n\x17\x43OLD_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OLD_POLICY_WAIT\x10\x01\x12\x19\n\x15\x43OLD_POLICY_FAIL_FAST\x10\x02\x32\xc7\x01\n\x10InferenceService\x12T\n\x05\x45mbed\x12$.modelmora.inference.v1.EmbedRequest\x1a%.modelmora.inference.v1.EmbedResponse\x12]\n\x08GetQueue\x12\'.modelmora.inference.v1.GetQueueRequest\x1a(.modelmora.inference.v1.GetQueueResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&modelmora/inference/v1/inference.proto\x12\x16modelmora.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a modelmora/common/v1/common.proto\"\xad\x03\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x16\n\tnormalize\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08truncate\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\ndimensions\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12/\n\x08priority\x18\x06 \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32&.modelmora.inference.v1.VectorEncoding\x12\x11\n\tprecision\x18\t \x01(\t\x12\x37\n\x0b\x63old_policy\x18\n \x01(\x0e\x32\".modelmora.inference.v1.ColdPolicy\x12\x16\n\x0e\x66\x61llback_model\x18\x0b \x01(\t\x12\x12\n\nrequest_id\x18\x0c \x01(\tB\x0c\n\n_normalizeB\x0b\n\t_truncateB\r\n\x0b_dimensions\"\xeb\x02\n\rEmbedResponse\x12\x35\n\nembeddings\x18\x01 \x03(\x0b\x32!.modelmora.inference.v1.Embedding\x12,\n\x07vectors\x18\x02 \x01(\x0b\x32\x1b.modelmora.common.v1.Tensor\x12.\n\x05usage\x18\x03 \x01(\x0b\x32\x1f.modelmora.common.v1.TokenUsage\x12-\n\x07timings\x18\x04 \x01(\x0b\x32\x1c.modelmora.common.v1.Timings\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12:\n\x0e\x65ngine_profile\x18\x07 \x01(\x0b\x32\".modelmora.common.v1.EngineProfile\x12\x33\n\x06\x65nergy\x18\x08 \x01(\x0b\x32#.modelmora.common.v1.EnergyEstimate\"D\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x05\x12\x11\n\ttruncated\x18\x03 \x01(\x08\" \n\x0fGetQueueRequest\x12\r\n\x05model\x18\x01 \x01(\t\"A\n\x10GetQueueResponse\x12-\n\x06queues\x18\x01 \x03(\x0b\x32\x1d.modelmora.inference.v1.Queue\"\xb8\x01\n\x05Queue\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x32\n\x06levels\x18\x02 \x03(\x0b\x32\".modelmora.inference.v1.QueueLevel\x12\x11\n\tin_flight\x18\x03 \x01(\x05\x12\x12\n\ndrain_rate\x18\x04 \x01(\x01\x12\x10\n\x08replicas\x18\x05 \x01(\x05\x12+\n\x08ready_in\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd2\x01\n\nQueueLevel\x12/\n\x08priority\x18\x01 \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12-\n\noldest_age\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x07tenants\x18\x06 \x03(\x0b\x32#.modelmora.inference.v1.QueueTenant\"\x8c\x01\n\x0bQueueTenant\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x05\x12\x0e\n\x06tokens\x18\x04 \x01(\x03\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03\x12-\n\noldest_age\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x15\x45xplainRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xb2\x03\n\x16\x45xplainRequestResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x33\n\x05place\x18\x02 \x01(\x0e\x32$.modelmora.inference.v1.RequestPlace\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x08priority\x18\x04 \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x17\n\x0fwaiting_entries\x18\x06 \x01(\x05\x12\x17\n\x0frunning_entries\x18\x07 \x01(\x05\x12\x18\n\x10\x61nswered_entries\x18\x08 \x01(\x05\x12\x15\n\rentries_ahead\x18\t \x01(\x05\x12\x14\n\x0ctokens_ahead\x18\n \x01(\x03\x12&\n\x03\x61ge\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\ttime_left\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tstarts_in\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\"H\n\x16SetTenantWeightRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"9\n\x17SetTenantWeightResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01*h\n\x0eVectorEncoding\x12\x1f\n\x1bVECTOR_ENCODING_UNSPECIFIED\x10\x00\x12\x1a\n\x16VECTOR_ENCODING_FLOATS\x10\x01\x12\x19\n\x15VECTOR_ENCODING_BYTES\x10\x02*Z\n\nColdPolicy\x12\x1b\n\x17\x43OLD_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OLD_POLICY_WAIT\x10\x01\x12\x19\n\x15\x43OLD_POLICY_FAIL_FAST\x10\x02*~\n\x0cRequestPlace\x12\x1d\n\x19REQUEST_PLACE_UNSPECIFIED\x10\x00\x12\x19\n\x15REQUEST_PLACE_LOADING\x10\x01\x12\x19\n\x15REQUEST_PLACE_WAITING\x10\x02\x12\x19\n\x15REQUEST_PLACE_RUNNING\x10\x03\x32\xac\x03\n\x10InferenceService\x12T\n\x05\x45mbed\x12$.modelmora.inference.v1.EmbedRequest\x1a%.modelmora.inference.v1.EmbedResponse\x12]\n\x08GetQueue\x12\'.modelmora.inference.v1.GetQueueRequest\x1a(.modelmora.inference.v1.GetQueueResponse\x12o\n\x0e\x45xplainRequest\x12-.modelmora.inference.v1.ExplainRequestRequest\x1a..modelmora.inference.v1.ExplainRequestResponse\x12r\n\x0fSetTenantWeight\x12..modelmora.inference.v1.SetTenantWeightRequest\x1a/.modelmora.inference.v1.SetTenantWeightResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelmora.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VECTORENCODING']._serialized_start=1363
-  _globals['_VECTORENCODING']._serialized_end=1467
-  _globals['_COLDPOLICY']._serialized_start=1469
-  _globals['_COLDPOLICY']._serialized_end=1559
+  _globals['_VECTORENCODING']._serialized_start=2259
+  _globals['_VECTORENCODING']._serialized_end=2363
+  _globals['_COLDPOLICY']._serialized_start=2365
+  _globals['_COLDPOLICY']._serialized_end=2455
+  _globals['_REQUESTPLACE']._serialized_start=2457
+  _globals['_REQUESTPLACE']._serialized_end=2583
   _globals['_EMBEDREQUEST']._serialized_start=133
-  _globals['_EMBEDREQUEST']._serialized_end=542
-  _globals['_EMBEDRESPONSE']._serialized_start=545
-  _globals['_EMBEDRESPONSE']._serialized_end=908
-  _globals['_EMBEDDING']._serialized_start=910
-  _globals['_EMBEDDING']._serialized_end=978
-  _globals['_GETQUEUEREQUEST']._serialized_start=980
-  _globals['_GETQUEUEREQUEST']._serialized_end=1012
-  _globals['_GETQUEUERESPONSE']._serialized_start=1014
-  _globals['_GETQUEUERESPONSE']._serialized_end=1079
-  _globals['_QUEUE']._serialized_start=1081
-  _globals['_QUEUE']._serialized_end=1202
-  _globals['_QUEUELEVEL']._serialized_start=1205
-  _globals['_QUEUELEVEL']._serialized_end=1361
-  _globals['_INFERENCESERVICE']._serialized_start=1562
-  _globals['_INFERENCESERVICE']._serialized_end=1761
+  _globals['_EMBEDREQUEST']._serialized_end=562
+  _globals['_EMBEDRESPONSE']._serialized_start=565
+  _globals['_EMBEDRESPONSE']._serialized_end=928
+  _globals['_EMBEDDING']._serialized_start=930
+  _globals['_EMBEDDING']._serialized_end=998
+  _globals['_GETQUEUEREQUEST']._serialized_start=1000
+  _globals['_GETQUEUEREQUEST']._serialized_end=1032
+  _globals['_GETQUEUERESPONSE']._serialized_start=1034
+  _globals['_GETQUEUERESPONSE']._serialized_end=1099
+  _globals['_QUEUE']._serialized_start=1102
+  _globals['_QUEUE']._serialized_end=1286
+  _globals['_QUEUELEVEL']._serialized_start=1289
+  _globals['_QUEUELEVEL']._serialized_end=1499
+  _globals['_QUEUETENANT']._serialized_start=1502
+  _globals['_QUEUETENANT']._serialized_end=1642
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=1644
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=1687
+  _globals['_EXPLAINREQUESTRESPONSE']._serialized_start=1690
+  _globals['_EXPLAINREQUESTRESPONSE']._serialized_end=2124
+  _globals['_SETTENANTWEIGHTREQUEST']._serialized_start=2126
+  _globals['_SETTENANTWEIGHTREQUEST']._serialized_end=2198
+  _globals['_SETTENANTWEIGHTRESPONSE']._serialized_start=2200
+  _globals['_SETTENANTWEIGHTRESPONSE']._serialized_end=2257
+  _globals['_INFERENCESERVICE']._serialized_start=2586
+  _globals['_INFERENCESERVICE']._serialized_end=3014
 # @@protoc_insertion_point(module_scope)

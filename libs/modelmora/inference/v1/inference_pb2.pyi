@@ -22,15 +22,26 @@ class ColdPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     COLD_POLICY_UNSPECIFIED: _ClassVar[ColdPolicy]
     COLD_POLICY_WAIT: _ClassVar[ColdPolicy]
     COLD_POLICY_FAIL_FAST: _ClassVar[ColdPolicy]
+
+class RequestPlace(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REQUEST_PLACE_UNSPECIFIED: _ClassVar[RequestPlace]
+    REQUEST_PLACE_LOADING: _ClassVar[RequestPlace]
+    REQUEST_PLACE_WAITING: _ClassVar[RequestPlace]
+    REQUEST_PLACE_RUNNING: _ClassVar[RequestPlace]
 VECTOR_ENCODING_UNSPECIFIED: VectorEncoding
 VECTOR_ENCODING_FLOATS: VectorEncoding
 VECTOR_ENCODING_BYTES: VectorEncoding
 COLD_POLICY_UNSPECIFIED: ColdPolicy
 COLD_POLICY_WAIT: ColdPolicy
 COLD_POLICY_FAIL_FAST: ColdPolicy
+REQUEST_PLACE_UNSPECIFIED: RequestPlace
+REQUEST_PLACE_LOADING: RequestPlace
+REQUEST_PLACE_WAITING: RequestPlace
+REQUEST_PLACE_RUNNING: RequestPlace
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("model", "texts", "normalize", "truncate", "dimensions", "priority", "timeout", "encoding", "precision", "cold_policy", "fallback_model")
+    __slots__ = ("model", "texts", "normalize", "truncate", "dimensions", "priority", "timeout", "encoding", "precision", "cold_policy", "fallback_model", "request_id")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +53,7 @@ class EmbedRequest(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     COLD_POLICY_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_MODEL_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     model: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     normalize: bool
@@ -53,7 +65,8 @@ class EmbedRequest(_message.Message):
     precision: str
     cold_policy: ColdPolicy
     fallback_model: str
-    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., normalize: bool = ..., truncate: bool = ..., dimensions: _Optional[int] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., encoding: _Optional[_Union[VectorEncoding, str]] = ..., precision: _Optional[str] = ..., cold_policy: _Optional[_Union[ColdPolicy, str]] = ..., fallback_model: _Optional[str] = ...) -> None: ...
+    request_id: str
+    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., normalize: bool = ..., truncate: bool = ..., dimensions: _Optional[int] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., encoding: _Optional[_Union[VectorEncoding, str]] = ..., precision: _Optional[str] = ..., cold_policy: _Optional[_Union[ColdPolicy, str]] = ..., fallback_model: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("embeddings", "vectors", "usage", "timings", "model_version", "digest", "engine_profile", "energy")
@@ -98,27 +111,101 @@ class GetQueueResponse(_message.Message):
     def __init__(self, queues: _Optional[_Iterable[_Union[Queue, _Mapping]]] = ...) -> None: ...
 
 class Queue(_message.Message):
-    __slots__ = ("model_version", "levels", "in_flight", "drain_rate")
+    __slots__ = ("model_version", "levels", "in_flight", "drain_rate", "replicas", "ready_in")
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     DRAIN_RATE_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    READY_IN_FIELD_NUMBER: _ClassVar[int]
     model_version: str
     levels: _containers.RepeatedCompositeFieldContainer[QueueLevel]
     in_flight: int
     drain_rate: float
-    def __init__(self, model_version: _Optional[str] = ..., levels: _Optional[_Iterable[_Union[QueueLevel, _Mapping]]] = ..., in_flight: _Optional[int] = ..., drain_rate: _Optional[float] = ...) -> None: ...
+    replicas: int
+    ready_in: _duration_pb2.Duration
+    def __init__(self, model_version: _Optional[str] = ..., levels: _Optional[_Iterable[_Union[QueueLevel, _Mapping]]] = ..., in_flight: _Optional[int] = ..., drain_rate: _Optional[float] = ..., replicas: _Optional[int] = ..., ready_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class QueueLevel(_message.Message):
-    __slots__ = ("priority", "entries", "tokens", "bytes", "oldest_age")
+    __slots__ = ("priority", "entries", "tokens", "bytes", "oldest_age", "tenants")
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     OLDEST_AGE_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
     priority: _common_pb2.Priority
     entries: int
     tokens: int
     bytes: int
     oldest_age: _duration_pb2.Duration
-    def __init__(self, priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., entries: _Optional[int] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., oldest_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    tenants: _containers.RepeatedCompositeFieldContainer[QueueTenant]
+    def __init__(self, priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., entries: _Optional[int] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., oldest_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tenants: _Optional[_Iterable[_Union[QueueTenant, _Mapping]]] = ...) -> None: ...
+
+class QueueTenant(_message.Message):
+    __slots__ = ("tenant", "weight", "entries", "tokens", "bytes", "oldest_age")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_AGE_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    weight: float
+    entries: int
+    tokens: int
+    bytes: int
+    oldest_age: _duration_pb2.Duration
+    def __init__(self, tenant: _Optional[str] = ..., weight: _Optional[float] = ..., entries: _Optional[int] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., oldest_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class ExplainRequestRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class ExplainRequestResponse(_message.Message):
+    __slots__ = ("model_version", "place", "reason", "priority", "tenant", "waiting_entries", "running_entries", "answered_entries", "entries_ahead", "tokens_ahead", "age", "time_left", "starts_in")
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    AGE_FIELD_NUMBER: _ClassVar[int]
+    TIME_LEFT_FIELD_NUMBER: _ClassVar[int]
+    STARTS_IN_FIELD_NUMBER: _ClassVar[int]
+    model_version: str
+    place: RequestPlace
+    reason: str
+    priority: _common_pb2.Priority
+    tenant: str
+    waiting_entries: int
+    running_entries: int
+    answered_entries: int
+    entries_ahead: int
+    tokens_ahead: int
+    age: _duration_pb2.Duration
+    time_left: _duration_pb2.Duration
+    starts_in: _duration_pb2.Duration
+    def __init__(self, model_version: _Optional[str] = ..., place: _Optional[_Union[RequestPlace, str]] = ..., reason: _Optional[str] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., tenant: _Optional[str] = ..., waiting_entries: _Optional[int] = ..., running_entries: _Optional[int] = ..., answered_entries: _Optional[int] = ..., entries_ahead: _Optional[int] = ..., tokens_ahead: _Optional[int] = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., time_left: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., starts_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class SetTenantWeightRequest(_message.Message):
+    __slots__ = ("tenant", "weight")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    weight: float
+    def __init__(self, tenant: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class SetTenantWeightResponse(_message.Message):
+    __slots__ = ("tenant", "weight")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    weight: float
+    def __init__(self, tenant: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...

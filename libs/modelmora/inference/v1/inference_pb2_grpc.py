@@ -31,8 +31,16 @@ class InferenceServiceStub(object):
 
     A call without a deadline gets 60 s. INVALID_ARGUMENT with field paths; NOT_FOUND (ModelNotFound, VersionNotFound);
     FAILED_PRECONDITION (TaskNotSupported, VersionNotReady, NeverFits, RequestCrashedWorker); RESOURCE_EXHAUSTED
-    (QueueFull) with RetryInfo; DEADLINE_EXCEEDED; UNAVAILABLE (WorkerUnavailable, LoadFailed) with RetryInfo. A cancelled
-    call leaves the queue at once.
+    (QueueFull) with RetryInfo; DEADLINE_EXCEEDED; UNAVAILABLE (WorkerUnavailable, LoadFailed, ModelLoading) with RetryInfo.
+    A cancelled call leaves the queue at once, and a worker at its next micro-batch.
+
+    Who goes first. Requests of one priority share a model by the weights of their tenants, charged in compute time;
+    within a tenant the earlier goes first. A MEDIUM or LOW request lets more urgent ones pass for a fixed time only: a
+    request is overtaken only by requests that arrive within the greater of its priority's offset (HIGH 0 s, MEDIUM 30 s,
+    LOW 90 s) and the time of fairness (60 s) after it; all three are settings. HIGH also overtakes what is on a worker,
+    from the next micro-batch on.
+
+    A call that sends a request id, in the field or as metadata `x-request-id`, can be asked about while it lasts.
     """
 
     def __init__(self, channel):
@@ -51,6 +59,16 @@ class InferenceServiceStub(object):
                 request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetQueueRequest.SerializeToString,
                 response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetQueueResponse.FromString,
                 _registered_method=True)
+        self.ExplainRequest = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/ExplainRequest',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ExplainRequestRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ExplainRequestResponse.FromString,
+                _registered_method=True)
+        self.SetTenantWeight = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/SetTenantWeight',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -59,8 +77,16 @@ class InferenceServiceServicer(object):
 
     A call without a deadline gets 60 s. INVALID_ARGUMENT with field paths; NOT_FOUND (ModelNotFound, VersionNotFound);
     FAILED_PRECONDITION (TaskNotSupported, VersionNotReady, NeverFits, RequestCrashedWorker); RESOURCE_EXHAUSTED
-    (QueueFull) with RetryInfo; DEADLINE_EXCEEDED; UNAVAILABLE (WorkerUnavailable, LoadFailed) with RetryInfo. A cancelled
-    call leaves the queue at once.
+    (QueueFull) with RetryInfo; DEADLINE_EXCEEDED; UNAVAILABLE (WorkerUnavailable, LoadFailed, ModelLoading) with RetryInfo.
+    A cancelled call leaves the queue at once, and a worker at its next micro-batch.
+
+    Who goes first. Requests of one priority share a model by the weights of their tenants, charged in compute time;
+    within a tenant the earlier goes first. A MEDIUM or LOW request lets more urgent ones pass for a fixed time only: a
+    request is overtaken only by requests that arrive within the greater of its priority's offset (HIGH 0 s, MEDIUM 30 s,
+    LOW 90 s) and the time of fairness (60 s) after it; all three are settings. HIGH also overtakes what is on a worker,
+    from the next micro-batch on.
+
+    A call that sends a request id, in the field or as metadata `x-request-id`, can be asked about while it lasts.
     """
 
     def Embed(self, request, context):
@@ -71,7 +97,24 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetQueue(self, request, context):
-        """What waits where.
+        """What waits where, by version, priority and tenant. Callers with the role client see the depth of all, and of tenants
+        only their own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainRequest(self, request, context):
+        """Where a call is now and what it waits for. NOT_FOUND (RequestNotFound) once it has ended, and for calls of other
+        tenants unless the caller is an operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTenantWeight(self, request, context):
+        """Changes the weight of a tenant against the others, at once, until this process ends; the setting
+        `inference.tenant_weights` is what lasts. Role operator. INVALID_ARGUMENT: a weight outside [0.001, 1000].
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,6 +133,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetQueueRequest.FromString,
                     response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetQueueResponse.SerializeToString,
             ),
+            'ExplainRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRequest,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ExplainRequestRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ExplainRequestResponse.SerializeToString,
+            ),
+            'SetTenantWeight': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTenantWeight,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'modelmora.inference.v1.InferenceService', rpc_method_handlers)
@@ -104,8 +157,16 @@ class InferenceService(object):
 
     A call without a deadline gets 60 s. INVALID_ARGUMENT with field paths; NOT_FOUND (ModelNotFound, VersionNotFound);
     FAILED_PRECONDITION (TaskNotSupported, VersionNotReady, NeverFits, RequestCrashedWorker); RESOURCE_EXHAUSTED
-    (QueueFull) with RetryInfo; DEADLINE_EXCEEDED; UNAVAILABLE (WorkerUnavailable, LoadFailed) with RetryInfo. A cancelled
-    call leaves the queue at once.
+    (QueueFull) with RetryInfo; DEADLINE_EXCEEDED; UNAVAILABLE (WorkerUnavailable, LoadFailed, ModelLoading) with RetryInfo.
+    A cancelled call leaves the queue at once, and a worker at its next micro-batch.
+
+    Who goes first. Requests of one priority share a model by the weights of their tenants, charged in compute time;
+    within a tenant the earlier goes first. A MEDIUM or LOW request lets more urgent ones pass for a fixed time only: a
+    request is overtaken only by requests that arrive within the greater of its priority's offset (HIGH 0 s, MEDIUM 30 s,
+    LOW 90 s) and the time of fairness (60 s) after it; all three are settings. HIGH also overtakes what is on a worker,
+    from the next micro-batch on.
+
+    A call that sends a request id, in the field or as metadata `x-request-id`, can be asked about while it lasts.
     """
 
     @staticmethod
@@ -152,6 +213,60 @@ class InferenceService(object):
             '/modelmora.inference.v1.InferenceService/GetQueue',
             modelmora_dot_inference_dot_v1_dot_inference__pb2.GetQueueRequest.SerializeToString,
             modelmora_dot_inference_dot_v1_dot_inference__pb2.GetQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/ExplainRequest',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.ExplainRequestRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.ExplainRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTenantWeight(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/SetTenantWeight',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -120,14 +120,16 @@ class LoadReply(_message.Message):
     def __init__(self, footprint: _Optional[_Iterable[_Union[_common_pb2.DeviceMemory, _Mapping]]] = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ..., max_input_tokens: _Optional[int] = ..., embedding_dimensions: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_batch_entries: _Optional[int] = ..., tasks: _Optional[_Iterable[_Union[_common_pb2.TaskType, str]]] = ...) -> None: ...
 
 class InferRequest(_message.Message):
-    __slots__ = ("task_type", "texts", "exact")
+    __slots__ = ("task_type", "texts", "exact", "rank")
     TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     task_type: _common_pb2.TaskType
     texts: _containers.RepeatedCompositeFieldContainer[TextEntry]
     exact: bool
-    def __init__(self, task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., texts: _Optional[_Iterable[_Union[TextEntry, _Mapping]]] = ..., exact: bool = ...) -> None: ...
+    rank: int
+    def __init__(self, task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., texts: _Optional[_Iterable[_Union[TextEntry, _Mapping]]] = ..., exact: bool = ..., rank: _Optional[int] = ...) -> None: ...
 
 class TextEntry(_message.Message):
     __slots__ = ("text", "truncate", "normalize", "dimensions", "timeout")
