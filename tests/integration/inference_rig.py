@@ -9,13 +9,14 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
+from integration.tiny_platform import only
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -242,21 +243,6 @@ def assert_right(answer: inference_pb2.EmbedResponse, texts: tuple[str, ...]) ->
         assert max(abs(a - b) for a, b in zip(embedding.values, vector(0, text, 8), strict=True)) < 1e-6, text
 
 
-def _only(add: Any, methods: Sequence[str]) -> Any:
-    """A generated add function, cut down to the methods that the test's servicer has."""
-
-    class Chosen:
-        def __init__(self, server: Any) -> None:
-            self._server = server
-
-        def add_generic_rpc_handlers(self, handlers: object) -> None: ...
-
-        def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-            self._server.add_registered_method_handlers(service, {name: handlers[name] for name in methods})
-
-    return lambda servicer, server: add(servicer, Chosen(server))
-
-
 @asynccontextmanager
 async def rig(
     data_dir: Path, models: Mapping[str, Mapping[str, object]] | None = None, **settings: Any
@@ -269,7 +255,7 @@ async def rig(
     def context(name: str, full_name: str, add: Any, servicer: object, *methods: str) -> Context:
         @asynccontextmanager
         async def open_context(_: Section, platform: Platform) -> AsyncIterator[Mounted]:
-            yield Mounted([Service(full_name, _only(add, methods), servicer, dict.fromkeys(methods, SERVICES))])
+            yield Mounted([Service(full_name, only(add, methods), servicer, dict.fromkeys(methods, SERVICES))])
 
         return Context(name, Section(), open_context)
 

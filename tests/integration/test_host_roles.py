@@ -50,6 +50,8 @@ ALLOWED: dict[str, set[str]] = {
     "modelmora.lifecycle.v1.LifecycleLeaseService/Acquire": INSIDE,
     "modelmora.inference.v1.InferenceService/Embed": EVERY,
     "modelmora.inference.v1.InferenceService/GetQueue": EVERY,
+    "modelmora.inference.v1.InferenceService/ExplainRequest": EVERY,
+    "modelmora.inference.v1.InferenceService/SetTenantWeight": RUNS_IT,
     "modelmora.observability.v1.ObservabilityService/GetHealth": EVERY,
     "modelmora.observability.v1.ObservabilityService/ListDevices": EVERY,
     "modelmora.observability.v1.ObservabilityService/GetSystemInfo": RUNS_IT,
