@@ -35,6 +35,7 @@ from modelmora.errors import (
     MessageTooLarge,
     ModelMoraError,
     ShuttingDown,
+    Unimplemented,
 )
 
 from modelmora_runtime import auth, status, telemetry
@@ -112,7 +113,9 @@ class Interceptors:
         handler, behaviour = method.handler, method.behaviour
         stream_in, stream_out = handler.request_streaming, handler.response_streaming
         deserializer, write = handler.request_deserializer, handler.response_serializer
-        if not (inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)):
+        if getattr(behaviour, "__module__", "").endswith("_pb2_grpc"):
+            behaviour = _not_offered(method.path)
+        elif not (inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)):
             raise FailedPrecondition(f"{method.path} is not async")
         serializer = None if stream_out else write
         run = _streamed(behaviour) if stream_out else behaviour
@@ -264,6 +267,15 @@ class Interceptors:
         limit = GaugeMetricFamily("modelmora_bytes_in_flight_limit", "Their budget.")
         limit.add_metric([], self.budget.limit_bytes)
         return [calls, inside, seconds, used, limit]
+
+
+def _not_offered(path: str) -> Callable[[Any, Any], Awaitable[Any]]:
+    """Answers for a method that the servicer inherits from the generated code: declared, and not offered here yet."""
+
+    async def refuse(request: Any, context: Any) -> Any:
+        raise Unimplemented(f"this server does not offer {path[1:]}")
+
+    return refuse
 
 
 def _parsed(deserializer: Callable[[bytes], Any], raw: bytes) -> Any:
