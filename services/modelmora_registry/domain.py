@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
@@ -124,6 +124,37 @@ PIPELINE_TAGS: Mapping[str, TaskType] = MappingProxyType(
 """The Hub's words for tasks."""
 
 
+_MODALITY: Mapping[TaskType, str] = MappingProxyType(
+    {
+        TaskType.TXT2EMBED: "text",
+        TaskType.TXT2TXT: "text",
+        TaskType.CLASSIFICATION: "text",
+        TaskType.RERANKING: "text",
+        TaskType.QUESTION_ANSWERING: "text",
+        TaskType.IMG2TXT: "multimodal",
+        TaskType.IMG2EMBED: "image",
+        TaskType.TXT2IMG: "image",
+        TaskType.IMG2IMG: "image",
+        TaskType.AUDIO2TXT: "audio",
+        TaskType.TXT2AUDIO: "audio",
+        TaskType.OBJECT_DETECTION: "image",
+        TaskType.TABULAR_CLASSIFICATION: "tabular",
+        TaskType.TABULAR_REGRESSION: "tabular",
+    }
+)
+MODALITIES = ("text", "image", "audio", "video", "multimodal", "tabular")
+
+
+def modality_of(task_type: TaskType | None) -> str:
+    """What a model of this task works on; empty while the task is unknown."""
+    return _MODALITY[task_type] if task_type is not None else ""
+
+
+def tasks_of(modality: str) -> list[TaskType]:
+    """The tasks of a modality."""
+    return [task for task, word in _MODALITY.items() if word == modality]
+
+
 def parse_task(word: str, *, at: str = "task_type") -> TaskType:
     """A task from our word, in any case, or from a pipeline tag of the Hub."""
     lower = word.strip().lower()
@@ -139,6 +170,7 @@ def parse_task(word: str, *, at: str = "task_type") -> TaskType:
 _NAME_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}")
 _LABEL_KEY = re.compile(r"[a-z0-9_-]{1,63}")
+_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@/-]{0,126}")
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NOT_IN_A_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
@@ -269,10 +301,27 @@ def file_path_problem(path: str) -> str | None:
         return "must not contain empty parts, '.' or '..'"
     if re.search(r"[\x00-\x1f\x7f\\]", path) or any("\ud800" <= letter <= "\udfff" for letter in path):
         return "must not contain control characters, backslashes or undecodable bytes"
-    if any(_DEVICE_NAMES.fullmatch(part.split(".")[0]) for part in parts):
+    if any(_DEVICE_NAMES.fullmatch(part.split(".")[0].rstrip()) for part in parts):
         return "must not be the name of a device"
     if len(path) > 1000 or any(len(part.encode()) > 255 for part in parts):
         return "is too long"
+    return None
+
+
+def file_paths_problem(paths: Sequence[str]) -> str | None:
+    """Why these files cannot lie in one folder; None when they can."""
+    seen: set[str] = set()
+    for path in paths:
+        if problem := file_path_problem(path):
+            return f"{_shown(path)} {problem}"
+        if path in seen:
+            return f"{_shown(path)} stands there twice"
+        seen.add(path)
+    for path in paths:
+        parts = path.split("/")
+        for count in range(1, len(parts)):
+            if (folder := "/".join(parts[:count])) in seen:
+                return f"{_shown(folder)} is a file and a folder"
     return None
 
 
@@ -301,6 +350,24 @@ def _checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
     return labels
 
 
+def _checked_metrics(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    if len(metrics) > 200:
+        raise ValueError("at most 200 metrics")
+    for name, value in metrics.items():
+        if not _METRIC.fullmatch(name):
+            raise ValueError(f"{_shown(name)} is no metric; it is letters, digits and '_.@/-', at most 127")
+        if not math.isfinite(value):
+            raise ValueError(f"{name!r} must be a finite number")
+    return metrics
+
+
+def _checked_base_model(text: str) -> str:
+    try:
+        return parse_model_name(text).name if text else ""
+    except InvalidArgument:
+        raise ValueError("must be models/{org}/{repo} or org/repo") from None
+
+
 def _without_nul(text: str) -> str:
     if "\x00" in text:
         raise ValueError("must not contain a NUL character")
@@ -311,6 +378,8 @@ Text = Annotated[str, AfterValidator(_without_nul)]
 """What a text column of PostgreSQL can hold."""
 DisplayName = Annotated[Text, AfterValidator(_trimmed_name)]
 Labels = Annotated[ReadOnly[str], AfterValidator(_checked_labels)]
+Metrics = Annotated[ReadOnly[float], AfterValidator(_checked_metrics)]
+Family = Annotated[str, Field(max_length=100), AfterValidator(_without_nul), AfterValidator(str.strip)]
 
 
 class ModelDraft(Value):
@@ -322,6 +391,9 @@ class ModelDraft(Value):
     description: Annotated[str, Field(max_length=100_000), AfterValidator(_without_nul)] = ""
     task_type: TaskType | None = None
     labels: Labels = Field(default_factory=dict)
+    family: Family = ""
+    base_model: Annotated[str, AfterValidator(_checked_base_model)] = ""
+    trainable: bool = False
 
     @field_validator("task_type", mode="before")
     @classmethod
@@ -335,7 +407,7 @@ def _task_or_problem(value: Any) -> Any:
     return value
 
 
-UPDATABLE = ("display_name", "description", "task_type", "labels")
+UPDATABLE = ("display_name", "description", "task_type", "labels", "family", "base_model", "trainable")
 
 
 class Model(Entity):
@@ -348,6 +420,10 @@ class Model(Entity):
     labels: ReadOnly[str] = Field(default_factory=dict)
     current_version: str = ""
     aliases: ReadOnly[str] = Field(default_factory=dict)
+    family: str = ""
+    base_model: str = ""
+    trainable: bool = False
+    rank: float = 0
 
     @classmethod
     def register(cls, model_id: ModelId, draft: ModelDraft, *, uid: str = "", now: datetime | None = None) -> Model:
@@ -358,6 +434,9 @@ class Model(Entity):
             description=draft.description,
             task_type=draft.task_type,
             labels=draft.labels,
+            family=draft.family,
+            base_model=draft.base_model,
+            trainable=draft.trainable,
             revision=1,
             create_time=now,
             update_time=now,
@@ -366,6 +445,15 @@ class Model(Entity):
     @property
     def model_id(self) -> ModelId:
         return parse_model_name(self.name)
+
+    @property
+    def modality(self) -> str:
+        return modality_of(self.task_type)
+
+    @property
+    def servable(self) -> bool:
+        """Whether there is a version for an engine to take; each one that is READY has an engine of ours."""
+        return bool(self.current_version)
 
     def updated(self, draft: ModelDraft, mask: Sequence[str], *, now: datetime) -> Model:
         """With the fields of `draft` that `mask` names. Raises InvalidArgument at `update_mask`."""
@@ -452,17 +540,61 @@ class EmptySource(Value):
     pass
 
 
+MAX_SOURCE_FILES = 10_000
+_URL = re.compile(r"(s3|https?)://([^/?#@\s]+)(/[^?#\s]*)?")
+
+
+class UrlSource(Value):
+    """A folder of an S3-compatible store or an HTTP(S) server. Credentials, queries and fragments are refused in it."""
+
+    url: Text
+    files: tuple[str, ...] = ()
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_folder(cls, url: str) -> str:
+        if len(url) > 2048 or not url.isprintable() or not _URL.fullmatch(url):
+            raise ValueError("must be s3://bucket/prefix or https://host/path, without credentials, query or fragment")
+        if any(part in (".", "..") for part in url.split("/")):
+            raise ValueError("must not contain '.' or '..'")
+        return url
+
+    @field_validator("files")
+    @classmethod
+    def _safe(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        if len(files) > MAX_SOURCE_FILES:
+            raise ValueError(f"at most {MAX_SOURCE_FILES} files")
+        if problem := file_paths_problem(files):
+            raise ValueError(problem)
+        return files
+
+    @property
+    def is_s3(self) -> bool:
+        return self.url.startswith("s3://")
+
+    @property
+    def host(self) -> str:
+        """Of a bucket: its name."""
+        return self.url.split("/")[2]
+
+    @property
+    def path(self) -> str:
+        """Below the host, without slashes around it."""
+        return self.url.split("/", 3)[-1].strip("/") if self.url.count("/") > 2 else ""
+
+
 class ModelSource(Value):
-    """Where the files came from: exactly one of the three."""
+    """Where the files came from: exactly one of the four."""
 
     local: LocalSource | None = None
     hub: HubSource | None = None
     empty: EmptySource | None = None
+    url: UrlSource | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> ModelSource:
-        if [self.local, self.hub, self.empty].count(None) != 2:
-            raise ValueError("must be one of local, hub, empty")
+        if [self.local, self.hub, self.empty, self.url].count(None) != 3:
+            raise ValueError("must be one of local, hub, url, empty")
         return self
 
     @property
@@ -546,10 +678,44 @@ class ModelLimits(Value):
         )
 
 
+class ModelMetadata(Value):
+    """What the files of a version tell; None is unknown. Sizes of the whole, whatever is served of it."""
+
+    architecture: str | None = None
+    family: str | None = None
+    parameter_count: int | None = Field(default=None, ge=0, le=MAX_INT64)
+    dtype: str | None = None
+    context_length: int | None = Field(default=None, gt=0, le=2**31 - 1)
+    hidden_size: int | None = Field(default=None, gt=0, le=2**31 - 1)
+    num_layers: int | None = Field(default=None, gt=0, le=2**31 - 1)
+    num_heads: int | None = Field(default=None, gt=0, le=2**31 - 1)
+    vocabulary_size: int | None = Field(default=None, gt=0, le=2**31 - 1)
+    quantization: str | None = None
+    license: str | None = None
+    model_card: str | None = None
+    tokenizer_digest: str | None = None
+    chat_template_digest: str | None = None
+    weight_bytes: ReadOnly[int] = Field(default_factory=dict)
+    """All weights in memory, by the dtype their floating point numbers would have: `F32`, `BF16`."""
+    tags: tuple[str, ...] = ()
+
+
 class ImportProgress(Value):
     done_bytes: int = 0
     total_bytes: int = 0
     current_file: str = ""
+    bytes_per_second: float = 0
+    """Over the last seconds."""
+    remaining: timedelta | None = None
+
+    def paced(self, earlier: Sequence[tuple[float, int]], now: float) -> ImportProgress:
+        """With the rate since the first of `earlier`, (second, bytes done) each, and what is left at that rate."""
+        if not earlier or now <= earlier[0][0]:
+            return self
+        began, had = earlier[0]
+        rate = max(0, self.done_bytes - had) / (now - began)
+        left = timedelta(seconds=round((self.total_bytes - self.done_bytes) / rate, 1)) if rate >= 1 else None
+        return self.model_copy(update={"bytes_per_second": round(rate, 1), "remaining": left})
 
 
 class Failure(Value):
@@ -585,11 +751,17 @@ class VersionDraft(Value):
     source: ModelSource | None = None
     resource_requirements: ResourceRequirements | None = None
     limits: ModelLimits | None = None
+    labels: Labels = Field(default_factory=dict)
+    metrics: Metrics = Field(default_factory=dict)
+    training_job: Annotated[str, Field(max_length=255), AfterValidator(_without_nul)] = ""
 
     @field_validator("task_type", mode="before")
     @classmethod
     def _known_task(cls, value: Any) -> Any:
         return _task_or_problem(value)
+
+
+UPDATABLE_OF_VERSION = ("labels", "metrics", "resource_requirements", "archive_time")
 
 
 class ModelVersion(Entity):
@@ -608,6 +780,12 @@ class ModelVersion(Entity):
     limits: ModelLimits | None = None
     progress: ImportProgress | None = None
     failure: Failure | None = None
+    metadata: ModelMetadata | None = None
+    metrics: ReadOnly[float] = Field(default_factory=dict)
+    archive_time: datetime | None = None
+    labels: ReadOnly[str] = Field(default_factory=dict)
+    training_job: str = ""
+    verify_time: datetime | None = None
 
     @property
     def model_id(self) -> ModelId:
@@ -622,7 +800,9 @@ class ModelVersion(Entity):
             raise self._illegal("progress")
         return self._changed(now, progress=progress)
 
-    def ready(self, artifact: Artifact, *, limits: ModelLimits, now: datetime) -> ModelVersion:
+    def ready(
+        self, artifact: Artifact, *, limits: ModelLimits, metadata: ModelMetadata | None = None, now: datetime
+    ) -> ModelVersion:
         """Complete and verified, from now on immutable. What the caller said about limits wins over the files."""
         self._step(ModelVersionState.READY)
         known = (self.limits or ModelLimits()).or_else(limits)
@@ -631,6 +811,8 @@ class ModelVersion(Entity):
             state=ModelVersionState.READY,
             artifact=artifact,
             limits=known if known != ModelLimits() else None,
+            metadata=metadata if metadata != ModelMetadata() else None,
+            verify_time=now if artifact.files else None,
             progress=None,
         )
 
@@ -638,6 +820,26 @@ class ModelVersion(Entity):
         self._step(ModelVersionState.FAILED)
         short = failure.model_copy(update={"message": failure.message.replace("\x00", "")[:2000]})
         return self._changed(now, state=ModelVersionState.FAILED, failure=short, progress=None)
+
+    def updated(
+        self, draft: VersionDraft, mask: Sequence[str], *, archived: bool, now: datetime
+    ) -> ModelVersion:
+        """With the fields of `draft` that `mask` names, and put away or brought back when it names `archive_time`.
+
+        Raises InvalidArgument at `update_mask`, IllegalTransition for archiving what is not READY.
+        """
+        if not mask:
+            raise InvalidArgument.at("update_mask", f"must name at least one of {', '.join(UPDATABLE_OF_VERSION)}")
+        for path in mask:
+            if path not in UPDATABLE_OF_VERSION:
+                problem = f"{path!r} cannot be updated; {', '.join(UPDATABLE_OF_VERSION)} can"
+                raise InvalidArgument.at("update_mask", problem)
+        fields: dict[str, object] = {path: getattr(draft, path) for path in mask if path != "archive_time"}
+        if "archive_time" in mask:
+            if archived and self.state is not ModelVersionState.READY:
+                raise self._illegal("archiving")
+            fields["archive_time"] = (self.archive_time or now) if archived else None
+        return self._changed(now, **fields)
 
     def _step(self, state: ModelVersionState) -> None:
         if state not in _FOLLOWING[self.state]:
