@@ -39,6 +39,7 @@ from modelmora_lifecycle.eviction import Plan
 from modelmora_lifecycle.launcher import Launcher
 from modelmora_lifecycle.ledger import Ledger, Vector
 from modelmora_lifecycle.scheduler import Decision, Rules, Scheduler
+from modelmora_lifecycle.store import Acquired, Measurement
 from modelmora_lifecycle.workers import Hold, Worker, WorkerRules
 
 log = logging.getLogger(__name__)
@@ -142,11 +143,13 @@ class Sight:
 
 
 class Journal(Protocol):
-    """Where decisions and measurements are kept; never waits, may drop."""
+    """Where decisions, measurements and acquire events are kept; never waits, may drop."""
 
     def decided(self, decision: Decision) -> None: ...
 
-    def measured(self, version: str, facts: VersionFacts, memory: Vector, load_seconds: float) -> None: ...
+    def measured(self, measurement: Measurement) -> None: ...
+
+    def acquired(self, event: Acquired) -> None: ...
 
 
 class Node:
@@ -489,7 +492,7 @@ class Node:
     def _keep(self, replica: Replica) -> None:
         facts = self.scheduler.facts(replica.version)
         if self._journal is not None and facts is not None:
-            self._journal.measured(replica.version, facts, replica.peak, replica.load_seconds)
+            self._journal.measured(Measurement(replica.version, facts.engine, dict(replica.peak), replica.load_seconds))
 
     def _send(self, lease: str, message: Message) -> None:
         end = self._ends.get(lease)

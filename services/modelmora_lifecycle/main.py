@@ -8,6 +8,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -24,10 +25,11 @@ from pydantic import ByteSize, Field
 
 from modelmora_lifecycle.actor import Node
 from modelmora_lifecycle.domain import HOST, MIB, EngineProfile, Prediction, VersionFacts
+from modelmora_lifecycle.duty import Duty
 from modelmora_lifecycle.launcher import LocalLauncher
 from modelmora_lifecycle.scheduler import Rules
-from modelmora_lifecycle.service import Duty, LifecycleLeaseServicer, LifecycleServicer
-from modelmora_lifecycle.store import LifecycleStore, StoreJournal
+from modelmora_lifecycle.service import LifecycleLeaseServicer, LifecycleServicer
+from modelmora_lifecycle.store import Kept, LifecycleStore, StoreJournal
 from modelmora_lifecycle.workers import WorkerRules
 
 NAME = "lifecycle"
@@ -88,6 +90,8 @@ class Settings(Section):
         10.0, ge=0, le=3600, description="How long a worker may stay unhealthy before it is replaced."
     )
     decisions_kept: int = Field(10_000, ge=100, description="Rows kept of eviction decisions.")
+    trace_events_kept: int = Field(100_000, ge=100, description="Rows kept of acquire events, for simulations.")
+    trace_days: float = Field(7.0, gt=0, le=3660, description="Acquire events are kept for so many days at most.")
 
 
 @asynccontextmanager
@@ -98,7 +102,8 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     registry = Registry(platform, f"{NAME}@{settings.node}")
     launcher = LocalLauncher(platform.run_dir, platform.settings.data_dir / "logs")
     database = Database(platform.database_url, NAME, pool_size=2, pool_overflow=2) if platform.database_url else None
-    store = LifecycleStore(database, settings.node, settings.decisions_kept) if database else None
+    kept = Kept(settings.decisions_kept, settings.trace_events_kept, timedelta(days=settings.trace_days))
+    store = LifecycleStore(database, settings.node, kept) if database else None
     journal = StoreJournal(store) if store else None
     duty = Duty(asyncio.Event())
     state = {"duty": ("unknown", duty.reason), "chores": ("healthy", ""), "models": ("healthy", "")}

@@ -1,16 +1,19 @@
-"""What lifecycle keeps: eviction decisions with their inputs, and measured footprints and load times by version.
+"""What lifecycle writes down: eviction decisions with their inputs, acquire events, and what loads took.
 
-Nothing here is on the way of a load. Writes go through a bounded queue to one task; what does not fit, or finds the
-database away, is dropped and counted: a decision is worth explaining, not worth waiting for.
+Nothing here is on the way of a load or a request. Writes go through a bounded queue to one task, many rows at a time;
+what does not fit, or finds the database away, is dropped and counted: a decision is worth explaining, not worth waiting
+for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from modelmora.errors import ModelMoraError
@@ -19,16 +22,16 @@ from modelmora_runtime.ids import uuid7
 from prometheus_client import Counter
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from modelmora_lifecycle.domain import VersionFacts
 from modelmora_lifecycle.eviction import Impossible, Plan
 from modelmora_lifecycle.scheduler import Decision
 
 log = logging.getLogger(__name__)
 
-QUEUE_ROWS = 1000
-PRUNE_EVERY = 100
+QUEUE_ROWS = 10_000
+ROWS_AT_ONCE = 500
+PRUNE_EVERY = 1000
 MEASUREMENTS_KEPT = 10_000
-DROPPED = Counter("modelmora_lifecycle_rows_dropped", "Decisions and measurements that could not be kept.")
+DROPPED = Counter("modelmora_lifecycle_rows_dropped", "Decisions, events and measurements that could not be kept.")
 
 _metadata = sa.MetaData()
 _decision = sa.Table(
@@ -47,34 +50,100 @@ _measurement = sa.Table(
     _metadata,
     sa.Column("node", sa.String(255), primary_key=True),
     sa.Column("model_version", sa.Text, primary_key=True),
-    sa.Column("engine", sa.Text),
+    sa.Column("engine", sa.Text, primary_key=True),
+    sa.Column("profile", sa.Text, primary_key=True),
+    sa.Column("limits", sa.Text, primary_key=True),
+    sa.Column("device", sa.Text, primary_key=True),
     sa.Column("memory", JSONB),
+    sa.Column("activation", JSONB),
     sa.Column("load_seconds", sa.Float),
     sa.Column("update_time", sa.TIMESTAMP(timezone=True)),
+)
+_MEASURED_WITH = ("model_version", "engine", "profile", "limits", "device")
+_event = sa.Table(
+    "acquire_event",
+    _metadata,
+    sa.Column("uid", sa.Uuid, primary_key=True),
+    sa.Column("node", sa.String(255)),
+    sa.Column("model_version", sa.Text),
+    sa.Column("priority", sa.Integer),
+    sa.Column("start_time", sa.TIMESTAMP(timezone=True)),
+    sa.Column("use_seconds", sa.Float),
+    sa.Column("memory", JSONB),
+    sa.Column("load_seconds", sa.Float),
 )
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a version took on this node: highest bytes by device, seconds of its last load."""
+    """What a version took on this node when it was loaded like this: highest bytes by device, seconds of its last load,
+    bytes of activation for each token of the largest batch by device."""
 
     model_version: str
     engine: str
     memory: Mapping[str, int]
     load_seconds: float
+    profile: str = ""
+    limits: str = ""
+    device: str = "host"
+    activation: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """A version was wanted, used for a while and let go."""
+
+    model_version: str
+    priority: int
+    start_time: datetime
+    use_seconds: float
+    memory: Mapping[str, int]
+    load_seconds: float
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much is kept: the newest rows of each kind, acquire events also by age."""
+
+    decisions: int = 10_000
+    events: int = 100_000
+    event_age: timedelta = timedelta(days=7)
 
 
 class LifecycleStore:
     """Tables of one node. Every method may raise DatabaseUnavailable."""
 
-    def __init__(self, database: Database, node: str, decisions_kept: int) -> None:
+    def __init__(self, database: Database, node: str, kept: Kept) -> None:
         self._database = database
         self._node = node
-        self._decisions_kept = decisions_kept
+        self._kept = kept
 
-    async def add_decision(self, row: Mapping[str, Any]) -> None:
+    async def add(self, rows: Sequence[Row]) -> None:
+        """All of them or none. Rows are of any kind; a decision is a mapping as `decision_row` makes it."""
+        events = [{"uid": uuid7(), "node": self._node, **asdict(row)} for row in rows if isinstance(row, Acquired)]
+        decisions = [{"uid": uuid7(), "node": self._node, **row} for row in rows if isinstance(row, Mapping)]
+        # One row twice in a statement cannot be updated twice; the last word counts.
+        measured = {
+            tuple(getattr(row, name) for name in _MEASURED_WITH): row for row in rows if isinstance(row, Measurement)
+        }
         async with self._database.begin() as connection:
-            await connection.execute(insert(_decision).values(uid=uuid7(), node=self._node, **row))
+            if decisions:
+                await connection.execute(insert(_decision), decisions)
+            if events:
+                await connection.execute(insert(_event), events)
+            for _, row in sorted(measured.items()):
+                values = {
+                    "memory": dict(row.memory),
+                    "activation": dict(row.activation),
+                    "load_seconds": row.load_seconds,
+                }
+                key = {name: getattr(row, name) for name in _MEASURED_WITH}
+                statement = insert(_measurement).values(node=self._node, **key, **values, update_time=sa.func.now())
+                await connection.execute(
+                    statement.on_conflict_do_update(
+                        index_elements=["node", *_MEASURED_WITH], set_={**values, "update_time": sa.func.now()}
+                    )
+                )
 
     async def prune(self) -> None:
         """Leaves the newest rows of this node. The ids of decisions are in the order of time."""
@@ -82,7 +151,7 @@ class LifecycleStore:
             sa.select(_decision.c.uid)
             .where(_decision.c.node == self._node)
             .order_by(_decision.c.uid.desc())
-            .offset(self._decisions_kept)
+            .offset(self._kept.decisions)
             .limit(1)
             .scalar_subquery()
         )
@@ -94,7 +163,22 @@ class LifecycleStore:
             .limit(1)
             .scalar_subquery()
         )
+        oldest_event = (
+            sa.select(_event.c.start_time)
+            .where(_event.c.node == self._node)
+            .order_by(_event.c.start_time.desc())
+            .offset(self._kept.events)
+            .limit(1)
+            .scalar_subquery()
+        )
+        aged = sa.func.now() - self._kept.event_age
         async with self._database.begin() as connection:
+            await connection.execute(
+                sa.delete(_event).where(
+                    _event.c.node == self._node,
+                    sa.or_(_event.c.start_time <= oldest_event, _event.c.start_time < aged),
+                )
+            )
             await connection.execute(
                 sa.delete(_decision).where(_decision.c.node == self._node, _decision.c.uid <= newest)
             )
@@ -104,24 +188,36 @@ class LifecycleStore:
                 )
             )
 
-    async def decisions(self, limit: int = 100) -> list[Mapping[str, Any]]:
-        """The newest of this node, newest first."""
-        query = sa.select(_decision).where(_decision.c.node == self._node).order_by(_decision.c.uid.desc()).limit(limit)
+    async def decisions(
+        self, terms: Mapping[str, str] | None = None, before: UUID | None = None, limit: int = 100
+    ) -> list[Mapping[str, Any]]:
+        """Of this node, newest first, those older than `before`; `terms`: columns and the value that they must have."""
+        query = sa.select(_decision).where(_decision.c.node == self._node)
+        for name, value in (terms or {}).items():
+            query = query.where(_decision.c[name] == value)
+        if before is not None:
+            query = query.where(_decision.c.uid < before)
         async with self._database.read() as connection:
-            return [dict(row) for row in (await connection.execute(query)).mappings()]
+            rows = await connection.execute(query.order_by(_decision.c.uid.desc()).limit(limit))
+            return [dict(row) for row in rows.mappings()]
 
-    async def save_measurement(self, measured: Measurement) -> None:
-        values = {
-            "engine": measured.engine,
-            "memory": dict(measured.memory),
-            "load_seconds": measured.load_seconds,
-            "update_time": sa.func.now(),
-        }
-        statement = insert(_measurement).values(node=self._node, model_version=measured.model_version, **values)
-        async with self._database.begin() as connection:
-            await connection.execute(
-                statement.on_conflict_do_update(index_elements=["node", "model_version"], set_=values)
-            )
+    async def events(self, since: datetime | None, page: int = 1000) -> AsyncIterator[list[Acquired]]:
+        """Acquire events of this node, oldest first, page by page."""
+        last: tuple[datetime, UUID] | None = None
+        while True:
+            query = sa.select(_event).where(_event.c.node == self._node)
+            if since is not None:
+                query = query.where(_event.c.start_time >= since)
+            if last is not None:
+                query = query.where(sa.tuple_(_event.c.start_time, _event.c.uid) > sa.tuple_(*last))
+            async with self._database.read() as connection:
+                ordered = query.order_by(_event.c.start_time, _event.c.uid).limit(page)
+                rows = (await connection.execute(ordered)).mappings().all()
+            if not rows:
+                return
+            last = (rows[-1]["start_time"], rows[-1]["uid"])
+            names = [column.name for column in _event.c if column.name not in ("uid", "node")]
+            yield [Acquired(**{name: row[name] for name in names}) for row in rows]
 
     async def measurements(self) -> list[Measurement]:
         """Of this node, those changed last first."""
@@ -131,11 +227,13 @@ class LifecycleStore:
             .order_by(_measurement.c.update_time.desc())
             .limit(MEASUREMENTS_KEPT)
         )
+        names = (*_MEASURED_WITH, "memory", "activation", "load_seconds")
         async with self._database.read() as connection:
-            return [
-                Measurement(row["model_version"], row["engine"], row["memory"], row["load_seconds"])
-                for row in (await connection.execute(query)).mappings()
-            ]
+            rows = (await connection.execute(query)).mappings()
+            return [Measurement(**{name: row[name] for name in names}) for row in rows]
+
+
+Row = Mapping[str, Any] | Measurement | Acquired
 
 
 class StoreJournal:
@@ -143,29 +241,43 @@ class StoreJournal:
 
     def __init__(self, store: LifecycleStore) -> None:
         self._store = store
-        self._rows: asyncio.Queue[Mapping[str, Any] | Measurement] = asyncio.Queue(QUEUE_ROWS)
+        self._rows: asyncio.Queue[Row] = asyncio.Queue(QUEUE_ROWS)
 
     def decided(self, decision: Decision) -> None:
         self._put(decision_row(decision))
 
-    def measured(self, version: str, facts: VersionFacts, memory: Mapping[str, int], load_seconds: float) -> None:
-        self._put(Measurement(version, facts.engine, dict(memory), load_seconds))
+    def measured(self, measurement: Measurement) -> None:
+        self._put(measurement)
+
+    def acquired(self, event: Acquired) -> None:
+        self._put(event)
 
     async def run(self) -> None:
         """Writes for ever."""
         written = 0
         while True:
-            row = await self._rows.get()
+            rows = [await self._rows.get()]
+            while len(rows) < ROWS_AT_ONCE and not self._rows.empty():
+                rows.append(self._rows.get_nowait())
             try:
-                await self._write(row)
-                written += 1
-                if written % PRUNE_EVERY == 0:
+                await self._write(rows)
+                before, written = written, written + len(rows)
+                if before // PRUNE_EVERY != written // PRUNE_EVERY:
                     await self._store.prune()
-            except (ModelMoraError, sa.exc.SQLAlchemyError) as error:
-                DROPPED.inc()
-                log.warning("a row of lifecycle was not kept: %s", error)
+            except ModelMoraError as error:
+                self._dropped(len(rows), error)
             finally:
-                self._rows.task_done()
+                for _ in rows:
+                    self._rows.task_done()
+
+    async def _write(self, rows: Sequence[Row]) -> None:
+        try:
+            await self._store.add(rows)
+        except sa.exc.SQLAlchemyError as error:
+            for row in rows if len(rows) > 1 else ():  # one that the database does not take must not cost the others
+                await self._write([row])
+            if len(rows) == 1:
+                self._dropped(1, error)
 
     async def flush(self, seconds: float) -> None:
         """Waits until all is written, at most so long."""
@@ -175,17 +287,15 @@ class StoreJournal:
         except TimeoutError:
             log.warning("%d rows of lifecycle were not kept", self._rows.qsize())
 
-    def _put(self, row: Mapping[str, Any] | Measurement) -> None:
+    def _dropped(self, rows: int, error: Exception) -> None:
+        DROPPED.inc(rows)
+        log.warning("%d rows of lifecycle were not kept: %s", rows, error)
+
+    def _put(self, row: Row) -> None:
         try:
             self._rows.put_nowait(row)
         except asyncio.QueueFull:
             DROPPED.inc()
-
-    async def _write(self, row: Mapping[str, Any] | Measurement) -> None:
-        if isinstance(row, Measurement):
-            await self._store.save_measurement(row)
-        else:
-            await self._store.add_decision(row)
 
 
 def decision_row(decision: Decision) -> dict[str, Any]:
