@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import grpc
 import grpc.aio
@@ -411,6 +412,123 @@ class AsyncClient(Connection):
         """Budget, charges and free bytes of each device."""
         return list((await self._call(self.lifecycle.GetMemory, lifecycle_pb2.GetMemoryRequest(), timeout)).devices)
 
+    async def explain(
+        self, model: str, *, priority: str | int | None = None, timeout: float | None = None
+    ) -> lifecycle_pb2.Placement:
+        """What would happen if it were wanted now: it fits, after which evictions, when, or why never."""
+        request = requests.build(
+            lifecycle_pb2.ExplainPlacementRequest, model=model, priority=requests.priority_value(priority)
+        )
+        return (await self._call(self.lifecycle.ExplainPlacement, request, timeout)).placement
+
+    async def eviction_decisions(
+        self, *, filter: str = "", page_size: int = 100, timeout: float | None = None
+    ) -> AsyncIterator[lifecycle_pb2.EvictionDecision]:
+        """Past decisions with all they were made from, newest first, fetched page by page."""
+        request = requests.build(lifecycle_pb2.ListEvictionDecisionsRequest, page_size=page_size, filter=filter)
+        async for page in self._pages(self.lifecycle.ListEvictionDecisions, request, timeout):
+            for item in page.decisions:
+                yield item
+
+    async def export_trace(
+        self, *, start_time: datetime | None = None, timeout: float | None = None
+    ) -> AsyncIterator[lifecycle_pb2.AcquireEvent]:
+        """What was wanted and used on this node, oldest first: the input of `simulate`."""
+        request = requests.build(lifecycle_pb2.ExportTraceRequest, start_time=start_time)
+        async for page in self._stream(self.lifecycle.ExportTrace, request, timeout):
+            for item in page.events:
+                yield item
+
+    async def simulate(
+        self,
+        events: Iterable[lifecycle_pb2.AcquireEvent],
+        *,
+        policies: Sequence[str] = (),
+        budget: Mapping[str, int] | None = None,
+        timeout: float | None = None,
+    ) -> list[lifecycle_pb2.SimulationResult]:
+        """Replays a trace once per policy (none: all), with a budget in bytes by device (none: the node's)."""
+        request = requests.build(
+            lifecycle_pb2.SimulatePlacementRequest,
+            events=events,
+            policies=policies,
+            budget=requests.device_memory(budget or {}),
+        )
+        return list((await self._call(self.lifecycle.SimulatePlacement, request, timeout)).results)
+
+    async def get_residency(self, model: str, *, timeout: float | None = None) -> lifecycle_pb2.Residency:
+        """How a version is kept in memory."""
+        request = requests.build(lifecycle_pb2.GetResidencyRequest, model=model)
+        return (await self._call(self.lifecycle.GetResidency, request, timeout)).residency
+
+    async def update_residency(
+        self,
+        model: str,
+        *,
+        pinned: bool | None = None,
+        keep_alive: float | Literal["default"] | None = None,
+        min_replicas: int | None = None,
+        max_replicas: int | None = None,
+        preload: bool | None = None,
+        revision: int = 0,
+        timeout: float | None = None,
+    ) -> lifecycle_pb2.Residency:
+        """Changes what is given, at once and durably. `keep_alive` in seconds; `"default"`: the node's idle time to
+        live. Conflict when `revision` is given and stale.
+        """
+        request = requests.residency_update(
+            model,
+            pinned=pinned,
+            keep_alive=keep_alive,
+            min_replicas=min_replicas,
+            max_replicas=max_replicas,
+            preload=preload,
+            revision=revision,
+        )
+        return (await self._call(self.lifecycle.UpdateResidency, request, timeout, idempotent=not revision)).residency
+
+    async def list_residencies(
+        self, *, page_size: int = 100, timeout: float | None = None
+    ) -> AsyncIterator[lifecycle_pb2.Residency]:
+        """Of every version that anything was ever said of, fetched page by page."""
+        request = requests.build(lifecycle_pb2.ListResidenciesRequest, page_size=page_size)
+        async for page in self._pages(self.lifecycle.ListResidencies, request, timeout):
+            for item in page.residencies:
+                yield item
+
+    async def get_node(self, *, timeout: float | None = None) -> lifecycle_pb2.Node:
+        """The state of the node and its settings that change while it runs."""
+        return (await self._call(self.lifecycle.GetNode, lifecycle_pb2.GetNodeRequest(), timeout)).node
+
+    async def update_node(
+        self,
+        *,
+        budgets: Mapping[str, int | float] | None = None,
+        policy: str | None = None,
+        idle_ttl: float | Literal["default"] | None = None,
+        load_concurrency: int | None = None,
+        revision: int = 0,
+        timeout: float | None = None,
+    ) -> lifecycle_pb2.UpdateNodeResponse:
+        """Changes what is given, at once and durably; the answer has warnings. `budgets` by device: bytes (int) or a
+        share (float, at most 1.0); an empty mapping and an empty `policy` go back to the settings.
+        """
+        request = requests.node_update(
+            budgets=budgets, policy=policy, idle_ttl=idle_ttl, load_concurrency=load_concurrency, revision=revision
+        )
+        return await self._call(self.lifecycle.UpdateNode, request, timeout, idempotent=not revision)
+
+    async def drain_node(
+        self, *, wait: bool = False, reason: str = "", timeout: float | None = None
+    ) -> lifecycle_pb2.DrainNodeResponse:
+        """Cordons the node and empties its memory; with `wait` it answers when nothing is left."""
+        request = requests.build(lifecycle_pb2.DrainNodeRequest, wait=wait, reason=reason)
+        return await self._call(self.lifecycle.DrainNode, request, timeout)
+
+    async def uncordon_node(self, *, timeout: float | None = None) -> lifecycle_pb2.Node:
+        """Takes the cordon back."""
+        return (await self._call(self.lifecycle.UncordonNode, lifecycle_pb2.UncordonNodeRequest(), timeout)).node
+
     # Observability.
 
     async def health(self, *, timeout: float | None = None) -> observability_pb2.GetHealthResponse:
@@ -490,6 +608,16 @@ class AsyncClient(Connection):
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    async def _stream(self, rpc: Callable[..., Any], request: Any, timeout: float | None) -> AsyncIterator[Any]:
+        stream = self._begin(rpc, request, self._deadline(timeout) - time.monotonic())
+        try:
+            async for answer in stream:
+                yield answer
+        except grpc.aio.AioRpcError as failure:
+            raise error_from_rpc(failure) from failure
+        finally:
+            stream.cancel()
 
     async def _watch(
         self, rpc: Callable[..., Any], request: Callable[[str], Any], cursor: str, timeout: float | None

@@ -10,13 +10,14 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2
+from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora.registry.v1 import registry_pb2
 
 if TYPE_CHECKING:
@@ -254,6 +255,67 @@ def requirements_of(
         accelerator_memory_bytes=accelerator_memory_bytes or 0,
         cpu_threads=cpu_threads,
     )
+
+
+def device_memory(memory: Mapping[str, int]) -> list[common_pb2.DeviceMemory]:
+    """Bytes by device."""
+    return [
+        build(common_pb2.DeviceMemory, _at=f"budget[{device!r}]", device=device, memory_bytes=memory_bytes)
+        for device, memory_bytes in memory.items()
+    ]
+
+
+def residency_update(
+    model: str, *, keep_alive: float | Literal["default"] | None, revision: int, **changes: Any
+) -> lifecycle_pb2.UpdateResidencyRequest:
+    """Only what is not None is changed."""
+    mask = [name for name, value in changes.items() if value is not None]
+    residency = build(lifecycle_pb2.Residency, _at="residency", model_version=model, revision=revision, **changes)
+    if keep_alive is not None:
+        mask.append("keep_alive")
+        _set_seconds(residency, "keep_alive", keep_alive)
+    return build(lifecycle_pb2.UpdateResidencyRequest, residency=residency, update_mask={"paths": mask})
+
+
+def node_update(
+    *,
+    budgets: Mapping[str, int | float] | None,
+    policy: str | None,
+    idle_ttl: float | Literal["default"] | None,
+    load_concurrency: int | None,
+    revision: int,
+) -> lifecycle_pb2.UpdateNodeRequest:
+    """Only what is not None is changed. A budget that is an int is bytes, a float is a share."""
+    given = {"budgets": budgets, "policy": policy, "idle_ttl": idle_ttl, "load_concurrency": load_concurrency}
+    node = build(
+        lifecycle_pb2.Node,
+        _at="node",
+        budgets=[
+            build(
+                lifecycle_pb2.DeviceBudget,
+                _at=f"node.budgets[{index}]",
+                device=device,
+                **{"memory_bytes" if isinstance(budget, int) else "share": budget},
+            )
+            for index, (device, budget) in enumerate((budgets or {}).items())
+        ],
+        policy=policy or "",
+        load_concurrency=load_concurrency,
+        revision=revision,
+    )
+    if idle_ttl is not None:
+        _set_seconds(node, "idle_ttl", idle_ttl)
+    mask = [name for name, value in given.items() if value is not None]
+    return build(lifecycle_pb2.UpdateNodeRequest, node=node, update_mask={"paths": mask})
+
+
+def _set_seconds(message: Any, field: str, seconds: float | Literal["default"]) -> None:
+    if seconds == "default":
+        return  # named in the mask and unset
+    try:
+        getattr(message, field).FromNanoseconds(round(seconds * 1e9))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise errors.InvalidArgument.at(field, f"{seconds!r} is no number of seconds: {error}") from None
 
 
 def options_of(engine_options: Mapping[str, Any] | None) -> Any:
