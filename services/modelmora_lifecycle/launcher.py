@@ -1,14 +1,16 @@
-"""Starting worker processes: the Launcher seam, and workers on this machine through the fork server.
+"""Starting worker processes: the Launcher seam, and workers on this machine through fork servers.
 
-The fork server (modelmora_worker.fork_server) is the workers' parent and reaper; this side watches and signals them by
-pidfd, so a number that has passed to another process is never killed. Three descriptors go to each worker: a socket
-with its orders, a pipe for its output, and its lifeline, a pipe whose write end only this process holds: when that
-closes, by will or by our death, the kernel ends the worker (modelmora_worker.lifeline). So nothing leaks:
+A worker is forked by the fork server of its engine family, or, where that cannot be, spawned by the root, which is also
+the parent of the families' servers (modelmora_worker.fork_server). They are the workers' parents and reapers; this side
+watches and signals by pidfd, so a number that has passed to another process is never killed. Three descriptors go to
+each: a socket with its orders, a pipe for its output, and its lifeline, a pipe whose write end only this process holds:
+when that closes, by will or by our death, the kernel ends the worker (modelmora_worker.lifeline). So nothing leaks:
 
-1. this process dies: all lifelines close, all workers and the fork server end;
-2. the fork server dies: its workers go on, watched by pidfd, with an unknown exit status; the next launch starts a new
-   one;
-3. the fork server dies between starting a worker and telling of it: that worker's lifeline is closed here.
+1. this process dies: all lifelines close, all workers and fork servers end;
+2. a family's server dies: its workers go on, reaped by the root; the next launch starts a new one;
+3. the root dies: workers and servers go on; the exit status of those it would have reaped is unknown; the next launch
+   that needs it starts a new one;
+4. a fork server dies between starting a worker and telling of it: that worker's lifeline is closed here.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
 import re
 import secrets
@@ -26,13 +29,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from modelmora import errors
+
+log = logging.getLogger(__name__)
 
 LOG_TAIL_LINES: Final = 200
 LOG_FILE_BYTES: Final = 8 * 1024 * 1024
@@ -53,12 +59,17 @@ _ENVIRONMENT = re.compile(
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """What to launch. `label` is the version's name, for logs; `env` comes on top of the worker's environment."""
+    """What to launch. `label` is the version's name, for logs; `env` comes on top of the worker's environment.
+
+    `family` names the fork server; empty: spawned. So is a worker with an `env` of its own, for libraries read the
+    environment when they are imported.
+    """
 
     replica_uid: str
     engine: str
     label: str
     env: Mapping[str, str] = field(default_factory=dict)
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,7 @@ class WorkerProcess(Protocol):
     start_ticks: int
     endpoint: str
     control_key: bytes
+    start_mode: Literal["forked", "spawned"]
     exited: asyncio.Future[WorkerExit]
 
     def terminate(self) -> None:
@@ -100,23 +112,31 @@ class Launcher(Protocol):
     async def launch(self, spec: LaunchSpec, *, timeout_seconds: float) -> WorkerProcess:
         """Returns when the worker listens. Raises LoadFailed with the tail of its log; then no process is left."""
 
+    async def warm(self, family: str) -> None:
+        """Has the family's fork server ready ahead of need. No error where there can be none."""
+
+    def fork_servers(self) -> Sequence[tuple[str, int]]:
+        """(family, process id) of those that run."""
+
     async def close(self) -> None:
         """Ends every worker and whatever starts them, reaped."""
 
 
 class LocalWorker:
-    """A worker on this machine, watched and signalled by pidfd."""
+    """A process on this machine, watched and signalled by pidfd: a worker, or the fork server of a family."""
 
-    def __init__(self, pid: int, start_ticks: int, pidfd: int, order: _Order, fork_server: _ForkServer) -> None:
+    def __init__(self, pid: int, start_ticks: int, pidfd: int, order: _Order, reaper: _ForkServer) -> None:
         self.pid = pid
         self.start_ticks = start_ticks
         self.endpoint = f"unix:{order.socket_path}"
         self.control_key = order.control_key
+        self.start_mode: Literal["forked", "spawned"] = "forked" if reaper.family else "spawned"
+        self.reaper = reaper
+        """Who reports how it ended."""
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[WorkerExit] = self._loop.create_future()
         self._pidfd = pidfd
         self._order = order
-        self._fork_server = fork_server
         self._status: asyncio.Future[tuple[int | None, int | None]] = self._loop.create_future()
         self._ending: asyncio.Task[None] | None = None
         self._loop.add_reader(pidfd, self._process_ended)
@@ -128,9 +148,16 @@ class LocalWorker:
         self._signal(signal.SIGKILL)
 
     def status_known(self, code: int | None, number: int | None) -> None:
-        """What the fork server reports; (None, None) when it is gone."""
+        """What the reaper reports; (None, None) when nobody will."""
         if not self._status.done():
             self._status.set_result((code, number))
+
+    def orphaned(self, heir: _ForkServer | None) -> None:
+        """Its reaper is gone; `heir` is where the kernel has sent it."""
+        if heir is not None:
+            self.reaper = heir
+        if self.reaper.gone and self._ending is not None:
+            self.status_known(None, None)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._pidfd >= 0:
@@ -144,7 +171,7 @@ class LocalWorker:
         self._ending = self._loop.create_task(self._end())
 
     async def _end(self) -> None:
-        if self._fork_server.gone:
+        if self.reaper.gone:
             # Where this process has become its parent (as pid 1 does) the status is still to be had.
             try:
                 found = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - it does not wait
@@ -154,7 +181,7 @@ class LocalWorker:
                 by_signal = found.si_code != os.CLD_EXITED
                 self.status_known(None if by_signal else found.si_status, found.si_status if by_signal else None)
         try:
-            async with asyncio.timeout(0 if self._fork_server.gone else _STATUS_SECONDS):
+            async with asyncio.timeout(0 if self.reaper.gone else _STATUS_SECONDS):
                 code, number = await self._status
         except TimeoutError:
             code, number = None, None
@@ -166,21 +193,43 @@ class LocalWorker:
 
 
 class LocalLauncher:
-    """Workers on this machine. `run_dir`: a short 0700 folder for sockets; `log_dir`: one log file per worker."""
+    """Workers on this machine. `run_dir`: a short 0700 folder for sockets; `log_dir`: one log file per worker.
 
-    def __init__(self, run_dir: Path, log_dir: Path, *, python: str = sys.executable) -> None:
+    The fork server of a family ends once it has had no worker for `fork_server_idle_seconds`.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        log_dir: Path,
+        *,
+        python: str = sys.executable,
+        fork_server_idle_seconds: float = 600.0,
+    ) -> None:
         self._run_dir = run_dir.absolute()
         self._log_dir = log_dir.absolute()
         self._python = python
+        self._idle_seconds = fork_server_idle_seconds
         self._numbers = itertools.count(1)
-        self._fork_server: _ForkServer | None = None
-        self._workers: set[LocalWorker] = set()
+        self._root: _ForkServer | None = None
+        self._families: dict[str, _ForkServer] = {}
+        self._workers: dict[tuple[int, int], LocalWorker] = {}
+        """Every process, the families' servers included, by pid and start."""
         self._closed = False
 
     @property
     def fork_server_pid(self) -> int | None:
-        """Process id of the fork server, if one runs."""
-        return self._fork_server.pid if self._fork_server is not None and not self._fork_server.gone else None
+        """Process id of the root fork server, if one runs."""
+        return self._root.pid if self._root is not None and not self._root.gone else None
+
+    def fork_servers(self) -> list[tuple[str, int]]:
+        return [(family, server.pid) for family, server in self._families.items() if not server.gone and server.pid]
+
+    async def warm(self, family: str) -> None:
+        if family and not self._closed:
+            server = self._family(family)
+            with contextlib.suppress(_NoForks, _ForkServerGone), server.used():
+                await server.opened()
 
     async def launch(self, spec: LaunchSpec, *, timeout_seconds: float) -> LocalWorker:
         try:
@@ -189,7 +238,7 @@ class LocalLauncher:
             raise errors.LoadFailed(f"no worker can be started: {error}") from error
         try:
             async with asyncio.timeout(timeout_seconds):
-                worker = await self._spawn(order)
+                worker = await self._start(order)
                 await self._ready(order, worker)
                 return worker
         except TimeoutError:
@@ -206,13 +255,19 @@ class LocalLauncher:
 
     async def close(self) -> None:
         self._closed = True
-        workers = list(self._workers)
-        for worker in workers:
-            worker.kill()
-        if workers:
-            await asyncio.wait([worker.exited for worker in workers], timeout=10)
-        if self._fork_server is not None:
-            await self._fork_server.close()
+        for server in self._families.values():
+            server.hang_up("closed")
+        processes = list(self._workers.values())
+        for process in processes:
+            process.kill()
+        ends = [
+            *(process.exited for process in processes),
+            *(server.starting for server in self._families.values() if server.starting),
+        ]
+        if ends:
+            await asyncio.wait(ends, timeout=10)
+        if self._root is not None:
+            await self._root.close()
 
     def _order(self, spec: LaunchSpec) -> _Order:
         if self._closed:
@@ -229,18 +284,87 @@ class LocalLauncher:
         name = f"worker-{label or spec.engine}-{spec.replica_uid[:8]}-{number}.log"
         return _Order(spec, socket_path, _LogPipe(self._log_dir / name), number)
 
-    async def _spawn(self, order: _Order) -> LocalWorker:
+    async def _start(self, order: _Order) -> LocalWorker:
+        """Forked if it can be, else spawned."""
+        family = order.spec.family
+        if family and not order.spec.env:
+            for _ in range(2):
+                server = self._family(family)
+                try:
+                    with server.used():
+                        await server.opened()
+                        return await server.start(order, None)
+                except _NoForks as error:
+                    log.warning("workers of the family %s are spawned: %s", family, error)
+                    order.renew()
+                    break
+                except _ForkServerGone as error:
+                    # It may have started the worker and not have lived to tell: the lifeline ends that one.
+                    log.warning("the fork server of the family %s ended: %s", family, error)
+                    order.renew()
+        return await self._spawn(order, [self._python, "-P", str(_worker_package() / "__main__.py")])
+
+    async def _spawn(self, order: _Order, argv: Sequence[str]) -> LocalWorker:
+        """A new program, as a child of the root."""
         for attempt in (1, 2):
-            if self._fork_server is None or self._fork_server.gone:
-                self._fork_server = _ForkServer(self._python, self._log_dir / "fork-server.log", self._workers)
+            if self._closed:
+                raise errors.ShuttingDown("the launcher is closed")
+            if self._root is None or self._root.gone:
+                self._root = _ForkServer("", self._workers)
+                # No site-packages: it needs the standard library only, and starts in half the time.
+                self._root.run(
+                    [self._python, "-P", "-S", str(_worker_package() / "fork_server.py")],
+                    self._log_dir / "fork-server.log",
+                )
             try:
-                return await self._fork_server.spawn(order, self._python)
+                await self._root.opened()
+                return await self._root.start(order, argv)
             except _ForkServerGone as error:
-                # It may have started the worker and not have lived to tell: the lifeline ends that one.
                 if attempt == 2:
                     raise errors.LoadFailed(f"the fork server ended: {error}") from error
                 order.renew()
         raise AssertionError
+
+    def _family(self, name: str) -> _ForkServer:
+        """The family's server; a new one is on its way."""
+        server = self._families.get(name)
+        if server is None or server.gone:
+            server = self._families[name] = _ForkServer(name, self._workers)
+            server.starting = asyncio.create_task(self._start_family(server), name=f"fork server of {name}")
+            self._look_for_idleness(server)
+        return server
+
+    async def _start_family(self, server: _ForkServer) -> None:
+        name = server.family
+        argv = [self._python, "-P", str(_worker_package() / "fork_server.py"), "--family", name]
+        try:
+            order = self._order(LaunchSpec(f"family-{name}", name, f"fork-server-{name}"))
+        except (OSError, errors.ModelMoraError) as error:
+            server.hang_up(str(error))
+            return
+        server.hand_over(order)
+        try:
+            process = await self._spawn(order, argv)
+        except (OSError, errors.ModelMoraError) as error:
+            order.abandon()
+            server.hang_up(str(error))
+            return
+        server.pid, server.parent = process.pid, process.reaper
+        exit_ = await process.exited
+        server.hang_up(_with_tail(str(exit_), exit_.log_tail))
+
+    def _look_for_idleness(self, server: _ForkServer) -> None:
+        """A server with workers stays: it is their reaper, and what they share with it is charged to it."""
+        if server.gone or self._closed:
+            return
+        if not server.idle:
+            server.last_used = time.monotonic()
+        left = server.last_used + self._idle_seconds - time.monotonic()
+        if left > 0:
+            asyncio.get_running_loop().call_later(left, self._look_for_idleness, server)
+        else:
+            log.info("the fork server of the family %s ends: nobody has needed it for a while", server.family)
+            server.hang_up("it was idle")
 
     async def _ready(self, order: _Order, worker: LocalWorker) -> None:
         loop = asyncio.get_running_loop()
@@ -266,8 +390,12 @@ class _ForkServerGone(Exception):
     pass
 
 
+class _NoForks(Exception):
+    """The family's server runs and cannot fork: a library is missing, or an accelerator is open in it."""
+
+
 class _Order:
-    """One launch: what the worker is given, and our ends of it."""
+    """One launch: what the process is given, and our ends of it."""
 
     def __init__(self, spec: LaunchSpec, socket_path: Path, log: _LogPipe, number: int) -> None:
         self.spec = spec
@@ -320,70 +448,134 @@ class _Order:
 
 
 class _ForkServer:
-    """Our end of one fork server process."""
+    """Our end of one fork server: the root (family "") or a family's."""
 
-    def __init__(self, python: str, log_path: Path, workers: set[LocalWorker]) -> None:
-        self._all_workers = workers
-        self._loop = asyncio.get_running_loop()
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.setblocking(False)
-        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        self._process = subprocess.Popen(
-            # No site-packages: it needs the standard library only, and starts in half the time.
-            [python, "-P", "-S", str(_worker_package() / "fork_server.py")],
-            stdin=theirs.fileno(),
-            stdout=log,
-            stderr=log,
-            env=_environment({}),
-            cwd="/",
-            start_new_session=True,
-        )
-        theirs.close()
-        os.close(log)
-        self.pid = self._process.pid
-        self._pidfd = os.pidfd_open(self.pid)
+    def __init__(self, family: str, processes: dict[tuple[int, int], LocalWorker]) -> None:
+        self.family = family
+        self.pid = 0
         self.gone = False
-        self._ended = asyncio.Event()
+        self.last_used = time.monotonic()
+        self.users = 0
+        self.parent: _ForkServer | None = None
+        """Who reaps the workers when this one is gone."""
+        self.starting: asyncio.Task[None] | None = None
+        self._processes = processes
+        self._loop = asyncio.get_running_loop()
+        self._socket, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        self._open: asyncio.Future[None] = self._loop.create_future()
+        self._open.add_done_callback(lambda opened: opened.cancelled() or opened.exception())  # heard or not
+        self._sending = asyncio.Lock()
+        self._writable: asyncio.Future[None] | None = None
         self._asked: dict[int, tuple[_Order, asyncio.Future[LocalWorker]]] = {}
-        self._workers: dict[tuple[int, int], LocalWorker] = {}
+        self._ended = asyncio.Event()
         self._loop.add_reader(self._socket.fileno(), self._hear)
-        self._loop.add_reader(self._pidfd, self._process_ended)
 
-    async def spawn(self, order: _Order, python: str) -> LocalWorker:
-        """Starts the worker. Raises _ForkServerGone, LoadFailed."""
-        message = {
+    def run(self, argv: Sequence[str], log_path: Path) -> None:
+        """Starts the root as our own child."""
+        output = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=self._theirs.fileno(),
+                stdout=output,
+                stderr=output,
+                env=_environment({}),
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError:
+            self.hang_up("it could not be started")
+            raise
+        finally:
+            self._theirs.close()
+            os.close(output)
+        self.pid = process.pid
+        pidfd = os.pidfd_open(self.pid)
+
+        def ended() -> None:
+            # What it reported before its end still counts.
+            while not self.gone and select.select([self._socket], [], [], 0)[0]:
+                self._hear()
+            self.hang_up("it ended")
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+            process.wait()
+            self._ended.set()
+
+        self._loop.add_reader(pidfd, ended)
+
+    def hand_over(self, order: _Order) -> None:
+        """The order is this server itself: its standard input is the other end of our conversation."""
+        os.close(order.theirs[0])
+        order.theirs[0] = self._theirs.detach()
+
+    async def opened(self) -> None:
+        """Returns once it takes orders. Raises _NoForks, _ForkServerGone."""
+        await asyncio.shield(self._open)
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """It does not count as idle within."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
+            self.last_used = time.monotonic()
+
+    @property
+    def idle(self) -> bool:
+        return not self.users and not any(process.reaper is self for process in self._processes.values())
+
+    async def start(self, order: _Order, argv: Sequence[str] | None) -> LocalWorker:
+        """Starts a program, or a fork. Raises _ForkServerGone; _NoForks or LoadFailed when it cannot."""
+        request = {
             "id": order.number,
-            "argv": [python, "-P", str(_worker_package() / "__main__.py")],
+            "argv": argv,
             "env": _environment(order.spec.env),
             "cwd": str(order.socket_path.parent),
         }
         answer: asyncio.Future[LocalWorker] = self._loop.create_future()
         self._asked[order.number] = (order, answer)
-        rights = array.array("i", order.theirs)
         try:
-            # One small message on an empty socket: it never has to wait.
-            self._socket.sendmsg([json.dumps(message).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            async with self._sending:
+                await self._send(json.dumps(request).encode(), order.theirs)
+            order.handed_over()
+            return await answer
         except OSError as error:
-            del self._asked[order.number]
-            self._hang_up()  # dead before the loop heard of it: the next attempt must not meet it again
+            self.hang_up(str(error))  # dead before the loop heard of it: the next attempt must not meet it again
             raise _ForkServerGone(str(error)) from error
         finally:
             order.handed_over()
-        try:
-            return await answer
-        finally:
             self._asked.pop(order.number, None)
 
-    async def close(self) -> None:
-        """Ends it, reaped."""
-        if not self._ended.is_set():
-            self._hang_up()
+    async def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
+        rights = array.array("i", descriptors)
+        while True:
+            if self.gone:
+                raise _ForkServerGone("it ended before it was asked")
             try:
-                async with asyncio.timeout(5):
-                    await self._ended.wait()
-            except TimeoutError:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+                return
+            except BlockingIOError:
+                self._writable = writable = self._loop.create_future()
+                self._loop.add_writer(self._socket.fileno(), _settle, writable)
+                try:
+                    await writable
+                finally:
+                    if not self.gone:
+                        self._loop.remove_writer(self._socket.fileno())
+
+    async def close(self) -> None:
+        """Ends the root, reaped."""
+        self.hang_up("closed")
+        try:
+            async with asyncio.timeout(5):
                 await self._ended.wait()
+        except TimeoutError:
+            os.kill(self.pid, signal.SIGKILL)
+            await self._ended.wait()
 
     def _hear(self) -> None:
         try:
@@ -393,7 +585,7 @@ class _ForkServer:
         except OSError:
             message, ancillary = b"", []
         if not message:
-            self._hang_up()
+            self.hang_up("it ended")
             return
         descriptors = array.array("i")
         for level, kind, data in ancillary:
@@ -402,15 +594,27 @@ class _ForkServer:
         self._heard(json.loads(message), list(descriptors))
 
     def _heard(self, message: dict[str, Any], descriptors: list[int]) -> None:
-        if "exited" in message:
-            worker = self._workers.pop((message["exited"], message["start_ticks"]), None)
-            if worker is not None:
-                worker.status_known(message["code"], message["signal"])
-            return
+        if "id" in message:
+            self._answered(message, descriptors)
+        elif "exited" in message:
+            process = self._processes.get((message["exited"], message["start_ticks"]))
+            if process is not None:
+                process.status_known(message["code"], message["signal"])
+        elif not self._open.done():
+            if "refused" in message:
+                self._open.set_exception(_NoForks(message["refused"]))
+            else:
+                self._open.set_result(None)
+
+    def _answered(self, message: dict[str, Any], descriptors: list[int]) -> None:
         order, answer = self._asked.pop(message["id"], (None, None))
         if "error" in message:
             if answer is not None and not answer.done():
-                answer.set_exception(errors.LoadFailed(f"the worker could not be started: {message['error']}"))
+                answer.set_exception(
+                    _NoForks(message["error"])
+                    if self.family
+                    else errors.LoadFailed(f"the worker could not be started: {message['error']}")
+                )
             return
         (pidfd,) = descriptors
         if order is None or answer is None or answer.done():
@@ -420,33 +624,36 @@ class _ForkServer:
             return
         worker = LocalWorker(message["pid"], message["start_ticks"], pidfd, order, self)
         order.worker = worker
-        self._all_workers.add(worker)
-        worker.exited.add_done_callback(lambda _: self._all_workers.discard(worker))
-        self._workers[worker.pid, worker.start_ticks] = worker
+        key = worker.pid, worker.start_ticks
+        self._processes[key] = worker
+        worker.exited.add_done_callback(lambda _: self._processes.pop(key, None))
         answer.set_result(worker)
 
-    def _process_ended(self) -> None:
-        # What it reported before its end still counts.
-        while not self.gone and select.select([self._socket], [], [], 0)[0]:
-            self._hear()
-        self._hang_up()
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._process.wait()
-        self._ended.set()
-
-    def _hang_up(self) -> None:
+    def hang_up(self, reason: str) -> None:
+        """Ends it: it reads the end of the conversation. Whoever waits for it is told."""
         if self.gone:
             return
         self.gone = True
         self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
+        if self._theirs.fileno() >= 0:
+            self._theirs.close()
+        if self._writable is not None:
+            _settle(self._writable)
+        if not self._open.done():
+            self._open.set_exception(_ForkServerGone(reason))
         for _, answer in self._asked.values():
             if not answer.done():
-                answer.set_exception(_ForkServerGone("it ended before it answered"))
-        for worker in self._workers.values():
-            worker.status_known(None, None)
-        self._workers.clear()
+                answer.set_exception(_ForkServerGone(reason))
+        for process in self._processes.values():
+            if process.reaper is self:
+                process.orphaned(self.parent)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class _LogPipe:

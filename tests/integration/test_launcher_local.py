@@ -164,7 +164,7 @@ async def test_a_cancelled_launch_leaves_no_process(launcher):
     first = await launcher.launch(SPEC, timeout_seconds=30)
     for _ in range(5):
         task = asyncio.create_task(launcher.launch(SPEC, timeout_seconds=30))
-        while not launcher._fork_server._asked:
+        while not launcher._root._asked:
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -232,12 +232,12 @@ async def test_a_drained_worker_of_a_dead_fork_server_still_ends(launcher):
 async def test_a_fork_server_killed_during_launches_leaks_nobody(launcher):
     await launcher.launch(SPEC, timeout_seconds=30)
     tasks = [asyncio.create_task(launcher.launch(SPEC, timeout_seconds=30)) for _ in range(4)]
-    while len(launcher._fork_server._asked) < 4:
+    while len(launcher._root._asked) < 4:
         await asyncio.sleep(0)
     os.kill(launcher.fork_server_pid, signal.SIGKILL)
     workers = await asyncio.gather(*tasks)
     assert len({worker.pid for worker in workers}) == 4
-    known = {worker.pid for worker in launcher._workers}
+    known = {worker.pid for worker in launcher._workers.values()}
     marker = str(launcher._run_dir).encode()
     async with asyncio.timeout(20):
         while workers_in(marker) - known:

@@ -50,17 +50,7 @@ class SentenceTransformersEngine:
         folder = Path(spec.artifact_path)
         weights_bytes = check_folder(folder)
         progress("libraries", 0, weights_bytes)
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
-            os.environ[name] = "1"
-        # The pipeline has a thread for tokenising; more would take the cores from the computation.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        # oneDNN keeps compiled code for each shape it has seen, 1024 of them: 100 MB that come slowly and break every
-        # prediction. Lengths hardly repeat, so few are as good (within 3 %).
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
-        # OpenMP threads that wait for each other spin 300,000 rounds by default, 5 ms. With anything else on the cores
-        # (our own host, for one) throughput fell from 30 to 6 texts/s. This keeps it at 14 and above, for a few percent
-        # on a quiet machine, and takes a quarter less processor time everywhere.
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+        base.set_environment(base.TABLE["sentence_transformers"])
         import torch
         import transformers
         from safetensors import SafetensorError
@@ -255,6 +245,16 @@ def cut(lengths: Sequence[int], budget_tokens: int, pass_tokens: int) -> list[in
         ends.append(count)
         count = begin[count]
     return ends[::-1]
+
+
+def fill_caches() -> None:
+    """What transformers makes once per process, 0.4 s of compiling patterns at the first load, made in the fork server.
+    A release that does it another way loads as well, later."""
+    try:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    except ImportError:
+        return
+    get_checkpoint_conversion_mapping("bert")
 
 
 def check_folder(folder: Path) -> int:
