@@ -11,10 +11,13 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from modelmora_app.cli import COMMANDS, cli
+from modelmora.errors import InvalidArgument
+from modelmora.lifecycle.v1 import lifecycle_pb2
+from modelmora_app.cli import COMMANDS, cli, show
 from modelmora_app.cli.models import _source
+from modelmora_app.cli.placement import read_trace
 from modelmora_app.cli.platform import flags_of
-from modelmora_app.cli.session import local_target, memory_size
+from modelmora_app.cli.session import local_target, memory_size, seconds_of
 
 
 def run(*arguments: str, **environ: str) -> Result:
@@ -88,6 +91,17 @@ def test_errors_are_json_where_json_is_asked_for() -> None:
         ("token", "create", "--role", "king"),
         ("token", "create", "--role", "admin", "--expires", "soon"),
         ("up", "--set", "nothing"),
+        ("node", "set"),
+        ("node", "set", "--budget", "8GiB"),
+        ("node", "set", "--budget", "host=0%"),
+        ("node", "set", "--budget", "host=101%"),
+        ("node", "set", "--budget", "host=much"),
+        ("node", "set", "--budget", "host=8GiB", "--default-budgets"),
+        ("residency", "set", "a/b"),
+        ("residency", "set", "a/b", "--keep-alive", "soon"),
+        ("residency", "set", "a/b", "--max-replicas", "0"),
+        ("simulate",),
+        ("simulate", "--trace", "/no/such/file"),
     ],
     ids=" ".join,
 )
@@ -207,3 +221,27 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert shown.exit_code == 1
     assert shown.stderr.startswith("Error: ")
     assert "Traceback" not in shown.output
+
+
+def test_a_trace_is_read_as_it_was_written_and_a_wrong_line_is_named() -> None:
+    event = lifecycle_pb2.AcquireEvent(
+        at_seconds=0.1,
+        model_version="models/a/b/versions/1",
+        priority="PRIORITY_HIGH",
+        use_seconds=2.5,
+        load_seconds=0.3,
+    )
+    event.memory.add(device="host", memory_bytes=2**40)
+    line = json.dumps(show.as_json(event))
+    assert read_trace([line, "", line]) == [event, event]
+    for wrong in ("{", "[]", '{"colour": 1}', '{"priority": "urgent"}', '{"at_seconds": "soon"}'):
+        with pytest.raises(InvalidArgument, match="line 2"):
+            read_trace([line, wrong])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90", 90), ("90s", 90), ("5m", 300), ("5 min", 300), ("1.5h", 5400), ("2d", 172800)],
+)
+def test_time_spans_are_read(text: str, seconds: float) -> None:
+    assert seconds_of(click.Context(cli), click.Option(["--x"]), text) == seconds

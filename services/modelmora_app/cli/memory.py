@@ -85,21 +85,8 @@ def ps(session: Session, watch: bool) -> None:
         show.print_json({"replicas": replicas, "memory": devices})
         return
     show.table(
-        ["model", "state", "engine", "memory>", "peak>", "leases>", "pid>", "last used", "reason"],
-        [
-            [
-                show.short(replica.model_version) + (" (pinned)" if replica.pinned else ""),
-                show.field_word(replica, "state"),
-                "/".join(filter(None, (replica.engine, replica.engine_profile.precision))),
-                show.size(sum(device.memory_bytes for device in replica.charged)),
-                show.size(sum(device.memory_bytes for device in replica.peak)),
-                f"{replica.busy_leases}/{replica.leases}",
-                str(replica.pid or ""),
-                show.ago(replica.last_used_time),
-                replica.reason if replica.reason != show.field_word(replica, "state") else "",
-            ]
-            for replica in replicas
-        ],
+        ["model", "state", "profile", "start", "charged>", "predicted>", "peak>", "leases>", "pid>", "idle", "reason"],
+        [_row(replica) for replica in replicas],
         empty="nothing is in memory; `modelmora load MODEL`, or the first `modelmora embed`, brings a model in",
     )
     click.echo()
@@ -109,6 +96,26 @@ def ps(session: Session, watch: bool) -> None:
             f"{device.device}: {show.size(device.charged_bytes)} of {show.size(device.budget_bytes)} in use, "
             f"{show.size(free)} free; {show.size(device.foreign_bytes)} belong to other programs"
         )
+
+
+def _row(replica: lifecycle_pb2.Replica) -> list[str]:
+    state, profile = show.field_word(replica, "state"), replica.engine_profile
+    reason = replica.reason if replica.reason != state else ""
+    ready = f"ready in {show.span(replica.ready_in)}" if replica.HasField("ready_in") else ""
+    return [
+        show.short(replica.model_version) + (" (pinned)" if replica.pinned else ""),
+        state,
+        "/".join(filter(None, (profile.backend or replica.engine, profile.precision))),
+        show.field_word(replica, "start_mode"),
+        *(
+            show.size(sum(device.memory_bytes for device in memory)) if memory else ""
+            for memory in (replica.charged, replica.predicted, replica.peak)
+        ),
+        f"{replica.busy_leases}/{replica.leases}",
+        str(replica.pid or ""),
+        "busy" if replica.busy_leases else show.ago(replica.last_used_time).removesuffix(" ago"),
+        ", ".join(filter(None, (reason, ready))),
+    ]
 
 
 def _watch(session: Session) -> None:

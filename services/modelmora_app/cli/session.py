@@ -88,6 +88,22 @@ def key_values(_: click.Context, parameter: click.Parameter, pairs: tuple[str, .
     return found
 
 
+def seconds_of(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """Turns `90s`, `5m`, `1.5h`, `2d` or a plain number into seconds."""
+    if text is None:
+        return None
+    units = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+    number = text.strip().rstrip("smindh ")
+    unit = text.strip()[len(number) :].strip()
+    try:
+        seconds = float(number) * units[unit]
+        if not 0 <= seconds < 1e9:
+            raise ValueError
+    except (KeyError, ValueError):
+        raise click.BadParameter(f"{text!r} is no time span; write 90s, 5m, 1h or 2d", param=parameter) from None
+    return seconds
+
+
 def memory_size(_: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
     """Turns `2GiB`, `500 MB` or a plain number into bytes."""
     if text is None:

@@ -23,6 +23,9 @@ _ADVICE = {
     "VersionIsCurrent": "Move the alias first (`modelmora models alias`), or use --force.",
     "VersionInUse": "Run `modelmora unload MODEL` first.",
     "VersionNotReady": "`modelmora models show MODEL` says how far it is.",
+    "NeverFits": "`modelmora explain MODEL` has the arithmetic; `modelmora node set --budget` changes the budget.",
+    "NodeCordoned": "`modelmora uncordon` lets it load models again.",
+    "LoadFailed": "`modelmora ps` and the worker's log in the data folder say more.",
     "MemoryBusy": "Unload something (`modelmora ps`, `modelmora unload MODEL`), or try again later.",
     "TokenMissing": "Set MODELMORA_TOKEN or --token; `modelmora token create` makes one on the server.",
     "TokenInvalid": "Check MODELMORA_TOKEN or --token; `modelmora token create` makes a new one on the server.",
@@ -182,6 +185,15 @@ def ago(time: Any, *, now: datetime | None = None) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
+
+
+def span(duration: Any) -> str:
+    """A Duration for people."""
+    seconds = duration.ToNanoseconds() / 1e9
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def milliseconds(duration: Any) -> str:
