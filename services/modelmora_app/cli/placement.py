@@ -188,10 +188,10 @@ def read_trace(lines: Iterable[str]) -> list[lifecycle_pb2.AcquireEvent]:
         if not line.strip():
             continue
         try:
-            given = dict[str, Any](json.loads(line))
-            given["priority"] = requests.priority_value(given.get("priority"))
-            events.append(lifecycle_pb2.AcquireEvent(**given))
-        except (ValueError, TypeError, InvalidArgument) as error:
+            given: dict[str, Any] = json.loads(line)
+            priority = requests.priority_value(given.pop("priority", None))
+            events.append(lifecycle_pb2.AcquireEvent(**given, priority=priority))
+        except (ValueError, TypeError, AttributeError, InvalidArgument) as error:
             raise InvalidArgument.at("trace", f"line {number} is no acquire event: {error}") from None
     return events
 
