@@ -73,6 +73,8 @@ class EngineCard:
     needs_files: bool
     check_options: Callable[[Mapping[str, object]], Sequence[FieldViolation]]
     """Pure; paths relative to the options: `delay_seconds`."""
+    family: str = ""
+    """Engines of one family share a fork server; empty: their workers are spawned."""
 
 
 @dataclass(frozen=True)

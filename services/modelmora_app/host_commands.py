@@ -123,7 +123,7 @@ def engine_cards() -> Mapping[str, EngineCard]:
     from modelmora_worker.engines.base import all_rows, check_options
 
     return {
-        row.name: EngineCard(row.name, frozenset(row.tasks), row.needs_files, partial(check_options, row))
+        row.name: EngineCard(row.name, frozenset(row.tasks), row.needs_files, partial(check_options, row), row.family)
         for row in all_rows().values()
     }
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from modelmora.common.v1 import common_pb2
@@ -48,6 +48,8 @@ class WorkerRules:
     watch_interval_seconds: float = 1.0
     unresponsive_seconds: float = 5.0
     """Silence after which a worker counts as unhealthy."""
+    families: Mapping[str, str] = field(default_factory=dict)
+    """Engine → family of its fork server."""
 
     def load_seconds(self, artifact_bytes: int) -> float:
         return self.load_timeout_seconds + artifact_bytes / self.load_bytes_per_second
@@ -171,7 +173,8 @@ class Worker:
 
     async def _load(self) -> None:
         start = time.monotonic()
-        spec = LaunchSpec(self.uid, self._facts.engine, self._facts.name, {})
+        engine = self._facts.engine
+        spec = LaunchSpec(self.uid, engine, self._facts.name, family=self._rules.families.get(engine, ""))
         holding = asyncio.ensure_future(self._hold.acquired())
         try:
             process = await self._launcher.launch(spec, timeout_seconds=self._rules.launch_timeout_seconds)
