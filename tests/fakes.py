@@ -137,6 +137,9 @@ class FakeEffects:
     def refused(self, lease: str, error: ModelMoraError) -> None:
         self.log.append(("refused", lease, error))
 
+    def invite(self, lease: str, replica: Replica) -> None:
+        self.log.append(("invite", lease, replica.uid))
+
     def changed(self, replica: Replica, previous: ReplicaState) -> None:
         self.log.append(("changed", replica.uid, previous, replica.state, replica.reason))
 

@@ -201,6 +201,10 @@ class VersionNotReady(FailedPrecondition):
     """The version is not READY; watch it until it is."""
 
 
+class VersionArchived(FailedPrecondition):
+    """The version is archived; bring it back first."""
+
+
 class ChecksumMismatch(FailedPrecondition):
     """A file's digest differs from the one expected."""
 
@@ -227,6 +231,10 @@ class LockExists(AlreadyExists):
 
 class LinkNotFound(NotFound):
     """The model has no external link of this name."""
+
+
+class LinkExists(AlreadyExists):
+    """The model has a link to this counterpart."""
 
 
 class UnsafeFile(FailedPrecondition):
@@ -297,6 +305,10 @@ class MemoryBusy(ResourceExhausted):
 
 class LoadFailed(Unavailable):
     """The worker did not come up with this model."""
+
+
+class NonsenseFootprint(FailedPrecondition):
+    """The engine tells figures of memory or time that cannot be; the load was ended."""
 
 
 class EngineNotFound(InvalidArgument):

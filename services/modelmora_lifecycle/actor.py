@@ -97,7 +97,14 @@ class Revoked:
     crashed: bool = False
 
 
-Message = Loading | Granted | Yielding | Revoked | ModelMoraError
+@dataclass(frozen=True)
+class Invited:
+    """Another replica of the version is there: one more lease may be opened."""
+
+    replica: Replica
+
+
+Message = Loading | Granted | Yielding | Revoked | Invited | ModelMoraError
 
 
 @dataclass(eq=False)
@@ -199,8 +206,8 @@ class Node:
         self._post(lambda now: self.scheduler.want(end.uid, facts, priority=priority, deadline=deadline, now=now))
         return end
 
-    def in_use(self, end: LeaseEnd, in_flight: int) -> None:
-        self._post(lambda now: self.scheduler.in_use(end.uid, in_flight, now))
+    def in_use(self, end: LeaseEnd, in_flight: int, waiting_entries: int = 0, oldest_wait_seconds: float = 0.0) -> None:
+        self._post(lambda now: self.scheduler.in_use(end.uid, in_flight, waiting_entries, oldest_wait_seconds, now))
 
     def close_lease(self, end: LeaseEnd) -> None:
         """The holder is gone: the lease is free and its key void."""
@@ -446,6 +453,9 @@ class Node:
 
     def yielding(self, lease: str, by: float, reason: str) -> None:
         self._send(lease, Yielding(by, reason))
+
+    def invite(self, lease: str, replica: Replica) -> None:
+        self._send(lease, Invited(replica))
 
     def revoked(self, lease: str, reason: str, crashed: bool) -> None:
         REVOKED.inc()

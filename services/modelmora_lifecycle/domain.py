@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from modelmora.errors import IllegalTransition
+from modelmora.errors import IllegalTransition, InvalidArgument
 
 HOST = "host"
 """Name of main memory among the devices."""
+
+MIB = 1024 * 1024
 
 
 class ReplicaState(Enum):
@@ -35,6 +37,13 @@ TRANSITIONS: Mapping[ReplicaState, frozenset[ReplicaState]] = {
     _S.SLEEPING: frozenset({_S.LOADED}),
 }
 """The one table of transitions. DRAINING → LOADED holds only while the replica is not claimed (see `Replica.to`)."""
+
+
+class StartMode(Enum):
+    """How a worker process came to be: as a new program, or as a fork of its family's fork server."""
+
+    SPAWNED = "spawned"
+    FORKED = "forked"
 
 
 class HealthState(Enum):
@@ -91,8 +100,11 @@ class VersionFacts:
     engine: str
     artifact_path: str = ""
     artifact_bytes: int = 0
+    weight_bytes: int = 0
+    """Of the weights by the headers of their files; 0 where nobody has read them."""
     task_type: int = 0
     cpu_threads: int = 0
+    """0: as many as the engine likes. What `Effects.start` is given has the number that was decided."""
     declared: Mapping[str, int] = field(default_factory=dict)
     """Bytes by device that the owner of the version asks for; a charge never falls below them."""
     profile: EngineProfile = EngineProfile()
@@ -100,37 +112,33 @@ class VersionFacts:
     """Serialised `google.protobuf.Struct`; only the engine understands it."""
 
 
-MIB = 1024 * 1024
-
-
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """How the bytes of a load are guessed before it was ever measured."""
+class Residency:
+    """How a version is kept in memory; a version nobody has said anything of has the defaults."""
 
-    artifact_factor: float = 1.2
-    engine_overhead_bytes: int = 350 * MIB
-    """Libraries and buffers of an engine that reads files."""
-    bare_overhead_bytes: int = 32 * MIB
-    """A worker whose engine needs no files."""
-    growth_factor: float = 1.1
-    """Room above what was measured."""
+    pinned: bool = False
+    """Never evicted; loaded as soon as there is room."""
+    keep_alive_seconds: float | None = None
+    """Unloaded after so long without use; None: the rule of the node."""
+    min_replicas: int = 0
+    """Loaded as soon as there is room, and neither evicted nor unloaded below this number."""
+    max_replicas: int = 1
+    preload: bool = False
+    """Loaded once, when lifecycle starts; may be evicted like any other."""
 
-    def before_load(self, facts: VersionFacts, measured: Mapping[str, int]) -> dict[str, int]:
-        """Bytes by device to reserve: what the owner declared, and never less than this very version took before; the
-        size of its files as a guess when nothing is known."""
-        if measured:
-            return self.after_load(facts, measured)
-        if facts.declared.get(HOST, 0) > 0:
-            return dict(facts.declared)
-        overhead = self.engine_overhead_bytes if facts.artifact_bytes > 0 else self.bare_overhead_bytes
-        return {**facts.declared, HOST: int(facts.artifact_bytes * self.artifact_factor) + overhead}
+    def __post_init__(self) -> None:
+        if not (0 <= self.min_replicas <= self.max_replicas and 1 <= self.max_replicas <= MAX_REPLICAS):
+            raise InvalidArgument.at("max_replicas", f"0 <= min_replicas <= max_replicas <= {MAX_REPLICAS}")
+        if self.keep_alive_seconds is not None and not self.keep_alive_seconds >= 0:
+            raise InvalidArgument.at("keep_alive", "must not be negative")
 
-    def after_load(self, facts: VersionFacts, measured: Mapping[str, int]) -> dict[str, int]:
-        """Bytes by device to charge once `measured` (the highest so far) is known."""
-        return {
-            device: max(facts.declared.get(device, 0), int(measured.get(device, 0) * self.growth_factor))
-            for device in {**facts.declared, **measured}
-        }
+    @property
+    def kept_replicas(self) -> int:
+        """How many are to be in memory although nobody asks."""
+        return max(self.min_replicas, int(self.pinned))
+
+
+MAX_REPLICAS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +155,28 @@ class Replica:
     pid: int = 0
     profile: EngineProfile = EngineProfile()
     limits: EngineLimits = EngineLimits()
+    start_mode: StartMode | None = None
+    """None until it is launched."""
+    cpu_threads: int = 0
+    """0: as many as the engine likes."""
+    predicted: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that its load was expected to take, without the room that is reserved above them."""
+    need_source: str = ""
+    """Where that came from: `measured`, `declared` or `predicted`."""
+    granted: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that were reserved for its load."""
     peak: Mapping[str, int] = field(default_factory=dict)
     health: Health = Health()
     pinned: bool = False
     claimed_by: str = ""
     """Uid of the replica whose victim this one is; empty when no victim set has claimed it."""
     last_used_time: float = 0.0
+    uses: int = 0
+    """How often it went from idle to busy."""
+    clock: float = 0.0
+    """The ageing clock of the eviction policy when it was last used."""
+    start_time: float = 0.0
+    """When its load began."""
     loaded_time: float = 0.0
     load_seconds: float = 0.0
     revision: int = 1

@@ -3,16 +3,16 @@
 1. Need > ceiling - pinned on any device            → Impossible: no eviction will ever help.
 2. Candidates are LOADED, unpinned, unclaimed, past their minimum residency, and free something that is short.
    A busy one counts only if nothing of higher priority than the (aged) priority of the need runs on it.
-3. Idle before busy; least recently used first; the shortest prefix that frees what is short → Plan. The busy ones
-   are named apart: they are asked to yield, never stopped at work.
+3. Idle before busy; then by the score of the policy, lowest first; the shortest prefix that frees what is short → Plan.
+   The busy ones are named apart: they are asked to yield, never stopped at work.
 4. Else Wait: until the moment at which more candidates come of age, with the set that would then go, so that the
    scheduler keeps that memory for this need and lets others use the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from modelmora_lifecycle.ledger import Vector, covers, minus, plus, positive
@@ -32,6 +32,16 @@ class Candidate:
     """Highest priority among the leases with requests in flight; 0 when idle."""
     last_used_time: float
     resident_until: float
+    version: str = ""
+    uses: int = 0
+    load_seconds: float = 0.0
+    """What it costs to have it back."""
+    clock: float = 0.0
+    """The ageing clock when it was last used."""
+    keep_until: float | None = None
+    """When its keep-alive ends, if nobody uses it; None: never."""
+    shares: Mapping[str, Vector] = field(default_factory=dict)
+    """Charges of shared owners that it uses: they come back with the last of their users."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +57,43 @@ class Need:
     """Aged: see `Policy.aged`."""
 
 
+PolicyName = Literal["lru", "gdsf", "ttl"]
+POLICIES: tuple[PolicyName, ...] = ("lru", "gdsf", "ttl")
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How candidates are ordered, and how priority grows by waiting. A policy is a value, to be stored and replayed."""
+    """How candidates are ordered, and how priority grows by waiting. A policy is a value, to be stored and replayed.
 
-    name: Literal["lru"] = "lru"
+    `lru`   by the time of the last use.
+    `gdsf`  by clock + uses x load seconds / GiB: what is small, dear to load and often used stays. The clock is the
+            highest score ever evicted, taken at each use: without it, what was popular once would stay for ever.
+            L. Cherkasova, Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy,
+            HPL-98-69R1, 1998.
+    `ttl`   by the end of its keep-alive: what is about to go anyway goes first. Whatever has no keep-alive of its own
+            or of the node gets `ttl_seconds`.
+    """
+
+    name: PolicyName = "lru"
     aging_seconds_per_point: float = 1.0
     """LOW, MEDIUM and HIGH are ten points apart: after 20 s LOW is as urgent as a HIGH that has just come."""
+    ttl_seconds: float = 300.0
 
     def aged(self, priority: float, waited_seconds: float) -> float:
         return priority + waited_seconds / self.aging_seconds_per_point
 
-    def key(self, candidate: Candidate) -> tuple[bool, float, str]:
-        return (candidate.busy, candidate.last_used_time, candidate.uid)
+    def score(self, candidate: Candidate) -> float:
+        """The lowest goes first."""
+        if self.name == "gdsf":
+            size_gib = max(1, sum(candidate.charge.values())) / 2**30
+            return candidate.clock + candidate.uses * candidate.load_seconds / size_gib
+        if self.name == "ttl":
+            end = candidate.keep_until
+            return end if end is not None else candidate.last_used_time + self.ttl_seconds
+        return candidate.last_used_time
+
+    def key(self, candidate: Candidate) -> tuple[bool, float, float, str]:
+        return (candidate.busy, self.score(candidate), candidate.last_used_time, candidate.uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +130,8 @@ class Impossible:
 
 def plan(need: Need, replicas: Sequence[Candidate], policy: Policy, now: float) -> Plan | Wait | Impossible:
     """Decides who has to go for `need`; see the head of this file. Deterministic: ties go by uid."""
-    pinned = plus(*(replica.charge for replica in replicas if replica.pinned))
+    fixed = [replica for replica in replicas if replica.pinned]
+    pinned = plus(*(r.charge for r in fixed), *{owner: v for r in fixed for owner, v in r.shares.items()}.values())
     for device, need_bytes in sorted(positive(need.memory).items()):  # 1
         room = need.ceiling.get(device, 0) - pinned.get(device, 0)
         if need_bytes > room:
@@ -104,16 +139,17 @@ def plan(need: Need, replicas: Sequence[Candidate], policy: Policy, now: float) 
 
     # A device that the need does not name is never short, whatever others owe there.
     short = positive({device: b - need.available.get(device, 0) for device, b in positive(need.memory).items()})
+    users = _users(replicas)
     able = sorted((replica for replica in replicas if _frees(replica, short)), key=policy.key)  # 2
     ready = [r for r in able if r.resident_until <= now and not _ahead(r, need)]
-    prefix = _shortest_prefix(ready, short)  # 3
+    prefix = _shortest_prefix(ready, short, users)  # 3
     if prefix is not None:
         return Plan(tuple(r.uid for r in prefix), tuple(r.uid for r in prefix if r.busy))
 
     later = [r.resident_until for r in able if r.resident_until > now]  # 4
     ahead = [replica for replica in able if _ahead(replica, need)]
     later += [now + (r.busy_priority - need.priority) * policy.aging_seconds_per_point for r in ahead]
-    expected = _shortest_prefix(able, short)
+    expected = _shortest_prefix(able, short, users)
     attainable = covers(minus(need.budget, pinned), need.memory)
     return Wait(
         until=min(later, default=None),
@@ -123,17 +159,80 @@ def plan(need: Need, replicas: Sequence[Candidate], policy: Policy, now: float) 
     )
 
 
-def relief(short: Vector, replicas: Sequence[Candidate], policy: Policy, now: float) -> tuple[str, ...]:
-    """Who goes when workers took more than was predicted: idle ones only, least recently used first, as many as it
-    takes, or all there are if that is not enough."""
-    idle = [r for r in replicas if _frees(r, positive(short)) and not r.busy and r.resident_until <= now]
-    idle.sort(key=policy.key)
-    enough = _shortest_prefix(idle, positive(short))
-    return tuple(r.uid for r in (idle if enough is None else enough))
+def relief(
+    short: Vector, replicas: Sequence[Candidate], policy: Policy, now: float, *, busy: bool = False
+) -> tuple[str, ...]:
+    """Who goes when workers took more than was predicted: idle ones, in the order of the policy, as many as it takes,
+    or all there are if that is not enough. With `busy`, those at work too, the least urgent first: what runs on them
+    is asked to yield, for a machine without memory ends it without asking."""
+    able = [r for r in replicas if _frees(r, positive(short)) and (busy or (not r.busy and r.resident_until <= now))]
+    able.sort(key=lambda replica: (replica.busy_priority, *policy.key(replica)))
+    enough = _shortest_prefix(able, positive(short), _users(replicas))
+    return tuple(r.uid for r in (able if enough is None else enough))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One candidate as it was judged, for people."""
+
+    candidate: Candidate
+    victim: bool
+    score: float
+    """By the policy; lower goes first."""
+    idle_seconds: float
+    resident_for_seconds: float
+    """Until its minimum residency is over; 0 when it is."""
+    reason: str
+    """Why it may not go; empty when it may."""
+
+
+def verdicts(
+    need: Need, replicas: Sequence[Candidate], outcome: Plan | Wait | Impossible, policy: Policy, now: float
+) -> tuple[Verdict, ...]:
+    """Every candidate in the order in which it would go, with why it may not."""
+    victims = outcome.victims if isinstance(outcome, Plan) else ()
+    return tuple(
+        Verdict(
+            replica,
+            replica.uid in victims,
+            policy.score(replica),
+            0.0 if replica.busy else max(0.0, now - replica.last_used_time),
+            max(0.0, replica.resident_until - now),
+            _bar(replica, need, now),
+        )
+        for replica in sorted(replicas, key=policy.key)
+    )
+
+
+def _bar(replica: Candidate, need: Need, now: float) -> str:
+    if replica.pinned:
+        return "it is pinned, or one of the minimum number of replicas"
+    if not replica.evictable:
+        return "it is not loaded, or its memory is kept for another load"
+    if not any(_reach(replica, device) for device in positive(need.memory)):
+        return "it has nothing on the devices that are needed"
+    if replica.resident_until > now:
+        return "its minimum residency is not over"
+    if _ahead(replica, need):
+        return "it serves requests of higher priority"
+    return ""
+
+
+def _users(replicas: Sequence[Candidate]) -> dict[str, set[str]]:
+    users: dict[str, set[str]] = {}
+    for replica in replicas:
+        for owner in replica.shares:
+            users.setdefault(owner, set()).add(replica.uid)
+    return users
+
+
+def _reach(replica: Candidate, device: str) -> bool:
+    """Whether it has something on a device, alone or with others."""
+    return replica.charge.get(device, 0) > 0 or any(share.get(device, 0) > 0 for share in replica.shares.values())
 
 
 def _frees(replica: Candidate, short: Vector) -> bool:
-    return replica.evictable and not replica.pinned and any(replica.charge.get(device, 0) > 0 for device in short)
+    return replica.evictable and not replica.pinned and any(_reach(replica, device) for device in short)
 
 
 def _ahead(replica: Candidate, need: Need) -> bool:
@@ -141,17 +240,21 @@ def _ahead(replica: Candidate, need: Need) -> bool:
     return replica.busy and replica.busy_priority > need.priority + 1e-6
 
 
-def _shortest_prefix(ordered: Iterable[Candidate], short: Vector) -> list[Candidate] | None:
+def _shortest_prefix(
+    ordered: Iterable[Candidate], short: Vector, users: Mapping[str, set[str]]
+) -> list[Candidate] | None:
     prefix: list[Candidate] = []
+    gone: set[str] = set()
     room: Vector = {}
     if covers(room, short):
         return prefix
     for replica in ordered:
         missing = positive(minus(short, room))
-        if not any(replica.charge.get(device, 0) > 0 for device in missing):
+        if not any(_reach(replica, device) for device in missing):
             continue  # what it would free is enough already
         prefix.append(replica)
-        room = plus(room, replica.charge)
+        gone.add(replica.uid)
+        room = plus(room, replica.charge, *(v for owner, v in replica.shares.items() if users[owner] <= gone))
         if covers(room, short):
             return prefix
     return None

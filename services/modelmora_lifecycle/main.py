@@ -24,9 +24,10 @@ from modelmora_runtime.settings import Section
 from pydantic import ByteSize, Field
 
 from modelmora_lifecycle.actor import Node
-from modelmora_lifecycle.domain import HOST, MIB, EngineProfile, Prediction, VersionFacts
+from modelmora_lifecycle.domain import HOST, MIB, EngineProfile, VersionFacts
 from modelmora_lifecycle.duty import Duty
 from modelmora_lifecycle.launcher import LocalLauncher
+from modelmora_lifecycle.prediction import Measured, Prediction, Setup
 from modelmora_lifecycle.scheduler import Rules
 from modelmora_lifecycle.service import LifecycleLeaseServicer, LifecycleServicer
 from modelmora_lifecycle.store import Kept, LifecycleStore, StoreJournal
@@ -89,6 +90,9 @@ class Settings(Section):
     unhealthy_grace_seconds: float = Field(
         10.0, ge=0, le=3600, description="How long a worker may stay unhealthy before it is replaced."
     )
+    fork_server_idle_seconds: float = Field(
+        600.0, gt=0, le=31_536_000, description="A fork server that has had no worker for so long ends."
+    )
     decisions_kept: int = Field(10_000, ge=100, description="Rows kept of eviction decisions.")
     trace_events_kept: int = Field(100_000, ge=100, description="Rows kept of acquire events, for simulations.")
     trace_days: float = Field(7.0, gt=0, le=3660, description="Acquire events are kept for so many days at most.")
@@ -100,7 +104,11 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     if settings.memory_budget_bytes > machine.total_bytes():
         log.warning("lifecycle.memory_budget_bytes is more than the %d bytes there are", machine.total_bytes())
     registry = Registry(platform, f"{NAME}@{settings.node}")
-    launcher = LocalLauncher(platform.run_dir, platform.settings.data_dir / "logs")
+    launcher = LocalLauncher(
+        platform.run_dir,
+        platform.settings.data_dir / "logs",
+        fork_server_idle_seconds=settings.fork_server_idle_seconds,
+    )
     database = Database(platform.database_url, NAME, pool_size=2, pool_overflow=2) if platform.database_url else None
     kept = Kept(settings.decisions_kept, settings.trace_events_kept, timedelta(days=settings.trace_days))
     store = LifecycleStore(database, settings.node, kept) if database else None
@@ -126,6 +134,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
             load_bytes_per_second=settings.load_bytes_per_second,
             watch_interval_seconds=settings.watch_interval_seconds,
             unresponsive_seconds=settings.unresponsive_seconds,
+            families={name: card.family for name, card in platform.engines.items()},
         ),
         launcher=launcher,
         hold=registry.hold,
@@ -234,7 +243,15 @@ async def serve_node(
             if not migrated:
                 await database.migrate("modelmora_lifecycle")
                 for measured in await store.measurements():
-                    node.scheduler.remember(measured.model_version, measured.memory, measured.load_seconds)
+                    node.scheduler.remember(
+                        Measured(
+                            measured.model_version,
+                            Setup(measured.engine, measured.profile, measured.device),
+                            steady=measured.memory,
+                            peak=measured.memory,
+                            load_seconds=(measured.load_seconds,),
+                        )
+                    )
                 migrated = True
             lock = await database.try_lock(f"node {name}")
         except ModelMoraError as error:

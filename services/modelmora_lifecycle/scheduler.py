@@ -9,36 +9,52 @@ Every event ends in `_step`, which repeats until nothing changes:
     1. expire    waiters past their deadline are refused, holders past their grace are cut off, sick workers replaced
     2. forget    what nobody waits for any more: loads are cancelled, victims that are not yet stopped are revived
     3. grant     waiters of a LOADED replica get it: a loaded model is never behind one that loads
-    4. place     versions wanted but not in memory, by aged priority, then arrival:
+    4. place     versions that are short of replicas, by aged priority, then arrival:
                  start if it fits now; else claim a whole victim set; else wait, and let the rest of memory be used
     5. relieve   workers took more than was predicted, or were idle too long: idle ones go
     6. wind down draining replicas: idle leases are taken, busy ones have been asked to yield, then the process is ended
 
-Two things look simpler than they are.
+A version is short of replicas for one of three reasons, and has the rights that go with it (`_Shortage`):
+
+    asked        callers wait and nothing of it is in memory. Full rights, at their priority.
+    kept         it is pinned or has a minimum. The same at LOW, ageing from when it became short.
+    scaled       requests wait although it is in memory (scaling.py). Free memory, or that of what was idle as long as
+                 would make a further replica go itself; never waits.
+
+Three things look simpler than they are.
 
 *Promises.* A victim's bytes are free only when its process is reaped, and several loads may wait for several victims at
 once. A load with a plan is promised its need; it starts as soon as its need is free, whoever's victims came home first.
 This is safe because claims keep `free + coming >= promised`, and a start takes the same amount from both sides. Should
-reality break it (a worker grew meanwhile), the latest promises are withdrawn and planned again.
+reality break it (a worker grew meanwhile), the latest promises are withdrawn and planned again. A load that has its
+memory but no place among the loads of its device is promised too, so that nobody takes the memory meanwhile.
 
 *Revival.* A victim whose load is no longer wanted goes back to LOADED, unless its process was told to end. The lesson
 is Ollama's: a victim revived while a load still counted on its memory left that load waiting for ever. Here a claim
 names its load, a claimed replica cannot be revived (`Replica.to`), and a withdrawn load gives up its claims in the same
 step.
+
+*Quiet wants.* A preload, or a caller who would not wait (`if_loaded`), wants a load that nobody hears of. It is a want
+like any other, in the same order, with nobody to tell.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from modelmora.errors import (
     DeadlineExceeded,
     LoadFailed,
     MemoryBusy,
+    ModelLoading,
     ModelMoraError,
     NeverFits,
+    NodeCordoned,
+    NonsenseFootprint,
     ReplicaNotFound,
     ResourceExhausted,
     ShuttingDown,
@@ -52,16 +68,32 @@ from modelmora_lifecycle.domain import (
     Footprint,
     Health,
     HealthState,
-    Prediction,
     Replica,
     ReplicaState,
+    Residency,
+    StartMode,
     VersionFacts,
 )
-from modelmora_lifecycle.eviction import Candidate, Impossible, Need, Plan, Policy, Wait, plan, relief
-from modelmora_lifecycle.ledger import Ledger, Vector, covers, largest, least, minus, plus, positive
+from modelmora_lifecycle.eviction import (
+    Candidate,
+    Impossible,
+    Need,
+    Plan,
+    Policy,
+    Verdict,
+    Wait,
+    plan,
+    relief,
+    verdicts,
+)
+from modelmora_lifecycle.ledger import Bounds, Ledger, Vector, covers, largest, least, minus, plus, positive
+from modelmora_lifecycle.placement import Notes, Placement, PlacementOutcome
+from modelmora_lifecycle.prediction import Measured, Pace, Prediction, Setup, nonsense, setup_of, sum_of_seconds
+from modelmora_lifecycle.scaling import Report, Scaling, one_more, pressed, threads
 
 INFINITE = float("inf")
 VERSIONS_KNOWN = 10_000
+LOW_PRIORITY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +108,19 @@ class Rules:
     crash_window_seconds: float = 10.0
     """A crash this soon after the load counts as one of a loop."""
     backoff_limit_seconds: float = 30.0
+    load_concurrency: int = 4
+    """Loads at a time on one device."""
+    overdraft_grace_seconds: float = 5.0
+    """So long the memory may be overdrawn before those at work are asked to yield."""
+    runaway_factor: float = 1.5
+    """Who takes so many times what it declared or took before is stopped when memory is overdrawn, before others go."""
+    later_seconds: float = 120.0
+    """So long a load that nobody waits for is wanted."""
+    cpu_cores: int = 0
+    """0: unknown."""
     policy: Policy = field(default_factory=Policy)
     prediction: Prediction = field(default_factory=Prediction)
+    scaling: Scaling = field(default_factory=Scaling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +134,17 @@ class Decision:
     policy: Policy
     time: float
 
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Every candidate as it was judged, in the order in which it would go."""
+        return verdicts(self.need, self.candidates, self.outcome, self.policy, self.time)
+
 
 class Effects(Protocol):
     """What can be done. None of these waits, fails or calls back at once; results come as events."""
 
     def start(self, replica: Replica, facts: VersionFacts, need: Vector) -> None:
-        """Launch and load. Ends in `loaded` or `load_failed`; `exited` comes in any case, once, when it is reaped."""
+        """Launch and load, with the `cpu_threads` that these facts say. Ends in `loaded` or `load_failed`; `exited`
+        comes in any case, once, when it is reaped."""
 
     def stop(self, replica: Replica, grace_seconds: float) -> None:
         """Drain, SIGTERM after the grace, SIGKILL: ends in `exited`. Also during a load, which it cancels."""
@@ -112,6 +160,9 @@ class Effects(Protocol):
 
     def refused(self, lease: str, error: ModelMoraError) -> None: ...
 
+    def invite(self, lease: str, replica: Replica) -> None:
+        """Another replica of the version is LOADED: the holder of `lease` may open one more. Told once a holder."""
+
     def changed(self, replica: Replica, previous: ReplicaState) -> None: ...
 
     def decided(self, decision: Decision) -> None: ...
@@ -124,14 +175,19 @@ class _Lease:
     priority: int
     deadline: float
     arrival: float
-    pin: bool
-    visit: bool
+    pin: bool = False
+    visit: bool = False
     """Wants the version to be loaded, not to use it: over as soon as it is granted."""
+    holder: str = ""
+    quiet: bool = False
+    """Nobody is told of it."""
     replica: str = ""
     in_flight: int = 0
     grace_until: float | None = None
     """Set once it was asked to yield."""
-    told: tuple[float | None, str] | None = None
+    report: Report = field(default_factory=Report)
+    refusal: ModelMoraError | None = None
+    """Why it was refused, where nobody was told."""
 
 
 @dataclass(slots=True)
@@ -139,13 +195,42 @@ class _Known:
     """What the scheduler remembers of a version."""
 
     facts: VersionFacts
-    measured: Vector = field(default_factory=dict)
-    load_seconds: float | None = None
+    measured: dict[Setup, Measured] = field(default_factory=dict)
+    shared: dict[str, Vector] = field(default_factory=dict)
+    """What its replicas were seen to share: charged beside their own bytes while nobody else has it charged."""
     failures: int = 0
     retry_at: float = 0.0
     error: ModelMoraError | None = None
     """Of the last load, when it failed: wants before `retry_at` get it at once. After a crash they wait instead."""
     note: str = ""
+    wait_until: float | None = None
+    """When a wait for memory is expected to be over."""
+    dismissed: bool = False
+    """Unloaded by name, or not to be loaded at all: its residency rests until someone wants it again."""
+    short_since: float | None = None
+    """Since when it has had fewer replicas than are kept."""
+    scale: int = 0
+    """Replicas that its queue asks for; 0 when one will do."""
+    pressed_since: float | None = None
+    scale_time: float = -INFINITE
+
+
+@dataclass(frozen=True, slots=True)
+class _Shortage:
+    version: str
+    kind: Literal["asked", "kept", "scaled"]
+    rank: tuple[bool, float, float]
+    priority: float
+    """Aged."""
+
+
+@dataclass(slots=True)
+class _Going:
+    """A replica on its way out: since when, whether it was at work then, and since when its process ends."""
+
+    since: float
+    busy: bool
+    end_time: float | None = None
 
 
 class Scheduler:
@@ -159,17 +244,40 @@ class Scheduler:
         self._effects = effects
         self._new_uid = new_uid
         self._replicas: dict[str, Replica] = {}
+        self._versions: dict[str, dict[str, None]] = {}
+        """Uids of replicas by version, oldest first."""
         self._leases: dict[str, _Lease] = {}
+        self._queues: dict[str, dict[str, _Lease]] = {}
+        """Leases that wait, by version."""
+        self._holdings: dict[str, dict[str, _Lease]] = {}
+        """Leases that were granted, by replica."""
+        self._deadlines: list[tuple[float, str]] = []
+        """A heap; leases that are over leave it when their time comes."""
         self._known: dict[str, _Known] = {}
-        self._remembered: dict[str, Footprint] = {}
+        self._remembered: dict[str, dict[Setup, Measured]] = {}
+        self._residencies: dict[str, Residency] = {}
         self._promised: dict[str, Vector] = {}
         """Needs of the replicas that have a plan, by uid, in the order of their planning."""
         self._leaving: set[str] = set()
         """Draining on their own account: unloaded by name, idle too long, or in the way of an overdraft."""
         self._ending: set[str] = set()
         """Their process was told to end; nothing but `exited` follows."""
+        self._going: dict[str, _Going] = {}
         self._sick_since: dict[str, float] = {}
+        self._invited: set[tuple[str, str]] = set()
+        """Holder and replica."""
         self._decided: dict[str, tuple[object, ...]] = {}
+        self._told: dict[str, tuple[float | None, str]] = {}
+        """By version: when its waiters were told that it will be ready, and why it is not."""
+        self._untold: list[_Lease] = []
+        self._clock = 0.0
+        """The ageing clock of gdsf: the highest score ever evicted."""
+        self._overdrawn_since: float | None = None
+        self._yield_pace = Pace()
+        self._stop_pace = Pace()
+        self._engine_pace: dict[str, Pace] = {}
+        """Load seconds by engine: the guess for a version that was never loaded."""
+        self._cordon: str | None = None
         self._closing = False
         self._wakes: list[float] = []
         self._changes = 0
@@ -187,6 +295,21 @@ class Scheduler:
         known = self._known.get(version)
         return known.facts if known else None
 
+    def residency(self, version: str) -> Residency:
+        """As it was set; the defaults when nobody has said anything."""
+        return self._residencies.get(version, Residency())
+
+    def measurement(self, version: str) -> Measured | None:
+        """What the version took in its present setup; None before the first load. To be stored, and given back with
+        `remember`."""
+        known = self._known.get(version)
+        return known.measured.get(setup_of(known.facts)) if known else None
+
+    @property
+    def cordoned(self) -> str | None:
+        """Why the node is cordoned; None when it is not."""
+        return self._cordon
+
     def leases(self, uid: str) -> tuple[int, int]:
         """How many leases a replica has, and how many of them are busy."""
         held = self._held(uid)
@@ -200,6 +323,54 @@ class Scheduler:
             if known.failures >= 3 and now < known.retry_at + self.rules.backoff_limit_seconds
         }
 
+    def unkept(self) -> dict[str, str]:
+        """Versions that have fewer replicas than are kept, with why."""
+        return {
+            name: self._known[name].note or "it is loading"
+            for name, residency in self._residencies.items()
+            if name in self._known
+            and not self._known[name].dismissed
+            and len(self._of(name, {ReplicaState.LOADED})) < residency.kept_replicas
+        }
+
+    def ready_in(self, version: str, now: float) -> float | None:
+        """Best guess of the seconds until a version is LOADED, as things stand: 0 when it is, None while unknown."""
+        if self._of(version, {ReplicaState.LOADED}):
+            return 0.0
+        known = self._known.get(version)
+        if known is None:
+            return None
+        load = self._load_seconds(known)
+        loading = [r for r in self._of(version, {ReplicaState.LOADING}) if r.uid not in self._ending]
+        if loading:
+            left = None if load is None else Pace(load).left(min(r.start_time for r in loading), now)
+            return None if left is None else max(0.05, left)
+        ahead = max(0.0, known.retry_at - now)
+        promised = next((r for r in self._of(version, {ReplicaState.UNLOADED}) if r.uid in self._promised), None)
+        if promised is not None:
+            going = [
+                self._gone_in(r.uid, now)
+                for r in self._replicas.values()
+                if self._goes(r)
+                and (r.claimed_by == promised.uid or not covers(self.ledger.free, self._promised[promised.uid]))
+            ]
+            wait = None if None in going else max((seconds for seconds in going if seconds is not None), default=0.0)
+            return sum_of_seconds((max(ahead, wait) if wait is not None else None, load))
+        if self._of(version, {ReplicaState.UNLOADED}):
+            if known.wait_until is None:
+                return None
+            return sum_of_seconds((max(ahead, known.wait_until - now, 0.0), self._stop_pace.seconds or 0.0, load))
+        return sum_of_seconds((ahead, load))
+
+    def explain(self, facts: VersionFacts, priority: int, now: float) -> Placement:
+        """What would happen if `facts` were wanted now with `priority`, changing nothing. It is asked for in a copy of
+        this scheduler whose effects only take notes, so that no second set of rules can say something else."""
+        twin, notes = self._imagine()
+        twin._decided.pop(facts.name, None)
+        lease = "explained"
+        twin.want(lease, facts, priority=priority, deadline=INFINITE, now=now)
+        return twin._placement(facts, lease, notes, now)
+
     # Events from callers.
 
     def want(
@@ -212,54 +383,77 @@ class Scheduler:
         now: float,
         pin: bool = False,
         visit: bool = False,
+        holder: str = "",
+        if_loaded: bool = False,
     ) -> str:
         """A caller wants a version until `deadline`. The answer is the uid of the replica it waits for or got; empty
-        when it was refused. `visit`: only to have it loaded."""
+        when it was refused.
+
+        `visit`: only to have it loaded. `holder`: leases of one holder go to different replicas; one that has every
+        replica already waits for a further one. `if_loaded`: ModelLoading instead of waiting; the version is loaded all
+        the same, for who comes later."""
         if lease in self._leases:
             raise ValueError(f"lease {lease} exists")
-        known = self._known.get(facts.name)
-        if known is None:
-            before = self._remembered.pop(facts.name, None)
-            known = _Known(facts, before.memory, before.load_seconds) if before else _Known(facts)
-            self._known[facts.name] = known
-            self._forget_unused()
+        known = self._know(facts)
         if self._closing:
             self._effects.refused(lease, ShuttingDown())
             return ""
-        if known.error is not None and now < known.retry_at:
+        if self._cordon is not None:
+            self._effects.refused(lease, self._cordoned_error())
+            return ""
+        if known.error is not None and now < known.retry_at and not self._of(facts.name, _IN_MEMORY):
             self._effects.refused(lease, _again(known.error, known.retry_at - now))
             return ""
         if deadline <= now:
             self._effects.refused(lease, DeadlineExceeded("the deadline had passed before the lease was asked for"))
             return ""
-        self._leases[lease] = _Lease(lease, facts.name, priority, deadline, now, pin, visit)
+        known.dismissed = False
+        asked = _Lease(lease, facts.name, priority, deadline, now, pin, visit, holder)
+        if if_loaded and self._serving(asked) is None:
+            later = self._want_later(facts.name, priority, now + self.rules.later_seconds, now)
+            self._step(now)
+            if self._serving(asked) is None:
+                loading = ModelLoading(
+                    retry_after_seconds=self.ready_in(facts.name, now) or 1.0, model_version=facts.name
+                )
+                self._effects.refused(lease, later.refusal or loading)
+                return ""
+        self._enqueue(asked)
         self._step(now)
         return next((r.uid for r in self._of(facts.name, _COUNTED)), "")
 
-    def in_use(self, lease: str, in_flight: int, now: float) -> None:
-        """A holder has so many requests in flight. Nothing happens when the lease is over."""
+    def in_use(self, lease: str, in_flight: int, waiting_entries: int, oldest_wait_seconds: float, now: float) -> None:
+        """A holder has so many requests in flight, and so many waiting beyond them, the oldest for so long. Nothing
+        happens when the lease is over."""
         held = self._leases.get(lease)
         if held is None or not held.replica:
             return
         was_busy, held.in_flight = held.in_flight > 0, max(0, in_flight)
-        if was_busy == (held.in_flight > 0):
+        held.report = Report(max(0, waiting_entries), oldest_wait_seconds, now)
+        scales = self._scales(held.version) and (
+            waiting_entries > 0 or self._known[held.version].pressed_since is not None
+        )
+        if was_busy == (held.in_flight > 0) and not scales:
             return
-        self._touch(held.replica, now)
+        self._touch(held.replica, now, used=not was_busy and held.in_flight > 0)
         # The most frequent event of all. Unless someone waits for memory or this replica is to go, nothing can follow.
-        if self._replicas[held.replica].state is not ReplicaState.LOADED or self._waiters() or self._idle_counts():
+        state = self._replicas[held.replica].state
+        if scales or state is not ReplicaState.LOADED or self._queues or self._promised or self._time_counts():
             self._step(now)
 
     def release(self, lease: str, now: float) -> None:
         """A holder or waiter has gone. Nothing happens when the lease is over."""
-        gone = self._leases.pop(lease, None)
+        gone = self._leases.get(lease)
         if gone is not None:
+            self._drop(gone)
             if gone.replica:
                 self._touch(gone.replica, now)
             self._step(now)
 
     def unload(self, version: str, *, force: bool, now: float) -> list[str]:
-        """Drains every replica of a version; the answer is their uids. ReplicaNotFound; VersionInUse when it is busy,
-        pinned or waited for and `force` is false."""
+        """Drains every replica of a version; the answer is their uids. What keeps it in memory (a pin, a minimum) rests
+        until it is wanted or its residency is set again. ReplicaNotFound; VersionInUse when it is busy, pinned or
+        waited for and `force` is false."""
         there = [r for r in self._of(version, set(ReplicaState)) if r.state is not ReplicaState.FAILED]
         if not there:
             raise ReplicaNotFound(f"{version} is not in memory", model_version=version)
@@ -272,14 +466,9 @@ class Scheduler:
                 busy_leases=busy,
                 waiters=len(waiters),
             )
+        self._known[version].dismissed = True
         for replica in there:
-            if replica.state is ReplicaState.LOADING:
-                self._fail(replica, "cancelled: unloaded by name", now)
-            elif replica.state in (ReplicaState.LOADED, ReplicaState.UNHEALTHY):
-                self._drain(replica, "unloaded by name", now, grace=self.rules.drain_grace_seconds)
-                self._leaving.add(replica.uid)
-            elif replica.state is ReplicaState.DRAINING:
-                self._leaving.add(replica.uid)
+            self._send_away(replica, "unloaded by name", now, self.rules.drain_grace_seconds)
         for lease in waiters:
             self._refuse(lease, LoadFailed(f"{version} was unloaded by name", retry_after_seconds=1.0))
         self._step(now)
@@ -298,17 +487,68 @@ class Scheduler:
             if replica.state in (ReplicaState.LOADED, ReplicaState.UNHEALTHY):
                 replica = self._drain(replica, "the node stops", now, grace=0.0)
             if replica.state is ReplicaState.DRAINING:
-                self._end(replica, grace_seconds)
+                self._end(replica, grace_seconds, now)
             elif replica.state is ReplicaState.LOADING:
                 self._fail(replica, "cancelled: the node stops", now)
         self._step(now)
 
+    # Events from operators.
+
+    def set_residency(self, version: str, residency: Residency, facts: VersionFacts | None, now: float) -> None:
+        """How a version is kept in memory from now on. Without `facts` (the registry is away) it is kept once somebody
+        has wanted it, or this is told again with them."""
+        before = self.residency(version)
+        if residency == Residency():
+            self._residencies.pop(version, None)
+        else:
+            self._residencies[version] = residency
+        known = self._know(facts) if facts is not None else self._known.get(version)
+        if known is not None:
+            known.dismissed = False
+            known.scale = min(known.scale, residency.max_replicas)
+            if before.pinned != residency.pinned:
+                for replica in self._of(version, _IN_MEMORY):
+                    self._replicas[replica.uid] = replica = replica.changed(now, pinned=residency.pinned)
+                    self._effects.changed(replica, replica.state)
+            if residency.preload and not before.preload and not self._resting():
+                self._want_later(version, LOW_PRIORITY, INFINITE, now)
+        self._step(now)
+
+    def configure(self, rules: Rules, bounds: Bounds | Vector, now: float) -> None:
+        """Other rules, and other bounds of memory (`ledger.bounds`; a bare vector is a ceiling). Who is beyond a
+        smaller one goes as soon as it is idle."""
+        self.rules = rules
+        self.ledger = self.ledger.bounded(bounds if isinstance(bounds, Bounds) else Bounds(ceiling=bounds))
+        self._step(now)
+
+    def cordon(self, reason: str, now: float) -> None:
+        """Empties the node: nothing is loaded, idle replicas go, busy ones yield within the grace of holders and go.
+        Wants are refused with NodeCordoned until `uncordon`."""
+        self._cordon = reason
+        for lease in [lease for queue in self._queues.values() for lease in queue.values()]:
+            self._refuse(lease, self._cordoned_error())
+        for replica in self.replicas():
+            self._send_away(replica, f"the node is cordoned: {reason}" if reason else "the node is cordoned", now)
+        self._step(now)
+
+    def uncordon(self, now: float) -> None:
+        """Takes the cordon back: what is pinned, preloaded or kept at a minimum loads again."""
+        if self._cordon is None:
+            return
+        self._cordon = None
+        for version, residency in self._residencies.items():
+            if version in self._known:
+                self._known[version].dismissed = False
+                if residency.preload:
+                    self._want_later(version, LOW_PRIORITY, INFINITE, now)
+        self._step(now)
+
     # Events from workers.
 
-    def launched(self, uid: str, pid: int, now: float) -> None:
+    def launched(self, uid: str, pid: int, now: float, start_mode: StartMode | None = None) -> None:
         replica = self._replicas.get(uid)
         if replica is not None:
-            self._replicas[uid] = replica.changed(now, pid=pid)
+            self._replicas[uid] = replica.changed(now, pid=pid, start_mode=start_mode)
 
     def loaded(
         self,
@@ -318,33 +558,47 @@ class Scheduler:
         profile: EngineProfile | None = None,
         limits: EngineLimits | None = None,
     ) -> None:
-        """A worker is ready; its measured bytes replace the prediction."""
+        """A worker is ready; its measured bytes replace the prediction. Figures that cannot be fail the load:
+        NonsenseFootprint."""
         replica = self._replicas.get(uid)
         if replica is None or replica.state is not ReplicaState.LOADING:
             return  # cancelled meanwhile
         known = self._known[replica.version]
-        known.measured = largest(known.measured, footprint.memory)
-        known.load_seconds = footprint.load_seconds
+        wrong = nonsense(footprint.memory, self.ledger.exists)
+        if wrong or not footprint.load_seconds >= 0:
+            told = wrong or f"{footprint.load_seconds} s to load"
+            self.load_failed(uid, NonsenseFootprint(f"the engine tells of {told}", model_version=replica.version), now)
+            return
+        limits = limits or EngineLimits()
+        measured = self._measured(known)
+        measured = measured.after_load(footprint.memory, footprint.load_seconds, limits, replica.start_mode)
+        known.measured[measured.setup] = measured
         known.error, known.note = None, ""
-        self.ledger = self.ledger.settle(uid, self.rules.prediction.after_load(known.facts, footprint.memory))
+        engine_pace = self._engine_pace.get(replica.engine, Pace())
+        self._engine_pace[replica.engine] = engine_pace.after(footprint.load_seconds)
+        self.ledger = self.ledger.settle(uid, self.rules.prediction.after_load(known.facts, measured))
+        for owner, memory in known.shared.items():
+            self.ledger = self.ledger.share(owner, memory, {uid, *self.ledger.users.get(owner, ())})
         self._set(
             replica.to(
                 ReplicaState.LOADED,
                 "loaded",
                 now,
                 profile=profile or known.facts.profile,
-                limits=limits or EngineLimits(),
+                limits=limits,
                 peak=dict(footprint.memory),
                 health=Health(HealthState.HEALTHY, "", now),
                 loaded_time=now,
                 load_seconds=footprint.load_seconds,
                 last_used_time=now,
+                clock=self._clock,
             )
         )
         self._step(now)
 
     def load_failed(self, uid: str, error: ModelMoraError, now: float) -> None:
-        """A load ended without a model; its process is ending. Everyone who waits for it is told why."""
+        """A load ended without a model; its process is ending. Everyone who waits for it is told why, unless another
+        replica of the version is there or coming."""
         replica = self._replicas.get(uid)
         if replica is None or replica.state is not ReplicaState.LOADING:
             return
@@ -352,9 +606,14 @@ class Scheduler:
         known.failures += 1
         known.retry_at = now + min(self.rules.backoff_limit_seconds, 2.0 ** (known.failures - 1))
         known.error = error
-        for lease in self._waiters(replica.version):
-            self._refuse(lease, _again(error, known.retry_at - now))
+        known.note = f"its load failed: {error.message}"
+        known.scale = 0
+        if not _may_pass(error):
+            known.dismissed = True
         self._fail(replica, f"load failed: {error.message}", now)
+        if not self._of(replica.version, _IN_MEMORY):
+            for lease in self._waiters(replica.version):
+                self._refuse(lease, _again(error, known.retry_at - now))
         self._step(now)
 
     def exited(self, uid: str, reason: str, now: float) -> None:
@@ -370,6 +629,8 @@ class Scheduler:
             replica.state is ReplicaState.DRAINING and not asked
         ):
             self._crashed(replica, f"crashed: {reason}", now)
+        elif (going := self._going.get(uid)) is not None and going.end_time is not None:
+            self._stop_pace = self._stop_pace.after(now - going.end_time)
         replica = self._replicas[uid]
         self.ledger = self.ledger.release(uid)
         if replica.state in (ReplicaState.FAILED, ReplicaState.DRAINING):
@@ -377,19 +638,42 @@ class Scheduler:
         self._remove(uid)
         self._step(now)
 
-    def measured(self, uid: str, memory: Vector, now: float) -> None:
-        """A worker's private bytes by device. The charge follows the highest seen."""
+    def measured(self, uid: str, memory: Vector, now: float, batch_tokens: int = 0) -> None:
+        """A worker's private bytes by device, and the tokens of its largest batch so far (0: unknown). The charge
+        follows the highest seen, also while it loads. Figures that cannot be are passed over."""
         replica = self._replicas.get(uid)
-        if replica is None or not replica.loaded_time:
-            return
-        if covers(replica.peak, memory):
+        if replica is None or uid not in self.ledger.charges or nonsense(memory, self.ledger.exists):
             return
         known = self._known[replica.version]
-        peak = largest(replica.peak, memory)
-        known.measured = largest(known.measured, peak)
-        self._replicas[uid] = replica.changed(now, peak=peak)
-        self.ledger = self.ledger.settle(uid, self.rules.prediction.after_load(known.facts, peak))
+        if replica.state is ReplicaState.LOADING:
+            known.measured[setup_of(known.facts)] = self._measured(known).while_loading(memory)
+            charge = self.ledger.charge_of(uid)
+            if not covers(charge, memory):
+                self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
+                self.ledger = self.ledger.settle(uid, largest(charge, memory))
+                self._step(now)
+            return
+        if not replica.loaded_time or covers(replica.peak, memory):
+            return
+        measured = self._measured(known).in_use(memory, batch_tokens)
+        known.measured[measured.setup] = measured
+        self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
+        charge = largest(self.ledger.charge_of(uid), self.rules.prediction.after_load(known.facts, measured))
+        self.ledger = self.ledger.settle(uid, charge)
         self._step(now)
+
+    def charge_shared(self, owner: str, memory: Vector, now: float, users: Iterable[str] = ()) -> None:
+        """What several workers share, bytes by device, charged once to `fork-servers/<family>` or `artifacts/<digest>`.
+        `users`: uids of the replicas that share it; with the last of them the charge goes. Without users it stays until
+        it is charged nothing, and no eviction is expected to free it."""
+        users = list(users)
+        before = self.ledger
+        self.ledger = self.ledger.share(owner, memory, users)
+        for uid in users:
+            if uid in self._replicas:
+                self._known[self._replicas[uid].version].shared[owner] = positive(memory)
+        if self.ledger != before:
+            self._step(now)
 
     def health(self, uid: str, health: Health, now: float) -> None:
         """What a worker says of itself, or that it says nothing."""
@@ -416,10 +700,12 @@ class Scheduler:
             self.ledger = self.ledger.observe(foreign)
             self._step(now)
 
-    def remember(self, version: str, memory: Vector, load_seconds: float) -> None:
+    def remember(self, measured: Measured) -> None:
         """What was measured before this process started; changes nothing that is known better by now."""
-        if version not in self._known:
-            self._remembered[version] = Footprint(dict(memory), load_seconds)
+        if measured.version in self._known:
+            self._known[measured.version].measured.setdefault(measured.setup, measured)
+        else:
+            self._remembered.setdefault(measured.version, {})[measured.setup] = measured
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -433,6 +719,7 @@ class Scheduler:
             self._expire(now)
             self._forget_unwanted(now)
             self._grant(now)
+            self._scale(now)
             self._place(now)
             self._relieve(now)
             self._wind_down(now)
@@ -445,15 +732,18 @@ class Scheduler:
         self.next_wake = min((max(wake, now + 0.001) for wake in self._wakes), default=None)
 
     def _expire(self, now: float) -> None:  # 1
-        for lease in list(self._leases.values()):
-            if lease.replica:
-                continue
-            if lease.deadline > now:
+        while self._deadlines:
+            deadline, uid = self._deadlines[0]
+            lease = self._leases.get(uid)
+            if lease is None or lease.replica or lease.deadline != deadline:
+                heapq.heappop(self._deadlines)
+            elif lease.deadline > now:
                 self._wakes.append(lease.deadline)
-            elif self._of(lease.version, {ReplicaState.LOADING}) or now < self._known[lease.version].retry_at:
+                break
+            elif self._of(lease.version, _IN_MEMORY) or now < self._known[lease.version].retry_at:
                 self._refuse(lease, DeadlineExceeded("the model was not loaded before the deadline"))
             else:
-                seconds = self._estimate(lease.version)
+                seconds = self.ready_in(lease.version, now)
                 self._refuse(lease, MemoryBusy(retry_after_seconds=seconds or 1.0, model_version=lease.version))
         for uid, since in list(self._sick_since.items()):
             replica = self._replicas[uid]
@@ -465,36 +755,83 @@ class Scheduler:
                 self._wakes.append(since + self.rules.unhealthy_grace_seconds)
 
     def _forget_unwanted(self, now: float) -> None:  # 2
-        for replica in self.replicas():
-            if replica.state in (ReplicaState.UNLOADED, ReplicaState.LOADING) and not self._waiters(replica.version):
-                if replica.state is ReplicaState.LOADING:
-                    self._fail(replica, "cancelled: nobody waits for it", now)
-                else:
-                    self._remove(replica.uid)
-                self._give_up_claims(replica.uid, now)
+        coming = [
+            r for r in reversed(self._replicas.values()) if r.state in (ReplicaState.UNLOADED, ReplicaState.LOADING)
+        ]
+        # Those without memory go before those that load, the newest first.
+        for replica in sorted(coming, key=lambda r: r.state is ReplicaState.LOADING):
+            if len(self._of(replica.version, _COUNTED)) <= self._goal(replica.version):
+                continue
+            if replica.state is ReplicaState.LOADING:
+                self._fail(replica, "cancelled: nobody waits for it", now)
+            else:
+                self._remove(replica.uid)
+            self._give_up_claims(replica.uid, now)
 
     def _grant(self, now: float) -> None:  # 3
-        for lease in self._waiters():
-            replica = self._serving(lease.version)
-            if replica is None:
+        for version in list(self._queues):
+            if not self._of(version, {ReplicaState.LOADED}):
                 continue
-            changes: dict[str, object] = {"last_used_time": now}
-            if lease.pin:
-                changes["pinned"] = True
-            pinned = lease.pin and not replica.pinned
-            self._replicas[replica.uid] = replica = replica.changed(now, **changes)
-            if pinned:
-                self._effects.changed(replica, replica.state)
-            if lease.visit:
-                del self._leases[lease.uid]
-            else:
-                lease.replica = replica.uid
-            self._changes += 1
-            self._effects.granted(lease.uid, replica)
+            for lease in self._waiters(version):
+                replica = self._serving(lease)
+                if replica is None:
+                    continue
+                self._drop(lease)
+                changes: dict[str, object] = {"last_used_time": now}
+                pinned = lease.pin and not replica.pinned
+                if pinned:
+                    changes["pinned"] = True
+                self._replicas[replica.uid] = replica = replica.changed(now, **changes)
+                if pinned:
+                    self._effects.changed(replica, replica.state)
+                if not lease.visit:
+                    lease.replica = replica.uid
+                    self._leases[lease.uid] = lease
+                    self._holdings.setdefault(replica.uid, {})[lease.uid] = lease
+                if not lease.quiet:
+                    self._effects.granted(lease.uid, replica)
+        self._invite()
+
+    def _invite(self) -> None:
+        """Holders of a version with several replicas hear of those that they have no lease of, once."""
+        for version in self._residencies:
+            there = self._of(version, {ReplicaState.LOADED})
+            if len(there) < 2:
+                continue
+            leases = [lease for r in self._of(version, _IN_MEMORY) for lease in self._held(r.uid) if lease.holder]
+            waiting = {lease.holder for lease in self._waiters(version)}
+            for replica in there:
+                has_one = {lease.holder for lease in self._held(replica.uid)} | waiting
+                for lease in leases:
+                    if lease.holder not in has_one and (lease.holder, replica.uid) not in self._invited:
+                        self._invited.add((lease.holder, replica.uid))
+                        self._effects.invite(lease.uid, replica)
+
+    def _scale(self, now: float) -> None:
+        for version in self._residencies:
+            known = self._known.get(version)
+            if known is None or not self._scales(version):
+                continue
+            there = self._of(version, _COUNTED)
+            if not there:
+                known.scale, known.pressed_since = 0, None
+                continue
+            reports = [lease.report for replica in there for lease in self._held(replica.uid)]
+            if not pressed(reports, self.rules.scaling, now):
+                known.pressed_since = None
+            elif known.pressed_since is None:
+                known.pressed_since = now
+            if (
+                all(replica.state is ReplicaState.LOADED for replica in there)
+                and len(there) < self.residency(version).max_replicas
+                and one_more(known.pressed_since, known.scale_time, self.rules.scaling, now)
+            ):
+                known.scale, known.scale_time = len(there) + 1, now
+                self._changes += 1
 
     def _place(self, now: float) -> None:  # 4
         # What is free or on its way and promised to nobody.
-        room = plus(self.ledger.free, self.ledger.sum_of(r.uid for r in self.replicas() if self._goes(r)))
+        room = plus(self.ledger.free, self.ledger.freed_by(r.uid for r in self._replicas.values() if self._goes(r)))
         for uid, promised in list(self._promised.items()):
             room = minus(room, promised)
             if any(room.get(device, 0) < 0 for device in positive(promised)):
@@ -503,29 +840,39 @@ class Scheduler:
         # The same less what those who wait before will get, plus their victims to come: what the others may use. Both
         # bounds hold for a newcomer: victims to come are no memory yet, and what is kept for others is not his.
         rest, kept = dict(room), set[str]()
-        for version in self._wanted():
+        for short in self._shortages(now):
+            version = short.version
             known = self._known[version]
+            known.wait_until = None
             if now < known.retry_at:
                 self._wakes.append(known.retry_at)
-                known.note = "its worker keeps crashing" if known.failures > 1 else "its worker crashed"
+                if known.error is None:
+                    known.note = "its worker keeps crashing" if known.failures > 1 else "its worker crashed"
                 continue
-            replica = next(iter(self._of(version, {ReplicaState.UNLOADED})), None) or self._new(version, now)
-            if replica.uid in self._promised:
-                if covers(self.ledger.free, self._promised[replica.uid]):
-                    self._start(replica, self._promised[replica.uid], now)
+            there = next(iter(self._of(version, {ReplicaState.UNLOADED})), None)
+            if there is not None and there.uid in self._promised:
+                need = self._promised[there.uid]
+                if covers(self.ledger.free, need) and self._may_load(need):
+                    self._start(there, need, now)
                 continue
-            need = self.rules.prediction.before_load(known.facts, known.measured)
+            need = self._need(known)
             available = least(room, rest)
-            if covers(available, need) and covers(self.ledger.free, need):
+            if covers(available, need):
                 room, rest = minus(room, need), minus(rest, need)
-                self._start(replica, need, now)
+                replica = there or self._new(version, now)
+                if covers(self.ledger.free, need) and self._may_load(need):
+                    self._start(replica, need, now)
+                else:
+                    known.note = "waiting for memory that is being freed, or for other loads"
+                    self._promised[replica.uid] = need
+                    self._changes += 1
                 continue
-            outcome = self._plan(version, need, available, kept, now)
-            if isinstance(outcome, Impossible):
-                self._refuse_all(version, _never_fits(version, outcome))
-                self._remove(replica.uid)
+            outcome = self._plan(short, need, available, kept, now)
+            if isinstance(outcome, Impossible) or (isinstance(outcome, Wait) and short.kind == "scaled"):
+                self._hinder(short, there, outcome)
                 continue
-            change = minus(self.ledger.sum_of(outcome.victims), need)
+            replica = there or self._new(version, now)
+            change = minus(self.ledger.freed_by(outcome.victims), need)
             if isinstance(outcome, Plan):
                 known.note = "waiting for memory that is being freed"
                 self._promised[replica.uid] = need
@@ -537,27 +884,87 @@ class Scheduler:
             known.note = f"waiting for memory: {outcome.reason}"
             if outcome.until is not None:
                 self._wakes.append(outcome.until)
+                known.wait_until = outcome.until
             if outcome.attainable:
                 kept.update(outcome.victims)
                 rest = plus(rest, change)
 
+    def _hinder(self, short: _Shortage, there: Replica | None, outcome: Wait | Impossible) -> None:
+        """It will not be placed: callers are told, a further replica is not wanted any more, and what is kept waits for
+        another day."""
+        version, known = short.version, self._known[short.version]
+        if isinstance(outcome, Impossible):
+            error = _never_fits(version, outcome)
+            known.note = error.message
+            if short.kind == "asked":
+                for lease in self._waiters(version):
+                    self._refuse(lease, error.copy())
+        if short.kind == "scaled":
+            known.scale = 0
+        if there is not None:
+            self._remove(there.uid)
+
     def _relieve(self, now: float) -> None:  # 5
-        going = self.ledger.sum_of(r.uid for r in self.replicas() if self._goes(r))
+        going = self.ledger.freed_by(r.uid for r in self._replicas.values() if self._goes(r))
         short = positive(minus(self.ledger.overdraft, going))
-        if short:
-            for uid in relief(short, self._candidates(set()), self.rules.policy, now):
-                self._drain(self._replicas[uid], "memory is overdrawn", now, grace=0.0)
-                self._leaving.add(uid)
-        if self.rules.idle_ttl_seconds > 0:
+        if not short:
+            self._overdrawn_since = None
+        else:
+            if self._overdrawn_since is None:
+                self._overdrawn_since = now
+            self._make_good(short, now)
+        if self._time_counts():
             for replica in self.replicas():
                 if replica.state is not ReplicaState.LOADED or replica.pinned or self.leases(replica.uid)[1]:
                     continue
-                end = replica.last_used_time + self.rules.idle_ttl_seconds
+                if replica.uid in self._protected(replica.version):
+                    continue
+                end, reason = self._stay_until(replica)
                 if end > now:
                     self._wakes.append(end)
                 else:
-                    self._drain(replica, "idle for longer than its time to live", now, grace=0.0)
+                    self._drain(replica, reason, now, grace=0.0)
                     self._leaving.add(replica.uid)
+
+    def _make_good(self, short: Vector, now: float) -> None:
+        """An overdraft ends: first goes who takes far more than it said or took before, and not its neighbours; then
+        idle ones; then loads that turned out larger, which are planned again; at last, after a grace, those at work."""
+        for replica in self.replicas():
+            if replica.state in _IN_MEMORY and self._runs_away(replica, short):
+                self._stop_runaway(replica, short, now)
+                return
+        candidates = self._candidates(set())
+        idle = relief(short, candidates, self.rules.policy, now)
+        enough = covers(self.ledger.freed_by(idle), short)
+        if not enough:
+            for replica in reversed(self.replicas()):
+                grown = positive(minus(self.ledger.charge_of(replica.uid), replica.granted))
+                if replica.state is ReplicaState.LOADING and any(device in short for device in grown):
+                    self._fail(replica, "cancelled: it needs more than was predicted and is planned again", now)
+                    return
+        assert self._overdrawn_since is not None
+        yield_time = self._overdrawn_since + self.rules.overdraft_grace_seconds
+        if enough or now < yield_time:
+            going: Sequence[str] = idle
+            if not enough:
+                self._wakes.append(yield_time)
+        else:
+            going = relief(short, candidates, self.rules.policy, now, busy=True)
+        for uid in going:
+            self._drain(self._replicas[uid], "memory is overdrawn", now, grace=self.rules.holder_grace_seconds)
+            self._leaving.add(uid)
+
+    def _stop_runaway(self, replica: Replica, short: Vector, now: float) -> None:
+        figures = ", ".join(
+            f"{replica.peak[device]} bytes on {device} instead of {replica.granted.get(device, 0)}"
+            for device in sorted(short)
+            if device in replica.peak
+        )
+        reason = f"it took {figures}, and memory is overdrawn"
+        if replica.state is ReplicaState.LOADING:
+            self.load_failed(replica.uid, LoadFailed(f"stopped: {reason}", model_version=replica.version), now)
+        else:
+            self._crashed(replica, f"stopped: {reason}", now)
 
     def _wind_down(self, now: float) -> None:  # 6
         for replica in self.replicas():
@@ -572,34 +979,111 @@ class Scheduler:
                 else:
                     self._wakes.append(grace_until)
             if not self._held(replica.uid):
-                self._end(replica, self.rules.drain_grace_seconds)
+                self._end(replica, self.rules.drain_grace_seconds, now)
 
     def _tell(self, now: float) -> None:
-        for lease in self._waiters():
-            estimate = self._estimate(lease.version)
-            loading = next(iter(self._of(lease.version, {ReplicaState.LOADING})), None)
-            told = (estimate, "loading" if loading else self._known[lease.version].note)
-            if lease.told != told:
-                lease.told = told
-                self._effects.loading(lease.uid, *told)
+        """Waiters hear why they wait and how long they still will; again only when that has changed."""
+        for version in [version for version in self._told if version not in self._queues]:
+            del self._told[version]
+        fresh, self._untold = self._untold, []
+        told_anew = set[str]()
+        for version, queue in self._queues.items():
+            seconds = self.ready_in(version, now)
+            moment = None if seconds is None else now + seconds
+            loading = self._of(version, {ReplicaState.LOADING})
+            reason = "loading" if loading else self._known[version].note
+            if self._of(version, {ReplicaState.LOADED}):
+                reason, moment = "its holder has every replica", None
+            if version in self._told and _tells_the_same(self._told[version], (moment, reason), now):
+                continue
+            self._told[version] = (moment, reason)
+            told_anew.add(version)
+            for lease in queue.values():
+                self._tell_one(lease, now)
+        for lease in fresh:
+            if lease.version not in told_anew and lease.uid in self._queues.get(lease.version, ()):
+                self._tell_one(lease, now)
+
+    def _tell_one(self, lease: _Lease, now: float) -> None:
+        moment, reason = self._told[lease.version]
+        if not lease.quiet:
+            self._effects.loading(lease.uid, None if moment is None else max(0.0, moment - now), reason)
 
     # Changes of state.
+
+    def _know(self, facts: VersionFacts) -> _Known:
+        """What is known of a version, with `facts` as they are now: its profile or what it declares may change."""
+        known = self._known.get(facts.name)
+        if known is None:
+            known = self._known[facts.name] = _Known(facts, self._remembered.pop(facts.name, {}))
+            self._forget_unused()
+        known.facts = facts
+        return known
+
+    def _enqueue(self, lease: _Lease) -> None:
+        self._leases[lease.uid] = lease
+        self._queues.setdefault(lease.version, {})[lease.uid] = lease
+        self._untold.append(lease)
+        if lease.deadline < INFINITE:
+            heapq.heappush(self._deadlines, (lease.deadline, lease.uid))
+
+    def _drop(self, lease: _Lease) -> None:
+        """The lease is over, or has come from the queue to a replica."""
+        del self._leases[lease.uid]
+        self._changes += 1
+        place, key = (self._holdings, lease.replica) if lease.replica else (self._queues, lease.version)
+        del place[key][lease.uid]
+        if not place[key]:
+            del place[key]
+
+    def _want_later(self, version: str, priority: int, deadline: float, now: float) -> _Lease:
+        """A want that nobody hears of; one a version, the most urgent and lasting of those asked for."""
+        uid = f"quiet/{version}"
+        lease = self._leases.get(uid)
+        if lease is None:
+            lease = _Lease(uid, version, priority, deadline, now, visit=True, quiet=True)
+            self._enqueue(lease)
+            return lease
+        lease.priority = max(lease.priority, priority)
+        if deadline > lease.deadline:
+            lease.deadline = deadline
+            if deadline < INFINITE:
+                heapq.heappush(self._deadlines, (deadline, uid))
+        return lease
 
     def _new(self, version: str, now: float) -> Replica:
         facts = self._known[version].facts
         uid = self._new_uid()
-        self._replicas[uid] = Replica(uid, version, facts.engine, now, now, profile=facts.profile)
+        pinned = self.residency(version).pinned and not self._known[version].dismissed
+        self._replicas[uid] = Replica(uid, version, facts.engine, now, now, profile=facts.profile, pinned=pinned)
+        self._versions.setdefault(version, {})[uid] = None
         return self._replicas[uid]
 
     def _start(self, replica: Replica, need: Vector, now: float) -> None:
         self.ledger = self.ledger.reserve(replica.uid, need)
         self._promised.pop(replica.uid, None)
         known = self._known[replica.version]
-        self._set(replica.to(ReplicaState.LOADING, "loading", now))
-        self._effects.start(self._replicas[replica.uid], known.facts, need)
+        residency = self.residency(replica.version)
+        cpu_threads = threads(self.rules.cpu_cores, residency.max_replicas, known.facts.cpu_threads)
+        measured = known.measured.get(setup_of(known.facts))
+        self._set(
+            replica.to(
+                ReplicaState.LOADING,
+                "loading",
+                now,
+                start_time=now,
+                cpu_threads=cpu_threads,
+                predicted=self.rules.prediction.expected(known.facts, measured),
+                need_source=self.rules.prediction.source(known.facts, measured),
+                granted=dict(need),
+            )
+        )
+        facts = replace(known.facts, cpu_threads=cpu_threads)
+        self._effects.start(self._replicas[replica.uid], facts, need)
         self._give_up_claims(replica.uid, now)
 
     def _claim(self, victim: Replica, by: str, version: str, now: float) -> None:
+        self._clock = max(self._clock, self.rules.policy.score(self._candidate(victim, set())))
         self._replicas[victim.uid] = victim.changed(now, claimed_by=by)
         self._drain(self._replicas[victim.uid], f"makes room for {version}", now, self.rules.holder_grace_seconds)
 
@@ -613,27 +1097,50 @@ class Scheduler:
                 continue
             for lease in self._held(victim.uid):
                 lease.grace_until = None
-            self._set(victim.to(ReplicaState.LOADED, "its memory is no longer needed", now, claimed_by=""))
+            self._going.pop(victim.uid, None)
+            pinned = self.residency(victim.version).pinned
+            self._set(
+                victim.to(ReplicaState.LOADED, "its memory is no longer needed", now, claimed_by="", pinned=pinned)
+            )
+
+    def _send_away(self, replica: Replica, reason: str, now: float, grace: float | None = None) -> None:
+        """Whatever it is doing, it goes, and nothing but its own end revives or keeps it."""
+        if replica.state is ReplicaState.LOADING:
+            self._fail(replica, f"cancelled: {reason}", now)
+        elif replica.state in (ReplicaState.LOADED, ReplicaState.UNHEALTHY):
+            self._drain(replica, reason, now, self.rules.holder_grace_seconds if grace is None else grace)
+            self._leaving.add(replica.uid)
+        elif replica.state is ReplicaState.DRAINING:
+            self._leaving.add(replica.uid)
 
     def _drain(self, replica: Replica, reason: str, now: float, grace: float) -> Replica:
         self._set(replica.to(ReplicaState.DRAINING, reason, now, pinned=False))
+        self._forget_invitations(replica.uid)
+        known = self._known[replica.version]
+        known.scale = min(known.scale, len(self._of(replica.version, _IN_MEMORY)))
+        self._going[replica.uid] = _Going(now, bool(self.leases(replica.uid)[1]))
         for lease in self._held(replica.uid):
             if lease.in_flight > 0 and lease.grace_until is None:
                 lease.grace_until = now + grace
                 self._effects.yielding(lease.uid, now, reason)
         return self._replicas[replica.uid]
 
-    def _end(self, replica: Replica, grace_seconds: float) -> None:
+    def _end(self, replica: Replica, grace_seconds: float, now: float) -> None:
         if replica.uid not in self._ending:
             self._ending.add(replica.uid)
             self._changes += 1
+            going = self._going.setdefault(replica.uid, _Going(now, False))
+            going.end_time = now
+            if going.busy:
+                self._yield_pace = self._yield_pace.after(now - going.since)
             self._effects.stop(replica, grace_seconds)
 
     def _fail(self, replica: Replica, reason: str, now: float, crashed: bool = False) -> None:
         self._set(replica.to(ReplicaState.FAILED, reason, now))
+        self._forget_invitations(replica.uid)
         for lease in self._held(replica.uid):
             self._revoke(lease, reason, crashed)
-        self._end(self._replicas[replica.uid], 0.0)
+        self._end(self._replicas[replica.uid], 0.0, now)
 
     def _crashed(self, replica: Replica, reason: str, now: float) -> None:
         known = self._known[replica.version]
@@ -645,12 +1152,19 @@ class Scheduler:
         self._fail(replica, reason, now, crashed=True)
 
     def _remove(self, uid: str) -> None:
-        del self._replicas[uid]
+        version = self._replicas.pop(uid).version
+        del self._versions[version][uid]
+        if not self._versions[version]:
+            del self._versions[version]
         self._changes += 1
         self._promised.pop(uid, None)
         self._leaving.discard(uid)
         self._ending.discard(uid)
+        self._going.pop(uid, None)
         self._sick_since.pop(uid, None)
+
+    def _forget_invitations(self, uid: str) -> None:
+        self._invited = {(holder, replica) for holder, replica in self._invited if replica != uid}
 
     def _set(self, replica: Replica) -> None:
         previous = self._replicas[replica.uid].state
@@ -658,124 +1172,334 @@ class Scheduler:
         self._changes += 1
         self._effects.changed(replica, previous)
 
-    def _touch(self, uid: str, now: float) -> None:
-        if uid in self._replicas:
-            self._replicas[uid] = replace(self._replicas[uid], last_used_time=now)
+    def _touch(self, uid: str, now: float, *, used: bool = False) -> None:
+        replica = self._replicas.get(uid)
+        if replica is not None:
+            uses = replica.uses + used
+            self._replicas[uid] = replace(replica, last_used_time=now, uses=uses, clock=self._clock)
 
     def _revoke(self, lease: _Lease, reason: str, crashed: bool = False) -> None:
-        del self._leases[lease.uid]
-        self._changes += 1
+        self._drop(lease)
         self._effects.revoked(lease.uid, reason, crashed)
 
     def _refuse(self, lease: _Lease, error: ModelMoraError) -> None:
-        del self._leases[lease.uid]
-        self._changes += 1
-        self._effects.refused(lease.uid, error)
-
-    def _refuse_all(self, version: str, error: ModelMoraError) -> None:
-        for lease in self._waiters(version):
-            self._refuse(lease, error)
+        self._drop(lease)
+        if lease.quiet:
+            lease.refusal = error
+        else:
+            self._effects.refused(lease.uid, error)
 
     def _forget_unused(self) -> None:
         """Keeps what is known of versions bounded."""
         if len(self._known) > VERSIONS_KNOWN:
-            used = {r.version for r in self._replicas.values()} | {lease.version for lease in self._leases.values()}
+            used = {*self._versions, *self._queues, *self._residencies}
             for name in list(self._known)[: VERSIONS_KNOWN // 10]:
                 if name not in used:
                     del self._known[name]
 
     # Derived facts.
 
+    def _goal(self, version: str) -> int:
+        """How many replicas there is a reason for."""
+        known, residency = self._known[version], self.residency(version)
+        kept = 0 if known.dismissed or self._resting() else residency.kept_replicas
+        return max(kept, min(known.scale, residency.max_replicas), 1 if version in self._queues else 0)
+
+    def _shortages(self, now: float) -> list[_Shortage]:
+        """Versions that have fewer replicas than they should, the most urgent first, further replicas last."""
+        found = []
+        for version in {**self._queues, **self._residencies}:
+            known = self._known.get(version)
+            if known is None:
+                continue
+            there = len(self._of(version, _IN_MEMORY))
+            kept = 0 if known.dismissed or self._resting() else self.residency(version).kept_replicas
+            if there >= kept:
+                known.short_since = None
+            elif known.short_since is None:
+                known.short_since = now
+            rank, priority = (INFINITE, INFINITE), 0.0
+            kind: Literal["asked", "kept", "scaled"] = "scaled"
+            aging = self.rules.policy.aging_seconds_per_point
+            waits = [(lease.arrival, lease.priority) for lease in self._waiters(version)] if not there else []
+            if known.short_since is not None:
+                kind = "kept"
+                waits.append((known.short_since, LOW_PRIORITY))
+            for arrival, wanted in waits:
+                # Everyone ages at the same rate, so the order of two waiters never changes: no clock needed.
+                rank = min(rank, (arrival - wanted * aging, arrival))
+                priority = max(priority, self.rules.policy.aged(wanted, now - arrival))
+            if not there and version in self._queues:
+                kind = "asked"
+            if waits or there < min(known.scale, self.residency(version).max_replicas):
+                found.append(_Shortage(version, kind, (kind == "scaled", *rank), priority))
+        return sorted(found, key=lambda short: (short.rank, short.version))
+
+    def _need(self, known: _Known) -> dict[str, int]:
+        """Bytes to reserve for one more replica: its own, and what it shares with nobody yet."""
+        shared = [memory for owner, memory in known.shared.items() if owner not in self.ledger.charges]
+        return plus(self.rules.prediction.before_load(known.facts, known.measured.get(setup_of(known.facts))), *shared)
+
+    def _measured(self, known: _Known) -> Measured:
+        setup = setup_of(known.facts)
+        return known.measured.get(setup) or Measured(known.facts.name, setup)
+
+    def _may_load(self, need: Vector) -> bool:
+        """Whether every device that is needed has a place for one more load."""
+        loading = [
+            self.ledger.charge_of(replica.uid)
+            for replica in self._replicas.values()
+            if replica.state is ReplicaState.LOADING
+        ]
+        return all(
+            sum(charge.get(device, 0) > 0 for charge in loading) < self.rules.load_concurrency
+            for device in positive(need)
+        )
+
     def _plan(
-        self, version: str, need: Vector, available: Vector, kept: set[str], now: float
+        self, short: _Shortage, need: Vector, available: Vector, kept: set[str], now: float
     ) -> Plan | Wait | Impossible:
-        priority = max(self.rules.policy.aged(lease.priority, now - lease.arrival) for lease in self._waiters(version))
-        asked = Need(need, available, self.ledger.ceiling, self.ledger.budget, priority)
+        version = short.version
+        ceiling = minus(self.ledger.ceiling, self.ledger.standing)
+        asked = Need(need, available, ceiling, self.ledger.budget, short.priority)
         candidates = self._candidates(kept)
+        if short.kind != "asked":
+            candidates = [c if c.version != version else replace(c, evictable=False) for c in candidates]
+        if short.kind == "scaled":
+            idle = now - self.rules.scaling.idle_seconds
+            candidates = [
+                replace(c, evictable=c.evictable and not c.busy and c.last_used_time <= idle) for c in candidates
+            ]
         outcome = plan(asked, candidates, self.rules.policy, now)
-        # A wait is told once, not at every look.
+        # What stays the same is told once, not at every look.
         told = (type(outcome), outcome.victims if not isinstance(outcome, Impossible) else ())
-        if not isinstance(outcome, Wait) or self._decided.get(version) != told:
+        if self._decided.get(version) != told or isinstance(outcome, Plan):
             self._effects.decided(Decision(version, asked, candidates, outcome, self.rules.policy, now))
-        if isinstance(outcome, Wait):
-            self._decided[version] = told
-        else:
+        if isinstance(outcome, Plan) or (isinstance(outcome, Impossible) and short.kind == "asked"):
             self._decided.pop(version, None)
+        else:
+            self._decided[version] = told
         return outcome
 
     def _candidates(self, kept: set[str]) -> list[Candidate]:
         """Replicas in memory as eviction sees them; those of `kept` are spoken for."""
-        found = []
-        for replica in self._replicas.values():
-            if replica.uid not in self.ledger.charges:
-                continue
-            busy = [lease.priority for lease in self._held(replica.uid) if lease.in_flight > 0]
-            found.append(
-                Candidate(
-                    uid=replica.uid,
-                    charge=self.ledger.charge_of(replica.uid),
-                    evictable=replica.state is ReplicaState.LOADED and replica.uid not in kept,
-                    pinned=replica.pinned or self._to_be_pinned(replica),
-                    busy=bool(busy),
-                    busy_priority=max(busy, default=0),
-                    last_used_time=replica.last_used_time,
-                    resident_until=replica.loaded_time
-                    + max(self.rules.minimum_residency_seconds, replica.load_seconds),
-                )
-            )
-        return found
+        return [self._candidate(r, kept) for r in self._replicas.values() if r.uid in self.ledger.charges]
+
+    def _candidate(self, replica: Replica, kept: set[str]) -> Candidate:
+        busy = [lease.priority for lease in self._held(replica.uid) if lease.in_flight > 0]
+        end, _ = self._stay_until(replica)
+        return Candidate(
+            uid=replica.uid,
+            charge=self.ledger.charge_of(replica.uid),
+            evictable=replica.state is ReplicaState.LOADED and replica.uid not in kept,
+            pinned=replica.pinned or self._to_be_pinned(replica) or replica.uid in self._protected(replica.version),
+            busy=bool(busy),
+            busy_priority=max(busy, default=0),
+            last_used_time=replica.last_used_time,
+            resident_until=replica.loaded_time + max(self.rules.minimum_residency_seconds, replica.load_seconds),
+            version=replica.version,
+            uses=replica.uses,
+            load_seconds=self._load_seconds(self._known[replica.version]) or 0.0,
+            clock=replica.clock,
+            keep_until=end if end < INFINITE else None,
+            shares=self.ledger.shared_by(replica.uid) if self.ledger.users else {},
+        )
+
+    def _protected(self, version: str) -> set[str]:
+        """The replicas that make up the minimum of a version: those used last."""
+        residency = self._residencies.get(version)
+        if residency is None or not residency.min_replicas or self._resting() or self._known[version].dismissed:
+            return set()
+        there = self._of(version, {ReplicaState.LOADING, ReplicaState.LOADED, ReplicaState.UNHEALTHY})
+        there.sort(key=lambda r: (r.state is ReplicaState.LOADED, r.last_used_time, r.uid), reverse=True)
+        return {replica.uid for replica in there[: residency.min_replicas]}
 
     def _to_be_pinned(self, replica: Replica) -> bool:
         return replica.state is ReplicaState.LOADING and any(lease.pin for lease in self._waiters(replica.version))
 
-    def _wanted(self) -> list[str]:
-        """Versions that have waiters and nothing that serves or loads, the most urgent first."""
-        rank: dict[str, tuple[float, float]] = {}
-        for lease in self._waiters():
-            # Everyone ages at the same rate, so the order of two waiters never changes: no clock needed.
-            mine = (lease.arrival - lease.priority * self.rules.policy.aging_seconds_per_point, lease.arrival)
-            rank[lease.version] = min(mine, rank.get(lease.version, (INFINITE, INFINITE)))
-        absent = [version for version in rank if not self._of(version, _IN_MEMORY)]
-        return sorted(absent, key=lambda version: (rank[version], version))
+    def _stay_until(self, replica: Replica) -> tuple[float, str]:
+        """Until when it stays if nobody uses it, and why it goes then. A keep-alive of nothing still leaves the minimum
+        residency: who had it loaded must get to use it."""
+        residency, rules = self.residency(replica.version), self.rules
+        stay, reason = INFINITE, "idle for longer than its time to live"
+        if residency.keep_alive_seconds is not None:
+            stay, reason = residency.keep_alive_seconds, "idle for longer than its keep-alive"
+        elif rules.idle_ttl_seconds > 0:
+            stay = rules.idle_ttl_seconds
+        elif rules.policy.name == "ttl":
+            stay = rules.policy.ttl_seconds
+        others = len(self._of(replica.version, {ReplicaState.LOADED})) - 1
+        if others >= 1 and self._scales(replica.version) and rules.scaling.idle_seconds < stay:
+            stay, reason = rules.scaling.idle_seconds, "one replica fewer will do"
+        if others >= residency.max_replicas:
+            stay, reason = 0.0, f"there may be {residency.max_replicas} replicas"
+        resident_until = replica.loaded_time + rules.minimum_residency_seconds
+        return max(replica.last_used_time + stay, resident_until), reason
 
-    def _waiters(self, version: str | None = None) -> list[_Lease]:
-        return [
-            lease
-            for lease in self._leases.values()
-            if not lease.replica and (version is None or lease.version == version)
-        ]
+    def _runs_away(self, replica: Replica, short: Vector) -> bool:
+        """Whether it takes far more on a device that is short than it declared or took before."""
+        return replica.need_source != "predicted" and any(
+            replica.peak.get(device, 0) > self.rules.runaway_factor * granted
+            for device, granted in positive(replica.granted).items()
+            if device in short
+        )
+
+    def _load_seconds(self, known: _Known) -> float | None:
+        measured = known.measured.get(setup_of(known.facts))
+        learned = measured.typical_load_seconds if measured else None
+        return learned if learned is not None else self._engine_pace.get(known.facts.engine, Pace()).seconds
+
+    def _gone_in(self, uid: str, now: float) -> float | None:
+        """Seconds until a replica that is on its way out is reaped."""
+        going = self._going.get(uid)
+        if going is None:
+            return None
+        stop = self._stop_pace.seconds or 0.0
+        if going.end_time is not None:
+            return self._stop_pace.left(going.end_time, now) or 0.0
+        graces = [lease.grace_until - now for lease in self._held(uid) if lease.grace_until is not None]
+        learned = self._yield_pace.left(going.since, now)
+        longest = max(graces, default=0.0)
+        return stop + (longest if learned is None else min(longest, learned))
+
+    def _waiters(self, version: str) -> list[_Lease]:
+        return list(self._queues.get(version, {}).values())
 
     def _held(self, uid: str) -> list[_Lease]:
-        return [lease for lease in self._leases.values() if lease.replica == uid]
+        return list(self._holdings.get(uid, {}).values())
 
     def _of(self, version: str, states: Iterable[ReplicaState]) -> list[Replica]:
-        states = set(states)
-        return [r for r in self._replicas.values() if r.version == version and r.state in states]
+        there = (self._replicas[uid] for uid in self._versions.get(version, ()))
+        return [replica for replica in there if replica.state in states]
 
-    def _serving(self, version: str) -> Replica | None:
-        """The replica with the fewest leases that takes new ones."""
-        there = self._of(version, {ReplicaState.LOADED})
+    def _serving(self, lease: _Lease) -> Replica | None:
+        """The replica with the fewest leases that takes this one."""
+        there = self._of(lease.version, {ReplicaState.LOADED})
+        if lease.holder and not lease.visit:
+            there = [r for r in there if all(other.holder != lease.holder for other in self._held(r.uid))]
         return min(there, key=lambda replica: (len(self._held(replica.uid)), replica.uid), default=None)
+
+    def _scales(self, version: str) -> bool:
+        """Whether a version may have more replicas than are kept."""
+        residency = self._residencies.get(version)
+        return residency is not None and residency.max_replicas > 1
+
+    def _resting(self) -> bool:
+        """Nothing is to be loaded."""
+        return self._closing or self._cordon is not None
 
     def _goes(self, replica: Replica) -> bool:
         """Its memory is on its way back."""
         return replica.state in (ReplicaState.DRAINING, ReplicaState.FAILED)
 
-    def _idle_counts(self) -> bool:
-        return self.rules.idle_ttl_seconds > 0 or bool(self.ledger.overdraft)
+    def _time_counts(self) -> bool:
+        """Whether something may happen because a replica is idle."""
+        return (
+            self.rules.idle_ttl_seconds > 0
+            or self.rules.policy.name == "ttl"
+            or bool(self._residencies)
+            or bool(self.ledger.overdraft)
+        )
 
-    def _estimate(self, version: str) -> float | None:
-        return self._known[version].load_seconds
+    def _cordoned_error(self) -> NodeCordoned:
+        return NodeCordoned(f"the node is cordoned: {self._cordon}" if self._cordon else None)
+
+    # What would be.
+
+    def _imagine(self) -> tuple[Scheduler, Notes]:
+        """A copy of this scheduler that shares nothing it could change, and what it notes instead of acting."""
+        notes, twin, count = Notes(), copy(self), iter(range(1_000_000))
+        twin._effects = notes
+        twin._new_uid = lambda: f"imagined-{next(count)}"
+        leases = {uid: copy(lease) for uid, lease in self._leases.items()}
+        twin._leases = leases
+        twin._queues = {v: {uid: leases[uid] for uid in queue} for v, queue in self._queues.items()}
+        twin._holdings = {r: {uid: leases[uid] for uid in held} for r, held in self._holdings.items()}
+        twin._untold = []
+        twin._known = {
+            version: replace(known, measured=dict(known.measured), shared=dict(known.shared))
+            for version, known in self._known.items()
+        }
+        twin._versions = {version: dict(uids) for version, uids in self._versions.items()}
+        twin._going = {uid: copy(going) for uid, going in self._going.items()}
+        twin._remembered = dict(self._remembered)
+        twin._replicas, twin._residencies = dict(self._replicas), dict(self._residencies)
+        twin._promised, twin._decided, twin._told = dict(self._promised), dict(self._decided), dict(self._told)
+        twin._leaving, twin._ending, twin._invited = set(self._leaving), set(self._ending), set(self._invited)
+        twin._sick_since, twin._engine_pace = dict(self._sick_since), dict(self._engine_pace)
+        twin._deadlines, twin._wakes = list(self._deadlines), []
+        return twin, notes
+
+    def _placement(self, facts: VersionFacts, lease: str, notes: Notes, now: float) -> Placement:
+        """What became of `lease`, for people."""
+        known = self._known[facts.name]
+        measured = known.measured.get(setup_of(facts))
+        replica = notes.grants.get(lease) or next(iter(self._of(facts.name, _COUNTED)), None)
+        decision = next((d for d in reversed(notes.decisions) if d.version == facts.name), None)
+        need: Vector = (
+            self.ledger.charge_of(replica.uid) if replica and replica.uid in self.ledger.charges else self._need(known)
+        )
+        outcome, reason, ready_in = self._fate(facts.name, replica, lease, notes, now)
+        if decision is not None:
+            judged = decision.verdicts()
+        else:
+            asked = Need(need, self.ledger.free, self.ledger.ceiling, self.ledger.budget, 0.0)
+            judged = verdicts(asked, self._candidates(set()), Plan(()), self.rules.policy, now)
+        judged = tuple(v for v in judged if replica is None or v.candidate.uid != replica.uid)
+        if replica is not None:
+            claimed = {r.uid for r in self._replicas.values() if r.claimed_by == replica.uid}
+            judged = tuple(replace(v, victim=v.victim or v.candidate.uid in claimed) for v in judged)
+        free = [v.candidate for v in judged if v.candidate.evictable and not v.candidate.pinned]
+        return Placement(
+            facts.name,
+            outcome,
+            reason,
+            ready_in,
+            need,
+            self.rules.prediction.source(facts, measured),
+            decision.need.available if decision is not None else self.ledger.free,
+            self.ledger.budget,
+            self.ledger.freed_by(c.uid for c in free),
+            judged,
+        )
+
+    def _fate(
+        self, version: str, replica: Replica | None, lease: str, notes: Notes, now: float
+    ) -> tuple[PlacementOutcome, str, float | None]:
+        ready_in = self.ready_in(version, now)
+        error = notes.refusals.get(lease)
+        if isinstance(error, NeverFits):
+            return PlacementOutcome.NEVER_FITS, error.message, None
+        if error is not None:
+            return PlacementOutcome.REFUSED, error.message, error.retry_after_seconds
+        if lease in notes.grants:
+            return PlacementOutcome.LOADED, "it is loaded", 0.0
+        if replica is not None and replica.state is ReplicaState.LOADING:
+            return PlacementOutcome.FITS, "it fits in the memory that is free", ready_in
+        if replica is not None and replica.uid in self._promised:
+            return PlacementOutcome.FITS_AFTER_EVICTION, "it fits once others are gone", ready_in
+        return PlacementOutcome.WAITS, self._known[version].note or "it waits", ready_in
 
 
 _IN_MEMORY = frozenset({ReplicaState.LOADING, ReplicaState.LOADED, ReplicaState.UNHEALTHY})
 _COUNTED = _IN_MEMORY | {ReplicaState.UNLOADED}
 
 
+def _may_pass(error: ModelMoraError) -> bool:
+    """Whether waiting can help: files that no engine reads stay as they are."""
+    return isinstance(error, ResourceExhausted | Unavailable)
+
+
 def _again(error: ModelMoraError, seconds: float) -> ModelMoraError:
-    """The error for one more waiter. When to try again is said where waiting can help: files that no engine reads stay
-    as they are."""
-    return error.copy(retry_after_seconds=seconds if isinstance(error, ResourceExhausted | Unavailable) else None)
+    """The error for one more waiter, with when to try again where waiting can help."""
+    return error.copy(retry_after_seconds=seconds if _may_pass(error) else None)
+
+
+def _tells_the_same(before: tuple[float | None, str], after: tuple[float | None, str], now: float) -> bool:
+    """Whether a waiter would learn nothing: the same reason, and a moment that has hardly moved."""
+    if before[1] != after[1] or before[0] is None or after[0] is None:
+        return before == after
+    return abs(before[0] - after[0]) <= max(0.5, 0.2 * (after[0] - now))
 
 
 def _never_fits(version: str, outcome: Impossible) -> NeverFits:

@@ -17,7 +17,7 @@ from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora_runtime import protomap
 from modelmora_runtime.interceptors import deadline_seconds
 
-from modelmora_lifecycle.actor import Granted, LeaseEnd, Loading, Message, Node, Revoked, Yielding
+from modelmora_lifecycle.actor import Granted, Invited, LeaseEnd, Loading, Message, Node, Revoked, Yielding
 from modelmora_lifecycle.domain import HOST, Replica, ReplicaState
 from modelmora_lifecycle.duty import Duty, Servicer, Versions
 from modelmora_lifecycle.messages import (
@@ -216,6 +216,8 @@ class LifecycleLeaseServicer(Servicer, lifecycle_pb2_grpc.LifecycleLeaseServiceS
                 notice.reason = reason
             case Revoked(reason, crashed):
                 response.revoked.reason, response.revoked.crashed = reason, crashed
+            case Invited(replica):
+                response.invite.replica = replica.name
             case _:
                 raise LoadFailed(f"no such message: {message}")
         return response

@@ -17,12 +17,13 @@ CONTEXTS = ("registry", "lifecycle", "inference", "observability")
 CONTEXT_PACKAGES = frozenset(f"modelmora_{name}" for name in CONTEXTS)
 
 PURE_FILES = frozenset(
-    {"domain.py", "queue.py", "scheduler.py", "eviction.py", "ledger.py", "energy.py"}
+    {"domain.py", "queue.py", "fairness.py", "scheduler.py", "eviction.py", "ledger.py", "energy.py"}
+    | {"prediction.py", "scaling.py", "placement.py"}
     | {"simulation.py", "tuning.py", "locks.py", "selection.py", "filters.py", "links.py"}
 )
 """Files of a context that decide without a clock, IO or chance."""
 
-HOT_FILES = frozenset({"queue.py", "scheduler.py", "eviction.py", "ledger.py"})
+HOT_FILES = frozenset({"queue.py", "fairness.py", "scheduler.py", "eviction.py", "ledger.py"})
 """Pure files on the request path: pydantic is too slow for them."""
 
 IMPURE_STANDARD_LIBRARY = frozenset(

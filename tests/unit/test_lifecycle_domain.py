@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from modelmora.errors import IllegalTransition, MemoryBusy
-from modelmora_lifecycle.domain import HOST, MIB, Prediction, Replica, ReplicaState, VersionFacts
+from modelmora_lifecycle.domain import HOST, MIB, Replica, ReplicaState, VersionFacts
 from modelmora_lifecycle.ledger import Ledger, covers, plus
+from modelmora_lifecycle.prediction import Measured, Prediction, setup_of
 
 S = ReplicaState
 ALLOWED = {
@@ -139,4 +140,5 @@ def facts(artifact_bytes: int = 0, **declared: int) -> VersionFacts:
 def test_a_load_is_predicted_from_what_is_known(
     known: VersionFacts, measured: dict[str, int], before: dict[str, int]
 ) -> None:
-    assert Prediction().before_load(known, measured) == before
+    taken = Measured(known.name, setup_of(known), steady=measured, peak=measured) if measured else None
+    assert Prediction().before_load(known, taken) == before

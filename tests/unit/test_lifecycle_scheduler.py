@@ -44,7 +44,7 @@ class Node(FakeEffects):
         )
 
     def use(self, lease: str, in_flight: int = 1) -> None:
-        self.scheduler.in_use(lease, in_flight, self.clock.now)
+        self.scheduler.in_use(lease, in_flight, 0, 0.0, self.clock.now)
 
     def release(self, lease: str) -> None:
         self.scheduler.release(lease, self.clock.now)
@@ -610,7 +610,7 @@ class Traffic(Node):
         if holder.over:
             return
         holder.busy = True
-        self.scheduler.in_use(holder.lease, 1, self.clock.now)
+        self.scheduler.in_use(holder.lease, 1, 0, 0.0, self.clock.now)
         self.later(self.batch_seconds, lambda: self.finish(holder))
 
     def finish(self, holder: Holder) -> None:
@@ -626,7 +626,7 @@ class Traffic(Node):
             self.later(self.batch_seconds, lambda: self.finish(holder))
         else:
             holder.busy = False
-            self.scheduler.in_use(holder.lease, 0, self.clock.now)
+            self.scheduler.in_use(holder.lease, 0, 0, 0.0, self.clock.now)
 
     def yielding(self, lease: str, by: float, reason: str) -> None:
         holder = self.holders[lease]
