@@ -1,9 +1,12 @@
-"""The files of versions on disk: planned, fetched, verified, kept by their digest, swept.
+"""The files of versions on disk: fetched, verified, kept by their digest, swept.
 
     <data_dir>/artifacts/
-      staging/<uid>/          an import at work: `part` is the file being written, `files/` are complete and verified
+      staging/<uid>/          an import at work: `part` is the file being written, `files/` are complete and verified,
+                              `plan.json` is what a remote source had when the import began
       snapshots/<uid>/        the files of one version under their own names, 0444, hard links into blobs
       blobs/sha256/<2>/<64>   one copy of every content; several versions may share it
+      notes/<2>/<64>/<uid>    where a content lies that has no blob: the file system knows no hard links, or a file has
+                              as many as it can. The next version that wants it clones it (reflink), else copies it
 
 An import always owns a link of its own before it relies on a blob, and a blob is dropped only while nothing else links
 to it, so that dropping can never race an import. Files of users are copied (reflinked where the file system can), never
@@ -21,10 +24,10 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,75 +35,38 @@ from modelmora.errors import (
     Cancelled,
     ChecksumMismatch,
     FieldViolation,
-    InvalidArgument,
     InvalidModelFiles,
-    ModelMoraError,
     SourceNotFound,
     SourceUnavailable,
     StorageFull,
     UnsafeFile,
 )
 
-from modelmora_registry import metadata
-from modelmora_registry.domain import (
-    DEFAULT_HUB_REVISION,
-    Artifact,
-    ArtifactFile,
-    HubSource,
-    ImportProgress,
-    LocalSource,
-    ModelSource,
-    file_path_problem,
-)
-from modelmora_registry.hub import Hub
+from modelmora_registry import contents, metadata
+from modelmora_registry.domain import Artifact, ArtifactFile, ImportProgress, ModelSource
+from modelmora_registry.facts import read_facts
+from modelmora_registry.metadata import Facts
+from modelmora_registry.sources import Plan, PlannedFile, Sources
 
 T = TypeVar("T")
-ErrorT = TypeVar("ErrorT", bound=ModelMoraError)
 
 CHUNK_BYTES = 4 * 2**20
 CANCEL_TIMEOUT_SECONDS = 5.0
-MAX_FILES = 10_000
+TURN_SECONDS = 0.2
+"""So often a thread that waits for another's download looks whether its own import was cancelled."""
 MAX_CONFIG_BYTES = 4 * 2**20
 HEADROOM_BYTES = 64 * 2**20
 """Left free on the disk, so that an import does not starve the database beside it."""
 _FICLONE = 0x40049409
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__"})
-
-
-@dataclass(frozen=True)
-class PlannedFile:
-    """A file that an import will take, with what its source promises about it."""
-
-    path: str
-    size_bytes: int
-    origin: str = ""
-    """Resolved path of a local file."""
-    sha256: str | None = None
-    blob_id: str | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an import will take; `source` is resolved, a Hub's to a commit."""
-
-    source: ModelSource
-    files: tuple[PlannedFile, ...]
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(file.size_bytes for file in self.files)
-
-    @property
-    def paths(self) -> frozenset[str]:
-        return frozenset(file.path for file in self.files)
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What a file system says that has no hard links, not from here to there, or no more of this file."""
 
 
 @dataclass(frozen=True)
 class Fetched:
     artifact: Artifact
-    configs: Mapping[str, Any]
-    """Parsed JSON by path, as `metadata.config_paths` asks for it."""
+    facts: Facts
 
 
 @dataclass
@@ -112,6 +78,8 @@ class Progress:
     current_file: str = ""
     cancelled: threading.Event = field(default_factory=threading.Event)
     abort: Callable[[], None] | None = None
+    written_bytes: int = 0
+    """New ones on the disk; `done_bytes` counts what was there too."""
 
     def seen(self) -> ImportProgress:
         return ImportProgress(
@@ -133,44 +101,44 @@ class Progress:
 class Artifacts:
     """The store below `root` and the sources it takes files from."""
 
-    def __init__(
-        self,
-        root: Path,
-        *,
-        model_roots: Sequence[Path] = (),
-        hub: Hub | None = None,
-        allow_pickle: bool = False,
-        concurrency: int = 2,
-    ) -> None:
+    def __init__(self, root: Path, sources: Sources, *, quota_bytes: int = 0, concurrency: int = 2) -> None:
         self._root = root
-        self._model_roots = tuple(model_roots)
-        self._hub = hub or Hub()
-        self._allow_pickle = allow_pickle
+        self._sources = sources
+        self._quota_bytes = quota_bytes
         # Plans have threads of their own: a caller must not wait behind somebody's download.
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="registry-import")
         self._plan_threads = ThreadPoolExecutor(2, thread_name_prefix="registry-plan")
-        self._reserved_bytes = 0
-        for name in ("staging", "snapshots", "blobs/sha256"):
+        self._reserved: dict[str, tuple[int, Progress]] = {}
+        """By uid what an import still wants to write, counted from when its progress began."""
+        self._turns = _Turns()
+        for name in ("staging", "snapshots", "blobs/sha256", "notes"):
             (root / name).mkdir(parents=True, exist_ok=True)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._plan_threads.shutdown(wait=False, cancel_futures=True)
+        self._sources.close()
 
     async def plan(self, source: ModelSource, *, at: str = "source") -> Plan:
         """Looks at the source without taking a byte of the files.
 
-        Raises InvalidArgument at `<at>.local.path` or `<at>.hub`, SourceNotFound, SourceUnavailable, UnsafeFile.
+        Raises InvalidArgument at `<at>.local.path`, `<at>.hub` or `<at>.url`, SourceNotFound, SourceUnavailable,
+        UnsafeFile.
         """
-        if source.local is not None:
-            return await self._in(self._plan_threads, self._plan_local, source.local, f"{at}.local.path")
-        if source.hub is not None:
-            return await self._in(self._plan_threads, self._plan_hub, source.hub, f"{at}.hub")
-        return Plan(source, ())
+        return await self._in(self._plan_threads, self._sources.plan, source, at)
 
-    async def check_space(self, need_bytes: int) -> None:
-        """Raises StorageFull when `need_bytes` more would not leave the headroom free."""
-        await self._in(self._plan_threads, self._check_space, need_bytes)
+    async def planned(self, uid: str) -> Plan | None:
+        """The plan with which an import of a remote source began, so that it goes on with the same files."""
+        return await self._in(self._plan_threads, self._read_plan, uid)
+
+    async def check_room(self, plan: Plan, checksums: Mapping[str, str] | None = None) -> None:
+        """Raises StorageFull when what is not here yet of a plan goes beyond the quota, or would not leave the headroom
+        free."""
+        await self._in(self._plan_threads, self._check_room, "", plan, checksums or {})
+
+    async def used_bytes(self) -> int:
+        """On disk, what several versions share counted once."""
+        return await self._in(self._plan_threads, self._used_bytes)
 
     async def fetch(self, uid: str, plan: Plan, checksums: Mapping[str, str], progress: Progress) -> Fetched:
         """Takes the files into the snapshot `uid`, each verified against `checksums` and what its source promised.
@@ -178,8 +146,8 @@ class Artifacts:
         Goes on where an earlier attempt stopped. Raises ChecksumMismatch, StorageFull, UnsafeFile, SourceNotFound,
         SourceUnavailable. When it raises or is cancelled, the snapshot does not exist; `discard` removes the rest.
         """
-        await self._in(self._plan_threads, self._check_space_of, uid, plan)
-        self._reserved_bytes += plan.total_bytes
+        need_bytes = await self._in(self._plan_threads, self._check_room, uid, plan, checksums)
+        self._reserved[uid] = (need_bytes, progress)
         try:
             future = asyncio.get_running_loop().run_in_executor(
                 self._threads, self._fetch, uid, plan, checksums, progress
@@ -194,7 +162,7 @@ class Artifacts:
                     ended.exception()
                 raise
         finally:
-            self._reserved_bytes -= plan.total_bytes
+            self._reserved.pop(uid, None)
 
     async def discard(self, uid: str, digests: Collection[str] | None = None) -> None:
         """Removes whatever is there of a version, and those of its blobs (None: of all) that nothing else uses."""
@@ -214,107 +182,74 @@ class Artifacts:
     async def _in(self, threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
-    # Planning.
+    # Room.
 
-    def _plan_local(self, source: LocalSource, at: str) -> Plan:
-        real = os.path.realpath(source.path)
-        if not self._is_below_a_root(real):
-            raise InvalidArgument.at(at, "lies outside the configured model roots (registry.model_roots)")
-        if not os.path.isdir(real):
-            raise _at(SourceNotFound, at, f"there is no folder {source.path}")
-        try:
-            files = tuple(sorted(self._scan(real, "", at), key=lambda file: file.path))
-        except OSError as error:
-            raise _at(SourceNotFound, at, f"{source.path} cannot be read: {error.strerror}") from None
-        if not files:
-            raise _at(SourceNotFound, at, f"the folder {source.path} has no files")
-        return Plan(ModelSource(local=source), files)
-
-    def _scan(self, folder: str, prefix: str, at: str) -> Iterator[PlannedFile]:
-        count = 0
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                path = prefix + entry.name
-                if entry.is_symlink() and entry.is_dir():
-                    raise _at(UnsafeFile, at, f"{path!r} is a link to a folder")
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name not in _SKIPPED_FOLDERS:
-                        if prefix.count("/") > 30:
-                            raise _at(UnsafeFile, at, f"{path!r} is nested too deep")
-                        for file in self._scan(entry.path, f"{path}/", at):
-                            yield file
-                            count += 1
-                    continue
-                yield self._scan_file(entry.path, path, at)
-                count += 1
-                if count > MAX_FILES:
-                    raise _at(UnsafeFile, at, f"more than {MAX_FILES} files")
-
-    def _scan_file(self, full: str, path: str, at: str) -> PlannedFile:
-        self._check_name(path, at)
-        real = os.path.realpath(full)
-        if not self._is_below_a_root(real):
-            raise _at(UnsafeFile, at, f"{path!r} is a link that leaves the model roots")
-        found = os.stat(real)
-        if not stat.S_ISREG(found.st_mode):
-            raise _at(UnsafeFile, at, f"{path!r} is no ordinary file")
-        return PlannedFile(path, found.st_size, origin=real)
-
-    def _plan_hub(self, source: HubSource, at: str) -> Plan:
-        snapshot = self._hub.snapshot(source.repo_id, source.commit or source.revision or DEFAULT_HUB_REVISION)
-        if source.commit and snapshot.commit != source.commit:
-            raise SourceUnavailable(f"the Hub answered with commit {snapshot.commit} for {source.commit}")
-        by_path = {file.path: file for file in snapshot.files}
-        for path in by_path:
-            if problem := file_path_problem(path):
-                raise _at(UnsafeFile, at, f"{path!r} {problem}")
-        wanted = metadata.wanted_of(by_path)
-        if not wanted:
-            raise _at(SourceNotFound, at, f"{source.repo_id} has no files to take")
-        if len(wanted) > MAX_FILES:
-            raise _at(UnsafeFile, at, f"more than {MAX_FILES} files")
-        for path in wanted:
-            self._check_name(path, at)
-        return Plan(
-            ModelSource(hub=source.model_copy(update={"commit": snapshot.commit})),
-            tuple(
-                PlannedFile(path, found.size_bytes, sha256=found.sha256, blob_id=found.blob_id)
-                for path in wanted
-                if (found := by_path[path])
-            ),
+    def _check_room(self, uid: str, plan: Plan, checksums: Mapping[str, str]) -> int:
+        """What the import `uid` has still to write. Raises StorageFull."""
+        need_bytes = self._need_bytes(uid, plan, checksums)
+        promised_bytes = sum(
+            max(0, wanted - progress.written_bytes)
+            for other, (wanted, progress) in list(self._reserved.items())
+            if other != uid
         )
-
-    def _check_name(self, path: str, at: str) -> None:
-        if problem := file_path_problem(path):
-            raise _at(UnsafeFile, at, f"{path!r} {problem}")
-        if not self._allow_pickle and (problem := metadata.pickle_problem(path)):
-            raise _at(UnsafeFile, at, f"{path!r}: {problem}")
-
-    def _is_below_a_root(self, real: str) -> bool:
-        roots = [os.path.realpath(root) for root in self._model_roots]
-        return any(real == root or real.startswith(root.rstrip("/") + "/") for root in roots)
-
-    def _check_space(self, need_bytes: int) -> None:
+        if self._quota_bytes:
+            used_bytes = self._used_bytes() + promised_bytes
+            if used_bytes + need_bytes > self._quota_bytes:
+                raise StorageFull(
+                    f"the import needs {need_bytes} bytes; of the quota of {self._quota_bytes} "
+                    f"(registry.storage_quota_bytes) {used_bytes} are used",
+                    need_bytes=need_bytes,
+                    quota_bytes=self._quota_bytes,
+                    used_bytes=used_bytes,
+                )
         found = os.statvfs(self._root)
-        free_bytes = max(0, found.f_bavail * found.f_frsize - self._reserved_bytes - HEADROOM_BYTES)
+        free_bytes = max(0, found.f_bavail * found.f_frsize - promised_bytes - HEADROOM_BYTES)
         if need_bytes > free_bytes:
             raise StorageFull(
                 f"the import needs {need_bytes} bytes and {free_bytes} are free for it",
                 need_bytes=need_bytes,
                 free_bytes=free_bytes,
             )
+        return need_bytes
 
-    def _check_space_of(self, uid: str, plan: Plan) -> None:
-        have = [file for folder in ("staging", "snapshots") for file in _files_below(self._root / folder / uid)]
-        self._check_space(max(0, plan.total_bytes - sum(file.stat().st_size for file in have)))
+    def _need_bytes(self, uid: str, plan: Plan, checksums: Mapping[str, str]) -> int:
+        need_bytes, seen = 0, set()
+        staging, snapshot = self._root / "staging" / uid, self.snapshot_path(uid)
+        for file in plan.files:
+            digest = file.sha256 or checksums.get(file.path)
+            if digest is not None and (digest in seen or _size_of(self._blob(digest)) == file.size_bytes):
+                continue
+            seen.add(digest)
+            if uid and file.size_bytes in (_size_of(staging / "files" / file.path), _size_of(snapshot / file.path)):
+                continue
+            need_bytes += file.size_bytes
+        return max(0, need_bytes - (_size_of(staging / "part") or 0 if uid else 0))
+
+    def _used_bytes(self) -> int:
+        folders = ["blobs", "staging"]
+        if any((self._root / "notes").iterdir()):
+            folders.append("snapshots")  # Not all of their files are blobs too.
+        seen, used_bytes = set(), 0
+        for folder in folders:
+            for file in _files_below(self._root / folder):
+                try:
+                    found = file.stat()
+                except FileNotFoundError:
+                    continue
+                if (identity := (found.st_dev, found.st_ino)) not in seen:
+                    seen.add(identity)
+                    used_bytes += found.st_size
+        return used_bytes
 
     # Fetching.
 
     def _fetch(self, uid: str, plan: Plan, checksums: Mapping[str, str], progress: Progress) -> Fetched:
         staging, snapshot = self._root / "staging" / uid, self.snapshot_path(uid)
-        progress.total_bytes, progress.done_bytes = plan.total_bytes, 0
-        with _storage_errors():
+        progress.total_bytes, progress.done_bytes, progress.written_bytes = plan.total_bytes, 0, 0
+        with storage_errors():
             staging.mkdir(exist_ok=True)
+            if plan.is_remote:
+                _write_whole(staging / "plan.json", _plan_text(plan))
             if snapshot.exists():
                 # It got this far and was not recorded: look at every file again.
                 os.rename(snapshot, staging / "files")
@@ -327,38 +262,59 @@ class Artifacts:
                 files.append(self._fetch_file(staging, plan, planned, checksums.get(planned.path), progress))
                 progress.done_bytes = before + planned.size_bytes
             progress.current_file = ""
+            for planned in plan.files:
+                contents.check(staging / "files" / planned.path, planned.path, allow_pickle=self._sources.allow_pickle)
             configs = self._read_configs(staging / "files", plan.paths)
-            _sync_folders(staging / "files")
+            facts = read_facts(staging / "files", files, configs)
+            fsync_folders(staging / "files")
             progress.check()
             os.rename(staging / "files", snapshot)
             _sync_folder(snapshot.parent)
             shutil.rmtree(staging, ignore_errors=True)
-        return Fetched(Artifact.of(str(snapshot), files), configs)
+        return Fetched(Artifact.of(str(snapshot), files), facts)
 
     def _fetch_file(
         self, staging: Path, plan: Plan, planned: PlannedFile, checksum: str | None, progress: Progress
     ) -> ArtifactFile:
+        digest = planned.sha256 or checksum
+        # Whoever wants the same content waits for the first and then links what it has brought.
+        with self._turns.of(digest, progress):
+            return self._fetch_one(staging, plan, planned, checksum, digest, progress)
+
+    def _fetch_one(
+        self,
+        staging: Path,
+        plan: Plan,
+        planned: PlannedFile,
+        checksum: str | None,
+        digest: str | None,
+        progress: Progress,
+    ) -> ArtifactFile:
         target, part = staging / "files" / planned.path, staging / "part"
         target.parent.mkdir(parents=True, exist_ok=True)
         # An earlier attempt left it, or its content came with another version: believed after one more look.
-        if target.exists() or (planned.sha256 and self._link_blob(planned.sha256, planned.size_bytes, target)):
+        before = progress.done_bytes
+        if target.exists() or (digest and self._take_known(digest, planned.size_bytes, target, staging, progress)):
             digests = _Digests(planned)
             _hash_file(target, digests, progress)
             if digests.problem(checksum) is None:
+                self._keep_blob(target, digests.file(), staging, is_new=False)
                 return digests.file()
             target.unlink()
-        if plan.source.hub is None:
-            part.unlink(missing_ok=True)
-            digests = self._copy(planned, part, progress)
-            problem = digests.problem(checksum)
-        else:
+            progress.done_bytes = before
+        if plan.is_remote:
             went_on = part.exists()
-            digests = self._download(plan.source.hub, planned, part, progress)
+            digests = self._download(plan.source, planned, part, progress)
             problem = digests.problem(checksum)
             if problem and went_on:  # What a crash left may be torn.
                 part.unlink()
-                digests = self._download(plan.source.hub, planned, part, progress)
+                progress.done_bytes = before
+                digests = self._download(plan.source, planned, part, progress)
                 problem = digests.problem(checksum)
+        else:
+            part.unlink(missing_ok=True)
+            digests = self._copy(planned, part, progress)
+            problem = digests.problem(checksum)
         if problem:
             part.unlink()
             raise ChecksumMismatch(
@@ -366,7 +322,7 @@ class Artifacts:
             )
         os.chmod(part, 0o444)
         os.rename(part, target)
-        self._keep_blob(target, digests.file(), staging / "link")
+        self._keep_blob(target, digests.file(), staging, is_new=True)
         return digests.file()
 
     def _copy(self, planned: PlannedFile, part: Path, progress: Progress) -> _Digests:
@@ -377,7 +333,7 @@ class Artifacts:
             raise SourceNotFound(f"{planned.path} cannot be read: {error.strerror}", file=planned.path) from None
         try:
             # What was looked at may have been swapped for a link since.
-            if not stat.S_ISREG(os.fstat(source).st_mode) or not self._is_below_a_root(
+            if not stat.S_ISREG(os.fstat(source).st_mode) or not self._sources.is_below_a_root(
                 os.path.realpath(f"/proc/self/fd/{source}")
             ):
                 raise UnsafeFile(f"{planned.path} was replaced while it was imported", file=planned.path)
@@ -391,14 +347,14 @@ class Artifacts:
             os.close(source)
         return digests
 
-    def _download(self, source: HubSource, planned: PlannedFile, part: Path, progress: Progress) -> _Digests:
+    def _download(self, source: ModelSource, planned: PlannedFile, part: Path, progress: Progress) -> _Digests:
         """Downloads into `part`, or goes on where it ends: what is there is hashed again, the rest asked for."""
         digests, before = _Digests(planned), progress.done_bytes
         if part.exists():
             _hash_file(part, digests, progress)
         if digests.size_bytes >= planned.size_bytes:
             digests, progress.done_bytes = _Digests(planned), before
-        with self._hub.download(source.repo_id, source.commit, planned.path, offset=digests.size_bytes) as download:
+        with self._sources.download(source, planned, offset=digests.size_bytes) as download:
             progress.abort = download.abort
             try:
                 progress.check()  # A cancel before this line found nothing to abort.
@@ -419,8 +375,6 @@ class Artifacts:
         return digests
 
     def _take(self, chunk: bytes, written: Any, planned: PlannedFile, digests: _Digests, progress: Progress) -> None:
-        if not self._allow_pickle and not digests.size_bytes and metadata.looks_like_pickle(planned.path, chunk[:8]):
-            raise UnsafeFile(f"{planned.path!r} is a pickle or a zip, whatever its name says", file=planned.path)
         digests.update(chunk)
         if digests.size_bytes > planned.size_bytes:
             raise ChecksumMismatch(
@@ -431,6 +385,7 @@ class Artifacts:
             while view:
                 view = view[written.write(view) :]
         progress.done_bytes += len(chunk)
+        progress.written_bytes += len(chunk)
 
     def _read_configs(self, folder: Path, paths: Collection[str]) -> Mapping[str, Any]:
         configs: dict[str, Any] = {}
@@ -441,9 +396,8 @@ class Artifacts:
             try:
                 configs[path] = json.loads(file.read_bytes())
             except (ValueError, RecursionError):
-                if path == metadata.MODULES_FILE:
-                    raise InvalidModelFiles(f"{path} is not JSON", file=path) from None
-        if not self._allow_pickle:
+                raise InvalidModelFiles(f"{path} is not JSON", file=path) from None
+        if not self._sources.allow_pickle:
             metadata.check_modules(configs.get(metadata.MODULES_FILE))
         metadata.check_weights(configs, paths)
         return configs
@@ -453,6 +407,19 @@ class Artifacts:
     def _blob(self, sha256: str) -> Path:
         digest = sha256.removeprefix("sha256:")
         return self._root / "blobs" / "sha256" / digest[:2] / digest
+
+    def _notes(self, sha256: str) -> Path:
+        digest = sha256.removeprefix("sha256:")
+        return self._root / "notes" / digest[:2] / digest
+
+    def _take_known(self, sha256: str, size_bytes: int, target: Path, staging: Path, progress: Progress) -> bool:
+        """Makes `target` of content that is here: a link to its blob, else a clone or a copy of where a note says."""
+        if self._link_blob(sha256, size_bytes, target):
+            return True
+        for lies in self._noted(sha256):
+            if _size_of(lies) == size_bytes and self._duplicate(lies, target, staging / "spare", progress):
+                return True
+        return False
 
     def _link_blob(self, sha256: str, size_bytes: int, target: Path) -> bool:
         blob = self._blob(sha256)
@@ -464,30 +431,69 @@ class Artifacts:
             return False
         return True
 
-    def _keep_blob(self, target: Path, file: ArtifactFile, spare: Path) -> None:
+    def _noted(self, sha256: str) -> Iterator[Path]:
+        try:
+            notes = list(self._notes(sha256).iterdir())
+        except OSError:
+            return
+        for note in notes:
+            try:
+                path = note.read_text()
+            except OSError:
+                continue
+            yield self.snapshot_path(note.name) / path
+            yield self._root / "staging" / note.name / "files" / path
+
+    def _duplicate(self, lies: Path, target: Path, spare: Path, progress: Progress) -> bool:
+        """A file of its own with the same bytes; False when `lies` went away meanwhile."""
+        spare.unlink(missing_ok=True)
+        try:
+            with open(lies, "rb", buffering=0) as source, open(spare, "x+b", buffering=0) as written:
+                if not _clone(source.fileno(), written.fileno()):
+                    while os.copy_file_range(source.fileno(), written.fileno(), CHUNK_BYTES):
+                        progress.check()
+                os.fsync(written.fileno())
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise
+            return False
+        os.chmod(spare, 0o444)
+        os.rename(spare, target)
+        return True
+
+    def _keep_blob(self, target: Path, file: ArtifactFile, staging: Path, *, is_new: bool) -> None:
         """Makes `target` the blob of its content, or replaces it by a link to the blob that is there.
 
         A blob is looked at before it is shared: one that rotted on the disk makes way for the fresh copy.
         """
-        blob = self._blob(file.sha256)
+        blob, spare = self._blob(file.sha256), staging / "spare"
         spare.unlink(missing_ok=True)
         try:
             blob.parent.mkdir(exist_ok=True)
             try:
                 os.link(target, blob)
             except FileExistsError:
-                if self._link_blob(file.sha256, file.size_bytes, spare) and _sha256_of(spare) == file.sha256:
+                if not is_new:
+                    return  # A link to it, most likely; if not, an earlier attempt was verified all the same.
+                if self._link_blob(file.sha256, file.size_bytes, spare) and sha256_of(spare) == file.sha256:
                     os.rename(spare, target)
                     return
                 spare.unlink(missing_ok=True)
                 os.link(target, spare)
                 os.rename(spare, blob)
-        except OSError:
-            return  # A file system without hard links: the snapshot keeps the only copy.
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            notes = self._notes(file.sha256)
+            notes.mkdir(parents=True, exist_ok=True)
+            _write_whole(notes / staging.name, file.path)
 
     def _discard(self, uid: str, digests: Collection[str] | None) -> None:
         shutil.rmtree(self._root / "staging" / uid, ignore_errors=True)
         shutil.rmtree(self.snapshot_path(uid), ignore_errors=True)
+        for note in (self._root / "notes").glob(f"*/*/{uid}"):
+            note.unlink(missing_ok=True)
+            _drop_empty(note.parent)
         if digests is None:
             self._drop_unused_blobs()
         else:
@@ -500,6 +506,38 @@ class Artifacts:
 
     def _present(self) -> set[str]:
         return {entry.name for name in ("staging", "snapshots") for entry in (self._root / name).iterdir()}
+
+    def _read_plan(self, uid: str) -> Plan | None:
+        try:
+            return _plan_from((self._root / "staging" / uid / "plan.json").read_text())
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+class _Turns:
+    """One thread at a time for each key."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._taken: set[str] = set()
+
+    @contextmanager
+    def of(self, key: str | None, progress: Progress) -> Iterator[None]:
+        """Waits for the turn. Raises Cancelled when the import is cancelled meanwhile."""
+        if key is None:
+            yield
+            return
+        with self._changed:
+            while key in self._taken:
+                progress.check()
+                self._changed.wait(TURN_SECONDS)
+            self._taken.add(key)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken.discard(key)
+                self._changed.notify_all()
 
 
 class _Digests:
@@ -545,7 +583,7 @@ def _hash_file(path: Path, digests: _Digests, progress: Progress) -> None:
             progress.done_bytes += len(chunk)
 
 
-def _sha256_of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
@@ -576,13 +614,48 @@ def _drop_if_unused(blob: Path) -> bool:
     return True
 
 
+def _drop_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        pass  # Somebody's note is in it.
+
+
+def _size_of(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """There with all of `text`, or as it was."""
+    spare = file.with_name(f".{file.name}.new")
+    spare.write_text(text, encoding="utf-8")
+    os.rename(spare, file)
+
+
+def _plan_text(plan: Plan) -> str:
+    return json.dumps(
+        {
+            "source": plan.source.model_dump(mode="json", exclude_none=True),
+            "files": [asdict(file) for file in plan.files],
+        }
+    )
+
+
+def _plan_from(text: str) -> Plan:
+    content = json.loads(text)
+    return Plan(ModelSource.model_validate(content["source"]), tuple(PlannedFile(**file) for file in content["files"]))
+
+
 def _files_below(folder: Path) -> Iterator[Path]:
     for parent, _, names in os.walk(folder):
         for name in names:
             yield Path(parent, name)
 
 
-def _sync_folders(folder: Path) -> None:
+def fsync_folders(folder: Path) -> None:
     for parent, _, _ in os.walk(folder):
         _sync_folder(Path(parent))
 
@@ -596,7 +669,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _storage_errors() -> Iterator[None]:
+def storage_errors() -> Iterator[None]:
     """A full disk, a used up quota and a limit on file sizes are the same news to a caller."""
     try:
         yield
@@ -604,7 +677,3 @@ def _storage_errors() -> Iterator[None]:
         if error.errno in _NO_SPACE:
             raise StorageFull(f"the artifact store is full: {error.strerror}") from error
         raise
-
-
-def _at(cls: type[ErrorT], field: str, problem: str) -> ErrorT:
-    return cls(problem, fields=[FieldViolation(field, problem)])

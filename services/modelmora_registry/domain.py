@@ -476,6 +476,38 @@ def current_version_of(aliases: Mapping[str, str]) -> str | None:
     return aliases.get(PRODUCTION_ALIAS) or aliases.get(MANAGED_ALIAS)
 
 
+class AliasChange(Value):
+    """One move of an alias. Empty versions: there was none, or it was removed."""
+
+    alias: str
+    from_version: str = ""
+    to_version: str = ""
+    subject: str
+    create_time: datetime
+
+
+class AuditEntry(Value):
+    """Who did which admin RPC on what, with what result."""
+
+    uid: str
+    create_time: datetime
+    subject: str
+    tenant: str
+    method: str
+    resource: str
+    status: str
+    reason: str
+    peer: str
+
+
+class StorageUse(Value):
+    """What is registered, and bytes of all READY artifacts; the same files in two versions count once."""
+
+    model_count: int
+    version_count: int
+    artifact_bytes: int
+
+
 # Versions.
 
 
@@ -821,9 +853,7 @@ class ModelVersion(Entity):
         short = failure.model_copy(update={"message": failure.message.replace("\x00", "")[:2000]})
         return self._changed(now, state=ModelVersionState.FAILED, failure=short, progress=None)
 
-    def updated(
-        self, draft: VersionDraft, mask: Sequence[str], *, archived: bool, now: datetime
-    ) -> ModelVersion:
+    def updated(self, draft: VersionDraft, mask: Sequence[str], *, archived: bool, now: datetime) -> ModelVersion:
         """With the fields of `draft` that `mask` names, and put away or brought back when it names `archive_time`.
 
         Raises InvalidArgument at `update_mask`, IllegalTransition for archiving what is not READY.

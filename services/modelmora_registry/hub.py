@@ -7,17 +7,18 @@ platform that never asks the Hub does not pay for it.
 from __future__ import annotations
 
 import re
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelmora.errors import FailedPrecondition, InvalidArgument, ModelMoraError, SourceNotFound, SourceUnavailable
+from modelmora.errors import FailedPrecondition, InvalidArgument, SourceUnavailable
+
+from modelmora_registry.web import Asked, Download, Web, read_secret, source_errors
 
 METADATA_TIMEOUT_SECONDS = 10.0
-READ_TIMEOUT_SECONDS = 30.0
+HINT = "a gated or private repository needs access on the Hub and registry.hub_token_file"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -35,28 +36,8 @@ class RemoteFile:
 class Snapshot:
     commit: str
     files: tuple[RemoteFile, ...]
-
-
-class Download:
-    """The bytes of one file from `offset` on. `abort` may be called from another thread and ends a blocked read."""
-
-    def __init__(self, response: Any, offset: int) -> None:
-        self.offset = offset
-        self._response = response
-
-    def chunks(self) -> Iterator[bytes]:
-        """As they come from the network: gathered into larger ones, what came before a break would be lost."""
-        with _as_source_errors():
-            yield from self._response.iter_raw()
-
-    def abort(self) -> None:
-        stream = self._response.extensions.get("network_stream")
-        connection = stream.get_extra_info("socket") if stream is not None else None
-        if connection is not None:
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # It has ended by itself.
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What the Hub tells of the repository: `license`, `pipeline_tag`, `library_name`."""
 
 
 class Hub:
@@ -66,114 +47,114 @@ class Hub:
     that lies in the home of whoever started the server.
     """
 
-    def __init__(self, *, endpoint: str | None = None, token_file: Path | None = None, offline: bool = False) -> None:
+    def __init__(self, web: Web | None = None, *, endpoint: str | None = None, token_file: Path | None = None) -> None:
+        self._web = web or Web()
         self._endpoint = endpoint.rstrip("/") if endpoint else None
         self._token_file = token_file
-        self._offline = offline
+
+    @property
+    def can_write(self) -> bool:
+        return self._token_file is not None
+
+    def page(self, repo_id: str) -> str:
+        """Where people see a repository."""
+        from huggingface_hub import constants
+
+        return f"{self._endpoint or constants.ENDPOINT}/{repo_id}"
 
     def snapshot(self, repo_id: str, revision: str) -> Snapshot:
         """Resolves a branch, tag or commit and lists its files.
 
         Raises SourceNotFound, or SourceUnavailable with the delay that the Hub asks for.
         """
-        self._check_online()
-        with _as_source_errors(repo_id=repo_id, revision=revision):
-            from huggingface_hub import HfApi
-
-            api = HfApi(endpoint=self._endpoint, token=self._token())
-            info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=METADATA_TIMEOUT_SECONDS)
+        asked = _asked(repo_id, revision)
+        with self._errors(asked):
+            info = self._api().model_info(
+                repo_id, revision=revision, files_metadata=True, timeout=METADATA_TIMEOUT_SECONDS
+            )
             files = tuple(_remote_file(sibling) for sibling in info.siblings or ())
-            commit = info.sha or ""
+            commit, card = info.sha or "", info.card_data
+            metadata = {
+                "license": str(card.get("license") or "") if card else "",
+                "pipeline_tag": str(info.pipeline_tag or ""),
+                "library_name": str(info.library_name or ""),
+            }
         if not _COMMIT.fullmatch(commit):
             raise SourceUnavailable(f"the Hub names no commit for {repo_id} at {revision}", repo_id=repo_id)
-        return Snapshot(commit=commit, files=files)
+        return Snapshot(commit=commit, files=files, metadata={name: text for name, text in metadata.items() if text})
 
     @contextmanager
     def download(self, repo_id: str, commit: str, path: str, *, offset: int = 0) -> Iterator[Download]:
         """Opens a file at `offset` or, where the server does not know ranges, at 0: read `Download.offset`."""
-        self._check_online()
-        with ExitStack() as stack:
-            with _as_source_errors(repo_id=repo_id, revision=commit, file=path):
-                from huggingface_hub import get_session, hf_hub_url
-                from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+        asked = _asked(repo_id, commit, path)
+        with self._errors(asked):
+            from huggingface_hub import hf_hub_url
+            from huggingface_hub.utils import build_hf_headers
 
-                url = hf_hub_url(repo_id, path, revision=commit, endpoint=self._endpoint)
-                # Sizes, ranges and digests are those of the bytes as they are, so no compression on the way.
-                headers = {**build_hf_headers(token=self._token()), "Accept-Encoding": "identity"}
-                if offset:
-                    headers["Range"] = f"bytes={offset}-"
-                response = stack.enter_context(
-                    get_session().stream(
-                        "GET", url, headers=headers, timeout=READ_TIMEOUT_SECONDS, follow_redirects=True
-                    )
-                )
-                if response.status_code >= 400:
-                    response.read()
-                    hf_raise_for_status(response)
-            # Outside of the wrapper: what goes wrong where the bytes are written is no fault of the source.
-            yield Download(response, offset if response.status_code == 206 else 0)
+            url = hf_hub_url(repo_id, path, revision=commit, endpoint=self._endpoint)
+            headers = build_hf_headers(token=self._token())
+        with self._web.open(url, asked, headers=headers, offset=offset) as download:
+            yield download
 
-    def _check_online(self) -> None:
-        if self._offline:
-            raise FailedPrecondition("the registry is set offline (registry.offline); no Hub is asked")
+    def upload(self, repo_id: str, folder: Path, paths: Sequence[str], *, message: str) -> str:
+        """Puts files into a repository in one commit, which is there whole or not at all; makes the repository if it is
+        new. Returns the commit. FailedPrecondition without a token, SourceNotFound, SourceUnavailable.
+        """
+        if not self.can_write:
+            raise FailedPrecondition("writing to the Hub needs registry.hub_token_file")
+        asked = _asked(repo_id, "main")
+        with ExitStack() as stack, self._errors(asked):
+            from huggingface_hub import CommitOperationAdd
+
+            api = self._api()
+            api.create_repo(repo_id, private=True, exist_ok=True)
+            # Opened files go over plain HTTP, where the settings of `web` hold; paths would go by Xet's own client.
+            operations = [CommitOperationAdd(path, stack.enter_context(open(folder / path, "rb"))) for path in paths]
+            return str(api.create_commit(repo_id, operations, commit_message=message, num_threads=2).oid)
+
+    def _api(self) -> Any:
+        from huggingface_hub import HfApi, constants, set_client_factory
+        from huggingface_hub.utils._http import hf_request_event_hook
+
+        self._web.check_online()
+        if constants.is_offline_mode():
+            raise FailedPrecondition("the environment sets the Hub offline (HF_HUB_OFFLINE)")
+        if (self._web.proxy, self._web.ca_file) != (None, None) and _configured[0] is not self._web:
+            # The library has one session for the process.
+            set_client_factory(
+                lambda: self._web.new_client(timeout=None, event_hooks={"request": [hf_request_event_hook]})
+            )
+            _configured[0] = self._web
+        return HfApi(endpoint=self._endpoint, token=self._token())
+
+    @contextmanager
+    def _errors(self, asked: Asked) -> Iterator[None]:
+        self._web.check_online()
+        from huggingface_hub.errors import HFValidationError
+
+        with source_errors(asked):
+            try:
+                yield
+            except HFValidationError as error:
+                raise InvalidArgument.at("source.hub", str(error)) from None
 
     def _token(self) -> str | bool:
         if self._token_file is None:
             return False
-        try:
-            return self._token_file.read_text().strip() or False
-        except OSError as error:
-            raise FailedPrecondition(f"registry.hub_token_file cannot be read: {error.strerror}") from None
+        return read_secret(self._token_file, "registry.hub_token_file") or False
+
+
+_configured: list[Web | None] = [None]
+"""Whose settings the session of huggingface_hub has."""
+
+
+def _asked(repo_id: str, revision: str, file: str = "") -> Asked:
+    what = f"file {file} of {repo_id} at {revision}" if file else f"{repo_id} at {revision}"
+    metadata = {"repo_id": repo_id, "revision": revision} | ({"file": file} if file else {})
+    return Asked("the Hub", what, HINT, metadata)
 
 
 def _remote_file(sibling: Any) -> RemoteFile:
     if sibling.lfs is not None:
         return RemoteFile(sibling.rfilename, int(sibling.lfs.size), f"sha256:{sibling.lfs.sha256}", None)
     return RemoteFile(sibling.rfilename, int(sibling.size), None, str(sibling.blob_id))
-
-
-@contextmanager
-def _as_source_errors(**what: str) -> Iterator[None]:
-    """Turns whatever the library raises into SourceNotFound, SourceUnavailable or InvalidArgument."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    # The library's HTTP client has changed its name between releases; its base error is found through a subclass.
-    http_error = next(cls for cls in HfHubHTTPError.__mro__ if cls.__name__ == "HTTPError")
-    try:
-        yield
-    except ModelMoraError:
-        raise
-    except HFValidationError as error:
-        raise InvalidArgument.at("source.hub", str(error)) from None
-    except http_error as error:
-        raise _source_error(error, what) from error
-    except OSError as error:  # Includes the library's offline mode.
-        raise _unavailable(f"the Hub cannot be reached: {type(error).__name__}", what) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _unavailable(f"the answer is not that of a Hub: {type(error).__name__}", what) from error
-
-
-def _source_error(error: Any, what: dict[str, str]) -> ModelMoraError:
-    response: Any = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    thing = " at ".join(str(part) for part in (what.get("repo_id"), what.get("revision")) if part) or "the source"
-    if status in (401, 403, 404):
-        hint = "; a gated or private repository needs registry.hub_token_file" if status != 404 else ""
-        file = f"file {what['file']} of " if "file" in what else ""
-        message = f"the Hub has no {file}{thing}, or does not show it ({status}){hint}"
-        return SourceNotFound(message, fields=(), retry_after_seconds=None, **what)
-    if status is not None:
-        delay = _retry_after(response.headers.get("Retry-After"))
-        return _unavailable(f"the Hub answered {status} for {thing}", what, retry_after_seconds=delay)
-    return _unavailable(f"the Hub broke off: {type(error).__name__}", what)
-
-
-def _unavailable(message: str, what: dict[str, str], retry_after_seconds: float | None = None) -> SourceUnavailable:
-    return SourceUnavailable(message, fields=(), retry_after_seconds=retry_after_seconds, **what)
-
-
-def _retry_after(header: str | None) -> float | None:
-    try:
-        return min(3600.0, max(0.0, float(header))) if header else None
-    except ValueError:
-        return None  # An HTTP date: the default delay will do.

@@ -14,7 +14,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from modelmora.errors import (
     Conflict,
@@ -30,17 +31,21 @@ from modelmora_runtime import ids
 from modelmora_runtime.db import Database
 from prometheus_client import Counter, Histogram
 
-from modelmora_registry import metadata
-from modelmora_registry.artifacts import Artifacts, Fetched, Plan, Progress
+from modelmora_registry.artifacts import Artifacts, Fetched, Progress
 from modelmora_registry.domain import Failure, ImportProgress, ModelVersion
+from modelmora_registry.sources import Plan
 from modelmora_registry.store import Store
 
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.5
+RATE_SECONDS = 5.0
+"""The rate of an import is that of its last seconds."""
 SEARCH_SECONDS = 5.0
 RETRY_DELAYS_SECONDS = (1.0, 4.0, 15.0, 60.0)
 LONGEST_RETRY_SECONDS = 300.0
+GAIN_BYTES = 2**20
+"""A source that gave as much before it broke off is at work: the count of its failures begins anew."""
 
 IMPORTS = Counter("modelmora_registry_imports_total", "Imports that ended, by outcome", ["outcome"])
 IMPORT_BYTES = Counter("modelmora_registry_import_bytes_total", "Bytes of artifacts that became READY")
@@ -61,11 +66,13 @@ class Imports:
         database: Database,
         *,
         concurrency: int,
+        on_ready: Callable[[ModelVersion], Awaitable[None]] | None = None,
         retry_delays_seconds: Sequence[float] = RETRY_DELAYS_SECONDS,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._database = database
+        self._on_ready = on_ready
         self._retry_delays_seconds = retry_delays_seconds
         self._slots = asyncio.Semaphore(concurrency)
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -148,40 +155,54 @@ class Imports:
         started = time.monotonic()
         checksums = await self._store.expected_checksums(uid)
         fetched = await self._fetch_patiently(version, plan, checksums)
-        limits = metadata.limits_of(fetched.configs)
-        ready = await self._store.record_ready(uid, fetched.artifact, limits)
+        ready = await self._store.record_ready(uid, fetched.artifact, fetched.facts)
         IMPORTS.labels("ready").inc()
         IMPORT_BYTES.inc(fetched.artifact.size_bytes)
         IMPORT_SECONDS.observe(time.monotonic() - started)
         log.info("%s is READY: %d bytes, %s", ready.name, fetched.artifact.size_bytes, fetched.artifact.digest)
+        if self._on_ready is not None:
+            await self._on_ready(ready)
 
     async def _fetch_patiently(self, version: ModelVersion, plan: Plan | None, checksums: Mapping[str, str]) -> Fetched:
-        for delay in (*self._retry_delays_seconds, None):
+        failures = 0
+        while True:
+            progress = Progress()
             try:
                 if plan is None:
                     assert version.source is not None
-                    plan = await self._artifacts.plan(version.source)
-                return await self._fetch(version, plan, checksums)
+                    plan = await self._artifacts.planned(version.uid) or await self._artifacts.plan(version.source)
+                return await self._fetch(version, plan, checksums, progress)
             except SourceUnavailable as error:
-                if delay is None:
+                failures = 0 if progress.written_bytes >= GAIN_BYTES else failures
+                if failures == len(self._retry_delays_seconds):
                     raise
-                wait = min(max(delay, error.retry_after_seconds or 0), LONGEST_RETRY_SECONDS)
+                wait = max(self._retry_delays_seconds[failures], error.retry_after_seconds or 0)
+                if wait > LONGEST_RETRY_SECONDS:
+                    raise SourceUnavailable(f"{error.message}; it asks to wait {wait:.0f} s") from None
+                failures += 1
                 log.info("the source of %s is away (%s); asked again in %g s", version.name, error.message, wait)
                 await asyncio.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
 
-    async def _fetch(self, version: ModelVersion, plan: Plan, checksums: Mapping[str, str]) -> Fetched:
-        progress, recorded = Progress(), ImportProgress(total_bytes=plan.total_bytes)
+    async def _fetch(
+        self, version: ModelVersion, plan: Plan, checksums: Mapping[str, str], progress: Progress
+    ) -> Fetched:
+        recorded = ImportProgress(total_bytes=plan.total_bytes)
+        lately: deque[tuple[float, int]] = deque(maxlen=round(RATE_SECONDS / PROGRESS_SECONDS))
         fetching = asyncio.create_task(self._artifacts.fetch(version.uid, plan, checksums, progress))
         try:
             while True:
                 done, _ = await asyncio.wait([fetching], timeout=PROGRESS_SECONDS)
                 if done:
                     return fetching.result()
-                if progress.total_bytes and (seen := progress.seen()) != recorded:
+                if not progress.total_bytes:
+                    continue
+                now, seen = time.monotonic(), progress.seen()
+                paced = seen.paced(lately, now)
+                lately.append((now, seen.done_bytes))
+                if paced != recorded:
                     try:
-                        await self._store.record_progress(version.uid, seen)
-                        recorded = seen
+                        await self._store.record_progress(version.uid, paced)
+                        recorded = paced
                     except (DatabaseUnavailable, StorageFull, Conflict):
                         pass  # Progress is news, not truth.
         finally:
@@ -193,7 +214,7 @@ class Imports:
         if isinstance(error, DatabaseUnavailable):
             raise error
         if isinstance(error, VersionNotFound | IllegalTransition):
-            # Deleted, or ended by someone else, while it was at work.
+            # Deleted, cancelled or ended by someone else while it was at work.
             if await self._store.existing([uid]) == set():
                 await self._artifacts.discard(uid)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated
@@ -19,15 +19,22 @@ from modelmora_runtime.health import tell_if_broken
 from modelmora_runtime.host import Mounted, Platform, Service
 from modelmora_runtime.settings import AbsolutePath, Section
 from prometheus_client import Gauge
-from pydantic import Field
+from pydantic import ByteSize, Field, SecretStr
 
 from modelmora_registry.artifacts import Artifacts
+from modelmora_registry.domain import ModelVersion
+from modelmora_registry.exports import Exports
 from modelmora_registry.holds import Holds
 from modelmora_registry.hub import Hub
 from modelmora_registry.imports import Imports
+from modelmora_registry.link_service import import_of
+from modelmora_registry.link_store import LinkStore
+from modelmora_registry.s3 import S3
 from modelmora_registry.service import ACCESS, HOLD_ACCESS, RegistryHoldServicer, RegistryServicer
+from modelmora_registry.sources import Sources
 from modelmora_registry.store import Store
 from modelmora_registry.watching import Watching
+from modelmora_registry.web import Web
 
 NAME = "registry"
 COUNT_SECONDS = 60.0
@@ -39,6 +46,10 @@ VERSIONS = Gauge("modelmora_registry_model_versions", "Model versions by registr
 WATCHES = Gauge("modelmora_registry_watches", "Open WatchModelVersion streams of this process")
 
 
+_TALKATIVE = ("httpx2", "httpcore2", "huggingface_hub", "botocore", "urllib3")
+"""Libraries whose logs below WARNING hold URLs with signatures and headers with tokens."""
+
+
 class Settings(Section):
     model_roots: tuple[AbsolutePath, ...] = ()
     """Folders below which local models may be imported from. None: no local imports."""
@@ -46,8 +57,27 @@ class Settings(Section):
     """Default: HF_ENDPOINT, else the Hugging Face Hub."""
     hub_token_file: AbsolutePath | None = None
     """File with a token for gated and private repositories."""
+    s3_endpoint: str | None = None
+    """URL of an S3-compatible store. Default: Amazon's."""
+    s3_region: str | None = None
+    s3_credentials_file: AbsolutePath | None = None
+    """Keys for S3 in the shape of ~/.aws/credentials. None: requests are not signed."""
+    s3_profile: str = "default"
+    """Which section of that file."""
+    s3_ambient_credentials: bool = False
+    """Look for keys where Amazon's tools look: environment, home, role of the machine."""
+    http_token_files: Mapping[str, AbsolutePath] = Field(default_factory=dict)
+    """Files with bearer tokens for HTTP(S) sources: {files.example.org: /run/secrets/files}. Sent over https only."""
+    proxy: SecretStr | None = None
+    """URL of a proxy for all sources. Default: HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the environment."""
+    ca_file: AbsolutePath | None = None
+    """Bundle of certificate authorities to trust in place of the system's."""
     offline: bool = False
-    """Ask no Hub."""
+    """Ask no source beyond this machine."""
+    export_roots: tuple[AbsolutePath, ...] = ()
+    """Folders below which versions may be exported. None: no exports to folders."""
+    storage_quota_bytes: ByteSize = Field(ByteSize(0), ge=0)
+    """Most that the files of all versions may take on disk; 0: as much as there is."""
     import_concurrency: Annotated[int, Field(ge=1, le=32)] = 2
     allow_pickle: bool = False
     """Take weights that can run code when they are read."""
@@ -59,15 +89,18 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     if platform.database_url is None:
         raise FailedPrecondition("the registry needs a database; set platform.database_url")
     database = Database(platform.database_url, NAME)
+    sources = _sources(settings)
     artifacts = Artifacts(
         platform.settings.data_dir / "artifacts",
-        model_roots=settings.model_roots,
-        hub=Hub(endpoint=settings.hub_endpoint, token_file=settings.hub_token_file, offline=settings.offline),
-        allow_pickle=settings.allow_pickle,
+        sources,
+        quota_bytes=settings.storage_quota_bytes,
         concurrency=settings.import_concurrency,
     )
     store = Store(database, lambda uid: str(artifacts.snapshot_path(uid)))
-    imports = Imports(store, artifacts, database, concurrency=settings.import_concurrency)
+    links, exports = LinkStore(database, lambda: store.migrated), Exports(sources, settings.export_roots)
+    imports = Imports(
+        store, artifacts, database, concurrency=settings.import_concurrency, on_ready=partial(_note_import, links)
+    )
     holds, watching = Holds(store), Watching()
     WATCHES.set_function(lambda: watching.count)
     await _migrate(store, platform)
@@ -88,7 +121,17 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                 Service(
                     "modelmora.registry.v1.RegistryService",
                     add_RegistryServiceServicer_to_server,
-                    RegistryServicer(store, artifacts, imports, holds, watching, platform.engines, platform.stopping),
+                    RegistryServicer(
+                        store,
+                        artifacts,
+                        imports,
+                        holds,
+                        watching,
+                        platform.engines,
+                        platform.stopping,
+                        links,
+                        exports,
+                    ),
                     ACCESS,
                 ),
                 Service(
@@ -105,8 +148,39 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         await asyncio.wait(tasks)
         await imports.close()
         await holds.close()
+        exports.close()
         artifacts.close()
         await database.close()
+
+
+async def _note_import(links: LinkStore, version: ModelVersion) -> None:
+    if (came := import_of(version)) is not None:
+        await links.record_import(version.model_id, *came, version.version)
+
+
+def _sources(settings: Settings) -> Sources:
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.WARNING)
+    web = Web(
+        proxy=settings.proxy.get_secret_value() if settings.proxy else None,
+        ca_file=settings.ca_file,
+        offline=settings.offline,
+        token_files=settings.http_token_files,
+    )
+    return Sources(
+        model_roots=settings.model_roots,
+        hub=Hub(web, endpoint=settings.hub_endpoint, token_file=settings.hub_token_file),
+        web=web,
+        s3=S3(
+            web,
+            endpoint=settings.s3_endpoint,
+            region=settings.s3_region,
+            credentials_file=settings.s3_credentials_file,
+            profile=settings.s3_profile,
+            ambient=settings.s3_ambient_credentials,
+        ),
+        allow_pickle=settings.allow_pickle,
+    )
 
 
 async def _migrate(store: Store, platform: Platform) -> bool:

@@ -6,13 +6,17 @@ the first one holds the lengths, Pooling and Dense say how long an embedding is.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from modelmora.errors import InvalidModelFiles, UnsafeFile
+from pydantic import Field
 
-from modelmora_registry.domain import ModelLimits, TaskType, Value
+from modelmora_registry.domain import ModelLimits, ModelMetadata, ReadOnly, TaskType, Value
 
 MODULES_FILE = "modules.json"
 SENTENCE_TRANSFORMERS = "sentence_transformers"
@@ -198,3 +202,195 @@ def _config(configs: Mapping[str, Any], folder: str, name: str) -> Mapping[str, 
 def _positive(config: Mapping[str, Any], key: str) -> int | None:
     value = config.get(key)
     return value if type(value) is int and 0 < value < 2**31 else None
+
+
+# Facts of a version.
+
+DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
+    {
+        **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+        **dict.fromkeys(("F32", "I32", "U32"), 4),
+        **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+        **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    }
+)
+"""Bytes of one number, by its name in safetensors."""
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+"""What an engine can hold in another precision than it is stored in."""
+_SMALL = frozenset({"F8_E4M3", "F8_E5M2", "I8"})
+_HELD_AS = ("F32", "BF16", "F16")
+_CONFIG_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_TOKENIZER_FILES = frozenset(
+    [
+        *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
+    ]
+)
+_SIZES = {
+    "context_length": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
+    "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "vocabulary_size": ("vocab_size",),
+}
+"""What architectures call them, most common first."""
+_NESTED = ("text_config", "llm_config", "language_config")
+"""Where models of several kinds keep the sizes of their language part."""
+
+
+class Weights(Value):
+    """Numbers and bytes of tensors by the dtype they are stored in."""
+
+    elements: ReadOnly[int] = Field(default_factory=dict)
+    stored_bytes: ReadOnly[int] = Field(default_factory=dict)
+
+    def __add__(self, other: Weights) -> Weights:
+        return Weights(
+            elements=_summed(self.elements, other.elements), stored_bytes=_summed(self.stored_bytes, other.stored_bytes)
+        )
+
+
+class Card(Value):
+    """A README: its text, and what its front matter says of the model."""
+
+    text: str = ""
+    license: str = ""
+    tags: tuple[str, ...] = ()
+    base_model: str = ""
+
+
+class Facts(Value):
+    """All that the files of a version tell."""
+
+    metadata: ModelMetadata = Field(default_factory=ModelMetadata)
+    limits: ModelLimits = Field(default_factory=ModelLimits)
+    base_model: str = ""
+    """As the card says: `models/{org}/{repo}`."""
+
+
+def weight_paths(paths: Collection[str], configs: Mapping[str, Any]) -> list[str]:
+    """The safetensors files that hold the weights once: where a folder has an index, its shards; else its
+    `model.safetensors`; else all it has. Exports are second copies."""
+    by_folder: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        if path.endswith(".safetensors") and not path.startswith(_EXPORT_FOLDERS):
+            by_folder.setdefault(path.rpartition("/")[0], []).append(path)
+    chosen: list[str] = []
+    for folder, found in by_folder.items():
+        prefix = f"{folder}/" if folder else ""
+        index = configs.get(f"{prefix}model{INDEX_ENDING}")
+        shards = index.get("weight_map") if isinstance(index, Mapping) else None
+        if isinstance(shards, Mapping):
+            named = {prefix + str(shard) for shard in shards.values()}
+            chosen += [path for path in found if path in named]
+        else:
+            whole = f"{prefix}model.safetensors"
+            chosen += [whole] if whole in found else found
+    return chosen
+
+
+def metadata_of(configs: Mapping[str, Any], digests: Mapping[str, str], weights: Weights, card: Card) -> ModelMetadata:
+    """What all of it says together. `digests` is sha256 by path."""
+    folders = _modules(configs)
+    folder = folders[0][0] if folders else ""
+    config = _config(configs, folder, "config.json")
+    quantization = _quantization(config, digests, weights)
+    count = _parameter_count(weights, quantization)
+    architectures = config.get("architectures")
+    return ModelMetadata(
+        architecture=word_of(architectures[0]) if isinstance(architectures, list) and architectures else None,
+        family=word_of(config.get("model_type")),
+        parameter_count=count,
+        dtype=_dtype(weights, config),
+        quantization=quantization,
+        license=card.license or None,
+        model_card=card.text or None,
+        tokenizer_digest=_tokenizer_digest(digests, folder),
+        chat_template_digest=_chat_template_digest(configs, digests, folder),
+        weight_bytes=_weight_bytes(weights),
+        tags=card.tags,
+        **{field: _size(config, keys) for field, keys in _SIZES.items()},
+    )
+
+
+def word_of(value: Any) -> str | None:
+    """A short printable text, as it may go into the database; None for anything else."""
+    text = value.strip() if isinstance(value, str) else ""
+    return text if 0 < len(text) <= 100 and text.isprintable() else None
+
+
+def _size(config: Mapping[str, Any], keys: Collection[str]) -> int | None:
+    nested = [part for name in _NESTED if isinstance(part := config.get(name), Mapping)]
+    for key in keys:
+        for part in (config, *nested):
+            if found := _positive(part, key):
+                return found
+    return None
+
+
+def _quantization(config: Mapping[str, Any], digests: Mapping[str, str], weights: Weights) -> str | None:
+    given = config.get("quantization_config")
+    if isinstance(given, Mapping):
+        if given.get("load_in_8bit") is True:
+            return "int8"
+        if given.get("load_in_4bit") is True:
+            return "int4"
+        method = word_of(given.get("quant_method"))
+        return method.lower() if method else None
+    if any(path.endswith(".gguf") for path in digests):
+        return "gguf"
+    return "none" if weights.elements else None
+
+
+def _parameter_count(weights: Weights, quantization: str | None) -> int | None:
+    """None where it cannot be told: several parameters packed into one number, or a dtype that nobody here knows."""
+    packed = quantization != "none" and {"I32", "U32", "U8"} & weights.elements.keys()
+    if not weights.elements or packed or weights.elements.keys() - DTYPE_BYTES.keys():
+        return None
+    return sum(count for dtype, count in weights.elements.items() if dtype in _FLOATS | _SMALL) or None
+
+
+def _dtype(weights: Weights, config: Mapping[str, Any]) -> str | None:
+    if weights.elements:
+        return max(sorted(weights.stored_bytes), key=lambda dtype: weights.elements[dtype])
+    given = config.get("dtype") or config.get("torch_dtype")
+    return _CONFIG_DTYPES.get(given) if isinstance(given, str) else None
+
+
+def _weight_bytes(weights: Weights) -> dict[str, int]:
+    """All of it in memory, were its floating point numbers held in each precision; the rest stays as it is stored."""
+    floats = sum(count for dtype, count in weights.elements.items() if dtype in _FLOATS)
+    rest = sum(held for dtype, held in weights.stored_bytes.items() if dtype not in _FLOATS)
+    found = {dtype: floats * DTYPE_BYTES[dtype] + rest for dtype in _HELD_AS} if floats else {}
+    if weights.elements and (stored := _dtype(weights, {})) not in found:
+        found[str(stored)] = sum(weights.stored_bytes.values())
+    return found
+
+
+def _tokenizer_digest(digests: Mapping[str, str], folder: str) -> str | None:
+    """Over the files that a tokenizer is made of; those in the folder of the weights or, where it has none, above."""
+    for place in dict.fromkeys((folder, "")):
+        prefix = f"{place}/" if place else ""
+        found = [(name, digests[prefix + name]) for name in sorted(_TOKENIZER_FILES) if prefix + name in digests]
+        if found:
+            return _sha256("".join(f"{digest} {name}\n" for name, digest in found))
+    return None
+
+
+def _chat_template_digest(configs: Mapping[str, Any], digests: Mapping[str, str], folder: str) -> str | None:
+    prefix = f"{folder}/" if folder else ""
+    for name in ("chat_template.jinja", "chat_template.json"):
+        if prefix + name in digests:
+            return digests[prefix + name]
+    template = _config(configs, folder, "tokenizer_config.json").get("chat_template")
+    if isinstance(template, str):
+        return _sha256(template)
+    return _sha256(json.dumps(template, sort_keys=True)) if isinstance(template, list) else None
+
+
+def _sha256(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
+
+
+def _summed(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
+    return {key: left.get(key, 0) + right.get(key, 0) for key in sorted({*left, *right})}

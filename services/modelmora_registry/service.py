@@ -26,10 +26,11 @@ from modelmora_runtime import ids, protomap
 from modelmora_runtime.auth import ADMINS, OPERATORS, READERS, SERVICES, Role, current_caller
 from modelmora_runtime.host import EngineCard
 
-from modelmora_registry import domain, listing, metadata
-from modelmora_registry.artifacts import Artifacts, Plan
+from modelmora_registry import domain, listing, metadata, selection
+from modelmora_registry.artifacts import Artifacts
 from modelmora_registry.domain import (
     EmptySource,
+    Failure,
     ImportProgress,
     ModelDraft,
     ModelId,
@@ -46,9 +47,13 @@ from modelmora_registry.domain import (
     parse_reference,
     parse_version_name,
 )
+from modelmora_registry.filters import Kind
+from modelmora_registry.exports import Exports
 from modelmora_registry.holds import Holds
 from modelmora_registry.imports import Imports
-from modelmora_registry.listing import LABEL, NAME, STATE, TASK, TEXT, TIME
+from modelmora_registry.link_service import LinkRpcs
+from modelmora_registry.link_store import LinkStore
+from modelmora_registry.sources import Plan
 from modelmora_registry.store import Created, Gone, RequestKey, Store
 from modelmora_registry.watching import Watching
 
@@ -93,25 +98,40 @@ ACCESS: Mapping[str, frozenset[Role]] = {
 }
 HOLD_ACCESS: Mapping[str, frozenset[Role]] = {"AcquireHold": SERVICES, "RecordFingerprint": SERVICES}
 
-_MODEL_FIELDS = {
-    "name": NAME,
-    "display_name": TEXT,
-    "task_type": TASK,
-    "labels": LABEL,
-    "create_time": TIME,
-    "update_time": TIME,
+_MODEL_FIELDS: Mapping[str, Kind] = {
+    "name": Kind.NAME,
+    "display_name": Kind.TEXT,
+    "task_type": Kind.TASK,
+    "family": Kind.TEXT,
+    "modality": Kind.MODALITY,
+    "base_model": Kind.NAME,
+    "trainable": Kind.BOOLEAN,
+    "servable": Kind.BOOLEAN,
+    "stage": Kind.STAGE,
+    "labels": Kind.LABELS,
+    "create_time": Kind.TIME,
+    "update_time": Kind.TIME,
 }
-_VERSION_FIELDS = {
-    "version": TEXT,
-    "state": STATE,
-    "engine": TEXT,
-    "task_type": TASK,
-    "create_time": TIME,
-    "update_time": TIME,
+_VERSION_FIELDS: Mapping[str, Kind] = {
+    "version": Kind.TEXT,
+    "state": Kind.STATE,
+    "engine": Kind.TEXT,
+    "task_type": Kind.TASK,
+    "archived": Kind.BOOLEAN,
+    "size_bytes": Kind.NUMBER,
+    "parameter_count": Kind.NUMBER,
+    "dtype": Kind.TEXT,
+    "training_job": Kind.TEXT,
+    "labels": Kind.LABELS,
+    "metrics": Kind.METRICS,
+    "create_time": Kind.TIME,
+    "update_time": Kind.TIME,
 }
+ALL_MODELS = ("models/-", "-")
+"""As a parent: the versions of every model."""
 
 
-class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
+class RegistryServicer(LinkRpcs, registry_pb2_grpc.RegistryServiceServicer):
     def __init__(
         self,
         store: Store,
@@ -121,8 +141,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         watching: Watching,
         engines: Mapping[str, EngineCard],
         stopping: asyncio.Event,
+        links: LinkStore,
+        exports: Exports,
     ) -> None:
         self._store = store
+        self._links = links
+        self._exports = exports
         self._artifacts = artifacts
         self._imports = imports
         self._holds = holds
@@ -149,6 +173,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             page_token=request.page_token,
             filter=request.filter,
             order_by=request.order_by,
+            query=request.query,
             fields=_MODEL_FIELDS,
             orders=("name", "create_time", "update_time"),
             default_order="name",
@@ -165,12 +190,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         model_id = parse_model_name(request.model.name, at="model.name")
         draft = protomap.read(request.model, ModelDraft, at="model")
         mask = tuple(request.update_mask.paths)
-        changed = await self._store.change_model(
-            model_id,
-            request.etag,
-            lambda model, now: model.updated(draft, mask, now=now),
-            new_task="task_type" in mask,
-        )
+        changed = await self._store.update_model(model_id, draft, mask, request.etag)
         return pb.UpdateModelResponse(model=_model(changed))
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:
@@ -212,7 +232,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def ListModelVersions(
         self, request: pb.ListModelVersionsRequest, context: Any
     ) -> pb.ListModelVersionsResponse:
-        model_id = parse_model_name(request.parent, at="parent")
+        model_id = None if request.parent in ALL_MODELS else parse_model_name(request.parent, at="parent")
         page = listing.parse_page(
             page_size=request.page_size,
             page_token=request.page_token,
@@ -221,7 +241,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             fields=_VERSION_FIELDS,
             orders=("create_time", "version"),
             default_order="create_time desc",
-            scope=model_id.name,
+            scope=f"versions of {model_id or 'all'}",
         )
         found = await self._store.list_versions(model_id, page, with_total=request.include_total_size)
         return pb.ListModelVersionsResponse(
@@ -270,6 +290,59 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         await self._remove_files([gone])
         return pb.DeleteModelVersionResponse()
 
+    async def CancelImport(self, request: pb.CancelImportRequest, context: Any) -> pb.CancelImportResponse:
+        version = await self._store.get_version(parse_version_name(request.name))
+        # Written down first: from here on nobody begins it anew, and whoever works on it elsewhere is told to stop.
+        ended = await self._store.record_failure(version.uid, Failure(reason="Cancelled", message="it was cancelled"))
+        await self._remove_files([Gone(version.uid, None)])
+        return pb.CancelImportResponse(model_version=_version(ended))
+
+    async def UpdateModelVersion(
+        self, request: pb.UpdateModelVersionRequest, context: Any
+    ) -> pb.UpdateModelVersionResponse:
+        reference = parse_version_name(request.model_version.name, at="model_version.name")
+        draft = protomap.read(request.model_version, VersionDraft, at="model_version")
+        changed = await self._store.update_version(
+            reference.model_copy(update={"version_only": True}),
+            draft,
+            tuple(request.update_mask.paths),
+            archived=request.archived,
+            etag=request.etag,
+        )
+        return pb.UpdateModelVersionResponse(model_version=_version(changed))
+
+    async def SelectModelVersion(
+        self, request: pb.SelectModelVersionRequest, context: Any
+    ) -> pb.SelectModelVersionResponse:
+        model_id = parse_model_name(request.name)
+        plain = {name: value for name, value in protomap.to_plain(request).items() if value is not None}
+        criteria = protomap.parse({name: plain[name] for name in plain.keys() - {"name"}}, selection.Criteria)
+        criteria.check()
+        found, candidates = await self._store.candidates(model_id, selection.MAX_CANDIDATES)
+        chosen = selection.select(candidates, criteria)
+        answer = pb.SelectModelVersionResponse(reason=chosen.reason)
+        for each in chosen.rejected:
+            answer.rejected.add(version=each.version, reason=each.reason)
+        if chosen.version is not None:
+            name = found.model_id.version_name(chosen.version)
+            answer.model_version.CopyFrom(_version(await self._store.get_version(parse_version_name(name))))
+        return answer
+
+    async def ListAliasChanges(self, request: pb.ListAliasChangesRequest, context: Any) -> pb.ListAliasChangesResponse:
+        model_id = parse_model_name(request.parent, at="parent")
+        page = listing.parse_page(
+            page_size=request.page_size,
+            page_token=request.page_token,
+            orders=(listing.POSITION,),
+            default_order=f"{listing.POSITION} desc",
+            scope=f"alias changes of {model_id} {request.alias}",
+        )
+        found = await self._store.alias_changes(model_id, request.alias, page)
+        return pb.ListAliasChangesResponse(
+            changes=[protomap.write(item, pb.AliasChange) for item in found.items],
+            next_page_token=found.next_page_token,
+        )
+
     async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
         model_id = parse_model_name(request.name)
         alias = check_alias(request.alias)
@@ -316,7 +389,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 raise SourceNotFound(
                     f"the source has no file {path}", fields=[FieldViolation(field, "the source has no such file")]
                 )
-        await self._artifacts.check_space(plan.total_bytes)
+        await self._artifacts.check_room(plan, checksums)
         version = draft.version or (plan.source.hub.commit if plan.source.hub else "")
         created = await self._store.create_version(
             model_id,
@@ -348,7 +421,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         if draft.source is None:
             card = self._engines.get(draft.engine)
             if card is None or card.needs_files:
-                raise InvalidArgument.at(f"{at}source", "must be one of local, hub, empty")
+                raise InvalidArgument.at(f"{at}source", "must be one of local, hub, url, empty")
             return ModelSource(empty=EmptySource())
         if draft.source.hub is not None:
             return ModelSource(hub=draft.source.hub.model_copy(update={"commit": ""}))

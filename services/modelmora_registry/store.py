@@ -7,7 +7,8 @@ at. Times are the database's. Every change of a version is announced on CHANNEL 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+import operator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ from modelmora.errors import (
     ModelExists,
     ModelNotFound,
     RequestIdReused,
+    VersionArchived,
     VersionExists,
     VersionInUse,
     VersionIsCurrent,
@@ -33,12 +35,13 @@ from modelmora_runtime.db import Database
 from modelmora_runtime.ids import uuid7
 from modelmora_runtime.protomap import plain_copy
 from pydantic import BaseModel
-from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by, insert
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR, aggregate_order_by, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from modelmora_registry.domain import (
     MANAGED_ALIAS,
     PRODUCTION_ALIAS,
+    AliasChange,
     Artifact,
     ArtifactFile,
     Failure,
@@ -50,14 +53,23 @@ from modelmora_registry.domain import (
     ModelVersion,
     ModelVersionState,
     Reference,
+    StorageUse,
+    VersionDraft,
+    bare_name,
     current_version_of,
+    tasks_of,
 )
-from modelmora_registry.listing import TOTAL_SIZE_CAP, Comparison, Page
+from modelmora_registry.filters import Comparison, Expression, Group
+from modelmora_registry.listing import RANK, TOTAL_SIZE_CAP, Page
+from modelmora_registry.metadata import Facts
+from modelmora_registry.selection import Candidate
 
 CHANNEL = "modelmora_registry_version"
 REQUEST_RETENTION = timedelta(days=1)
 HOLD_RETENTION = timedelta(days=1)
 """So long after its end a hold may still be renewed, by a process whose database was away."""
+SYSTEM = "system"
+"""Who moves `latest`."""
 _READY, _CREATING, _FAILED = ModelVersionState.READY, ModelVersionState.CREATING, ModelVersionState.FAILED
 
 _metadata = sa.MetaData()
@@ -75,6 +87,11 @@ model = sa.Table(
     sa.Column("description", _text),
     sa.Column("task_type", _text),
     sa.Column("labels", _json),
+    sa.Column("given_family", _text),
+    sa.Column("read_family", _text),
+    sa.Column("family", _text),
+    sa.Column("base_model", _text),
+    sa.Column("trainable", sa.Boolean),
     sa.Column("revision", sa.BigInteger),
     sa.Column("create_time", _time),
     sa.Column("update_time", _time),
@@ -98,6 +115,13 @@ model_version = sa.Table(
     sa.Column("progress", _json),
     sa.Column("failure", _json),
     sa.Column("expected_checksums", _json),
+    sa.Column("metadata", _json),
+    sa.Column("model_card", _text),
+    sa.Column("metrics", _json),
+    sa.Column("labels", _json),
+    sa.Column("archive_time", _time),
+    sa.Column("training_job", _text),
+    sa.Column("verify_time", _time),
     sa.Column("revision", sa.BigInteger),
     sa.Column("create_time", _time),
     sa.Column("update_time", _time),
@@ -128,6 +152,7 @@ alias_history = sa.Table(
     sa.Column("to_version", _text),
     sa.Column("subject", _text),
     sa.Column("create_time", _time),
+    sa.Column("position", sa.BigInteger),
 )
 used_version = sa.Table(
     "used_version",
@@ -157,22 +182,8 @@ hold = sa.Table(
     sa.Column("expire_time", _time),
 )
 
-_MODEL_COLUMNS = {
-    "name": model.c.name,
-    "display_name": model.c.display_name,
-    "task_type": model.c.task_type,
-    "labels": model.c.labels,
-    "create_time": model.c.create_time,
-    "update_time": model.c.update_time,
-}
-_VERSION_COLUMNS = {
-    "version": model_version.c.version,
-    "state": model_version.c.state,
-    "engine": model_version.c.engine,
-    "task_type": model_version.c.task_type,
-    "create_time": model_version.c.create_time,
-    "update_time": model_version.c.update_time,
-}
+_BRIEF_VERSION = tuple(column for column in model_version.c if column.name != "model_card")
+"""All of a version but its model card, which may be long and which only GetModelVersion answers."""
 
 
 @dataclass(frozen=True)
@@ -248,28 +259,32 @@ class Store:
 
     async def list_models(self, page: Page, *, with_total: bool) -> Found:
         async with self._read() as connection:
-            rows, token, total = await _page(
-                connection, sa.select(model), model.c.uid, _MODEL_COLUMNS, page, with_total
+            query, keys = sa.select(model), _keys(model)
+            if page.query:
+                words, found_in = _words_of(page.query), sa.literal_column("model.search", TSVECTOR)
+                keys[RANK] = sa.cast(sa.func.ts_rank_cd(found_in, words), sa.Double)
+                query = query.add_columns(keys[RANK].label(RANK)).where(found_in.op("@@")(words))
+            rows, token, total = await page_of(
+                connection, query, model.c.uid, keys, _MODEL_FIELDS, page, with_total=with_total
             )
             aliases = await self._aliases(connection, [row.uid for row in rows])
             return Found([_model(row, aliases.get(row.uid, {})) for row in rows], token, total)
 
-    async def change_model(
-        self, model_id: ModelId, etag: str, change: Callable[[Model, datetime], Model], *, new_task: bool
-    ) -> Model:
-        """Raises ModelNotFound, Conflict; with `new_task` InvalidArgument when versions do another task."""
+    async def update_model(self, model_id: ModelId, draft: ModelDraft, mask: Sequence[str], etag: str) -> Model:
+        """Raises ModelNotFound, Conflict, InvalidArgument; at `model.task_type` when versions do another task."""
         async with self._begin() as (connection, now):
             old = await self._model(connection, model_id, lock=True)
             old.check_etag(etag)
-            new = change(old, now)
-            if new_task and new.task_type is not None:
+            new = old.updated(draft, mask, now=now)
+            if "task_type" in mask and new.task_type is not None:
                 other = sa.select(model_version.c.version).where(
                     model_version.c.model_id == old.uid, model_version.c.task_type != new.task_type.value
                 )
                 if (version := await connection.scalar(other.limit(1))) is not None:
                     raise InvalidArgument.at("model.task_type", f"version {version} does another task")
-            await self._save_model(connection, new)
-            return new
+            given = {"given_family": draft.family or None} if "family" in mask else {}
+            await self._save_model(connection, new, **given)
+            return await self._model(connection, model_id)
 
     async def delete_model(
         self, model_id: ModelId, etag: str, *, force: bool, subject: str, held: Mapping[str, str]
@@ -366,21 +381,78 @@ class Store:
             return Created(await self._model(connection, version.model_id), version, False)
 
     async def get_version(self, reference: Reference) -> ModelVersion:
-        """The version that a version string or an alias names. Raises ModelNotFound, VersionNotFound."""
+        """The version that a version string or an alias names, with its model card. Raises ModelNotFound,
+        VersionNotFound."""
         async with self._read() as connection:
-            return await self._version(connection, await self._model(connection, reference.model_id), reference)
+            found = await self._version(connection, await self._model(connection, reference.model_id), reference)
+            card = await connection.scalar(
+                sa.select(model_version.c.model_card).where(model_version.c.uid == found.uid)
+            )
+            if card is None or found.metadata is None:
+                return found
+            return found.model_copy(update={"metadata": found.metadata.model_copy(update={"model_card": card})})
 
     async def get_version_by_uid(self, uid: str) -> ModelVersion | None:
         async with self._read() as connection:
             return await self._version_by_uid(connection, uid)
 
-    async def list_versions(self, model_id: ModelId, page: Page, *, with_total: bool) -> Found:
-        """Without the files of the artifacts: a page would not fit into a message. Raises ModelNotFound."""
+    async def list_versions(self, model_id: ModelId | None, page: Page, *, with_total: bool) -> Found:
+        """Of one model or of all; without the files of the artifacts: a page would not fit into a message. Raises
+        ModelNotFound."""
+        async with self._read() as connection:
+            query = sa.select(*_BRIEF_VERSION)
+            if model_id is None:
+                query = query.add_columns(model.c.name.label("model_name")).join(
+                    model, model.c.uid == model_version.c.model_id
+                )
+            else:
+                found = await self._model(connection, model_id)
+                query = query.where(model_version.c.model_id == found.uid)
+            uid, keys = model_version.c.uid, _keys(model_version)
+            rows, token, total = await page_of(
+                connection, query, uid, keys, _VERSION_FIELDS, page, with_total=with_total
+            )
+            versions = [self._version_from(row, model_id or ModelId.parse(row.model_name), ()) for row in rows]
+            return Found(versions, token, total)
+
+    async def update_version(
+        self, reference: Reference, draft: VersionDraft, mask: Sequence[str], *, archived: bool, etag: str
+    ) -> ModelVersion:
+        """Raises ModelNotFound, VersionNotFound, Conflict, InvalidArgument, IllegalTransition; VersionIsCurrent for
+        archiving what an alias other than `latest` points at."""
+        async with self._begin() as (connection, now):
+            found = await self._model(connection, reference.model_id, lock=True)
+            old = await self._version(connection, found, reference, lock=True)
+            old.check_etag(etag)
+            new = old.updated(draft, mask, archived=archived, now=now)
+            names = sorted(
+                name for name, string in found.aliases.items() if string == old.version and name != MANAGED_ALIAS
+            )
+            if new.archive_time and not old.archive_time and names:
+                raise VersionIsCurrent(
+                    f"{old.name} is {' and '.join(names)}; move the alias first", version=old.name,
+                    aliases=", ".join(names),
+                )  # fmt: skip
+            await self._save_version(connection, new)
+            if "archive_time" in mask:
+                await self._settle_latest(connection, found, now)
+            await _announce(connection, new.uid)
+            return new
+
+    async def candidates(self, model_id: ModelId, limit: int) -> tuple[Model, list[Candidate]]:
+        """The newest versions of a model, at most `limit`, as a choice among them needs. Raises ModelNotFound."""
         async with self._read() as connection:
             found = await self._model(connection, model_id)
-            query = sa.select(model_version).where(model_version.c.model_id == found.uid)
-            rows, token, total = await _page(connection, query, model_version.c.uid, _VERSION_COLUMNS, page, with_total)
-            return Found([self._version_from(row, model_id, ()) for row in rows], token, total)
+            query = (
+                sa.select(
+                    *(model_version.c[name] for name in ("version", "state", "create_time", "size_bytes", "metrics")),
+                    model_version.c.archive_time.is_not(None).label("archived"),
+                )
+                .where(model_version.c.model_id == found.uid)
+                .order_by(model_version.c.create_time.desc(), model_version.c.uid.desc())
+                .limit(limit)
+            )
+            return found, [Candidate(**row) for row in (await connection.execute(query)).mappings()]
 
     async def resolve(self, reference: Reference) -> tuple[Model, ModelVersion]:
         """The READY version a reference means. Raises ModelNotFound, VersionNotFound, VersionNotReady."""
@@ -391,8 +463,8 @@ class Store:
             row = (await connection.execute(query, names)).first()
         if row is None:
             raise _no_model(reference.model_id)
-        found = _model(_columns_of(row, model), dict(sorted((row.aliases or {}).items())))
-        columns = _columns_of(row, model_version)
+        found = _model(_columns_of(row, model.c), dict(sorted((row.aliases or {}).items())))
+        columns = _columns_of(row, _BRIEF_VERSION)
         if columns.uid is None:
             if reference.selector is None:
                 raise VersionNotReady(f"{reference.model_id} has no READY version yet", model=reference.model_id)
@@ -418,15 +490,15 @@ class Store:
             version.check_etag(etag)
             await self._check_not_held(connection, version.uid, version.name, held)
             names = sorted(name for name, string in found.aliases.items() if string == version.version)
-            is_current = current_version_of(found.aliases) == version.version
-            if (is_current or set(names) - {MANAGED_ALIAS}) and not force:
+            if names and not force:
                 raise VersionIsCurrent(version=version.name, aliases=", ".join(names))
             gone = Gone(version.uid, await self._digests(connection, version.uid, version.state))
             for name in names:
-                target = await self._newest(connection, found, version.uid) if name == MANAGED_ALIAS else None
-                await self._move_alias(connection, found, name, target, subject, now)
+                if name != MANAGED_ALIAS:
+                    await self._move_alias(connection, found, name, None, subject, now)
+            moved = await self._settle_latest(connection, found, now, without=version.uid)
             await self._drop_version(connection, version.uid, now)
-            if names:
+            if names and not moved:
                 await self._save_model(connection, found.changed(now=now))
             return gone
 
@@ -445,12 +517,41 @@ class Store:
                 chosen = await self._version(connection, found, reference, lock=True)
                 if chosen.state is not _READY:
                     raise VersionNotReady(f"{chosen.name} is {chosen.state}", version=chosen.name)
+                if chosen.archive_time is not None:
+                    raise VersionArchived(f"{chosen.name} is archived; bring it back first", version=chosen.name)
                 if await self._is_version_string(connection, found, name):
                     raise InvalidArgument.at("alias", f"{name!r} is or was a version of this model")
                 target = chosen
             await self._move_alias(connection, found, name, target, subject, now)
             await self._save_model(connection, found.changed(now=now))
             return await self._model(connection, model_id)
+
+    async def alias_changes(self, model_id: ModelId, name: str, page: Page) -> Found:
+        """Moves of one alias or, with an empty `name`, of all. Raises ModelNotFound when there never was such a
+        model."""
+        async with self._read() as connection:
+            query = sa.select(alias_history).where(alias_history.c.model_name == str(model_id))
+            if name:
+                query = query.where(alias_history.c.alias == name)
+            rows, token, _ = await page_of(connection, query, alias_history.c.uid, _keys(alias_history), {}, page)
+            if not rows:
+                await self._check_known(connection, model_id)
+            return Found([_alias_change(row) for row in rows], token, None)
+
+    async def storage_use(self) -> StorageUse:
+        """All in one query; the same files in two versions count once."""
+        async with self._read() as connection:
+            sizes = (
+                sa.select(sa.func.max(model_version.c.size_bytes).label("size_bytes"))
+                .where(model_version.c.state == _READY.value)
+                .group_by(model_version.c.digest)
+                .subquery()
+            )
+            total = sa.select(sa.func.coalesce(sa.func.sum(sizes.c.size_bytes), 0)).scalar_subquery()
+            models = sa.select(sa.func.count()).select_from(model).scalar_subquery()
+            versions = sa.select(sa.func.count()).select_from(model_version).scalar_subquery()
+            row = (await connection.execute(sa.select(models, versions, total))).one()
+            return StorageUse(model_count=row[0], version_count=row[1], artifact_bytes=int(row[2]))
 
     # Imports.
 
@@ -480,14 +581,16 @@ class Store:
             await self._save_version(connection, old.progressed(progress, now=now))
             await _announce(connection, uid)
 
-    async def record_failure(self, uid: str, failure: Failure) -> None:
+    async def record_failure(self, uid: str, failure: Failure) -> ModelVersion:
         """Raises VersionNotFound, IllegalTransition."""
         async with self._begin() as (connection, now):
             old = await self._locked_version(connection, uid)
-            await self._save_version(connection, old.failed(failure, now=now))
+            new = old.failed(failure, now=now)
+            await self._save_version(connection, new)
             await _announce(connection, uid)
+            return new
 
-    async def record_ready(self, uid: str, artifact: Artifact, limits: ModelLimits) -> ModelVersion:
+    async def record_ready(self, uid: str, artifact: Artifact, facts: Facts) -> ModelVersion:
         """READY, with its files, as `latest` if it is the newest. Raises VersionNotFound, IllegalTransition."""
         async with self._begin() as (connection, now):
             seen = await self._version_by_uid(connection, uid)
@@ -495,11 +598,14 @@ class Store:
                 raise VersionNotFound(uid=uid)
             found = await self._model(connection, seen.model_id, lock=True)
             old = await self._locked_version(connection, uid)
-            new = old.ready(artifact, limits=limits, now=now)
-            await self._save_version(connection, new)
+            new = old.ready(artifact, limits=facts.limits, metadata=facts.metadata, now=now)
+            await self._save_version(connection, new, model_card=facts.metadata.model_card)
             if artifact.files:
                 rows = [{"model_version_id": uid, **file.model_dump()} for file in artifact.files]
                 await connection.execute(sa.insert(artifact_file), rows)
+            if facts.base_model and not found.base_model:
+                found = found.changed(now=now, base_model=facts.base_model)
+                await self._save_model(connection, found)
             await self._publish(connection, found, new, now)
             await _announce(connection, uid)
             return new
@@ -589,16 +695,31 @@ class Store:
     async def _insert_model(self, connection: AsyncConnection, new: Model) -> bool:
         inserted = await connection.scalar(
             insert(model)
-            .values(uid=new.uid, name=str(new.model_id), **_model_values(new), create_time=new.create_time)
+            .values(
+                uid=new.uid,
+                name=str(new.model_id),
+                given_family=new.family or None,
+                create_time=new.create_time,
+                **_model_values(new),
+            )
             .on_conflict_do_nothing(index_elements=[model.c.name])
             .returning(model.c.uid)
         )
         return inserted is not None
 
-    async def _save_model(self, connection: AsyncConnection, new: Model) -> None:
+    async def _save_model(self, connection: AsyncConnection, new: Model, **more: Any) -> None:
+        """`more`: columns that are no fields of a model."""
         statement = sa.update(model).where(model.c.uid == new.uid, model.c.revision == new.revision - 1)
-        if (await connection.execute(statement.values(**_model_values(new)))).rowcount != 1:
+        if (await connection.execute(statement.values(**_model_values(new), **more))).rowcount != 1:
             raise Conflict(model=new.name)
+
+    async def _check_known(self, connection: AsyncConnection, model_id: ModelId) -> None:
+        """Raises ModelNotFound unless it is or was one."""
+        name = str(model_id)
+        here = sa.exists().where(model.c.name == name)
+        was = sa.exists().where(alias_history.c.model_name == name)
+        if not await connection.scalar(sa.select(sa.or_(here, was))):
+            raise _no_model(model_id)
 
     async def _model(self, connection: AsyncConnection, model_id: ModelId, *, lock: bool = False) -> Model:
         return await self._model_of(connection, model.c.name == str(model_id), model_id, lock=lock)
@@ -637,7 +758,7 @@ class Store:
         """By version string first, then, unless only a version is meant, by alias."""
         selector = reference.selector or ""
         where = sa.and_(model_version.c.model_id == found.uid, model_version.c.version == selector)
-        query = sa.select(model_version).where(where)
+        query = sa.select(*_BRIEF_VERSION).where(where)
         row = (await connection.execute(query.with_for_update() if lock else query)).first()
         if row is None and not reference.version_only and selector in found.aliases:
             reference = Reference(model_id=reference.model_id, selector=found.aliases[selector], version_only=True)
@@ -650,7 +771,7 @@ class Store:
         self, connection: AsyncConnection, where: sa.ColumnElement[bool], name: str, *, lock: bool = False
     ) -> ModelVersion:
         query = (
-            sa.select(model_version, model.c.name.label("model_name"))
+            sa.select(*_BRIEF_VERSION, model.c.name.label("model_name"))
             .join(model, model.c.uid == model_version.c.model_id)
             .where(where)
         )
@@ -684,14 +805,16 @@ class Store:
             uid=row.uid,
             name=model_id.version_name(row.version),
             artifact=artifact,
+            training_job=row.training_job or "",
             **{column: getattr(row, column) for column in _SAME_COLUMNS},
         )
 
-    async def _save_version(self, connection: AsyncConnection, new: ModelVersion) -> None:
+    async def _save_version(self, connection: AsyncConnection, new: ModelVersion, **more: Any) -> None:
+        """`more`: columns that are not read with every version."""
         statement = sa.update(model_version).where(
             model_version.c.uid == new.uid, model_version.c.revision == new.revision - 1
         )
-        if (await connection.execute(statement.values(**_version_values(new)))).rowcount != 1:
+        if (await connection.execute(statement.values(**_version_values(new), **more))).rowcount != 1:
             raise Conflict(version=new.name)
 
     async def _existing(
@@ -699,7 +822,7 @@ class Store:
     ) -> ModelVersion | None:
         """The version that answers this import already; None when there is room for it. A FAILED one makes room."""
         hub = draft.source.hub if draft.source is not None else None
-        taken = sa.select(model_version).where(
+        taken = sa.select(*_BRIEF_VERSION).where(
             model_version.c.model_id == found.uid, model_version.c.version == draft.version
         )
         row = (await connection.execute(taken.with_for_update())).first()
@@ -742,31 +865,35 @@ class Store:
             )
             .on_conflict_do_nothing()
         )
-        newer = sa.exists().where(
-            model_version.c.model_id == found.uid,
-            model_version.c.state == _READY.value,
-            sa.tuple_(model_version.c.create_time, model_version.c.uid)
-            > sa.tuple_(sa.literal(new.create_time, _time), sa.literal(new.uid, _uid)),
-        )
-        if await connection.scalar(sa.select(newer)):
+        if not await self._settle_latest(connection, found, now):
             return found
-        await self._move_alias(connection, found, MANAGED_ALIAS, new, "registry", now)
-        await self._save_model(connection, found.changed(now=now))
         return await self._model(connection, found.model_id)
 
-    async def _newest(self, connection: AsyncConnection, found: Model, without: str) -> Any:
-        """The READY version that is `latest` when the one called `without` is gone; None when there is none."""
+    async def _settle_latest(
+        self, connection: AsyncConnection, found: Model, now: datetime, *, without: str | None = None
+    ) -> bool:
+        """Moves `latest` to the newest READY version that is not archived, or away when there is none; the family that
+        files tell is that version's. `without`: the uid of one that is about to go. Whether it moved."""
         query = (
-            sa.select(model_version.c.uid, model_version.c.version)
+            sa.select(
+                model_version.c.uid, model_version.c.version, model_version.c.metadata["family"].astext.label("family")
+            )
             .where(
                 model_version.c.model_id == found.uid,
                 model_version.c.state == _READY.value,
-                model_version.c.uid != without,
+                model_version.c.archive_time.is_(None),
+                *([model_version.c.uid != without] if without else []),
             )
             .order_by(model_version.c.create_time.desc(), model_version.c.uid.desc())
             .limit(1)
         )
-        return (await connection.execute(query)).first()
+        newest = (await connection.execute(query)).first()
+        if found.aliases.get(MANAGED_ALIAS) == (newest.version if newest is not None else None):
+            return False
+        await self._move_alias(connection, found, MANAGED_ALIAS, newest, SYSTEM, now)
+        family = newest.family if newest is not None else None
+        await self._save_model(connection, found.changed(now=now), read_family=family)
+        return True
 
     async def _move_alias(
         self, connection: AsyncConnection, found: Model, name: str, target: Any, subject: str, now: datetime
@@ -834,6 +961,7 @@ class Store:
 _SAME_COLUMNS = (
     *("version", "state", "task_type", "engine", "engine_options", "source", "resource_requirements"),
     *("engine_profile", "limits", "progress", "failure", "revision", "create_time", "update_time"),
+    *("metadata", "metrics", "labels", "archive_time", "verify_time"),
 )
 
 
@@ -875,15 +1003,15 @@ def _resolving(selected: bool, version_only: bool) -> sa.Select[Any]:
         .scalar_subquery()
     )
     return (
-        sa.select(model, model_version, aliases.label("aliases"), files.label("files"))
+        sa.select(model, *_BRIEF_VERSION, aliases.label("aliases"), files.label("files"))
         .outerjoin_from(model, model_version, model_version.c.uid == meant)
         .where(model.c.name == sa.bindparam("model_name"))
     )
 
 
-def _columns_of(row: sa.Row[Any], table: sa.Table) -> SimpleNamespace:
+def _columns_of(row: sa.Row[Any], columns: Iterable[sa.ColumnElement[Any]]) -> SimpleNamespace:
     """The part of a joined row that belongs to one table."""
-    return SimpleNamespace(**{column.name: row._mapping[column] for column in table.c})
+    return SimpleNamespace(**{str(column.key): row._mapping[column] for column in columns})
 
 
 def _no_model(model_id: ModelId) -> ModelNotFound:
@@ -909,6 +1037,8 @@ def _model_values(value: Model) -> dict[str, Any]:
         "description": value.description,
         "task_type": value.task_type.value if value.task_type else None,
         "labels": dict(value.labels),
+        "base_model": bare_name(value.base_model) or None,
+        "trainable": value.trainable,
         "revision": value.revision,
         "update_time": value.update_time,
     }
@@ -929,19 +1059,29 @@ def _version_values(value: ModelVersion) -> dict[str, Any]:
         "limits": _plain(value.limits),
         "progress": _plain(value.progress),
         "failure": _plain(value.failure),
+        "metadata": _plain(value.metadata, without=("model_card",)),
+        "metrics": dict(value.metrics),
+        "labels": dict(value.labels),
+        "archive_time": value.archive_time,
+        "training_job": value.training_job or None,
+        "verify_time": value.verify_time,
         "revision": value.revision,
         "create_time": value.create_time,
         "update_time": value.update_time,
     }
 
 
-def _plain(value: BaseModel | None) -> Any:
+def _plain(value: BaseModel | None, *, without: Collection[str] = ()) -> Any:
     """For a JSON column: what is None is left out."""
     if value is None:
         return None
-    fields = {name: getattr(value, name) for name in type(value).model_fields}
+    fields = {name: getattr(value, name) for name in type(value).model_fields if name not in without}
     return {
-        name: _plain(field) if isinstance(field, BaseModel) else plain_copy(field)
+        name: _plain(field)
+        if isinstance(field, BaseModel)
+        else field.total_seconds()
+        if isinstance(field, timedelta)
+        else plain_copy(field)
         for name, field in fields.items()
         if field is not None
     }
@@ -957,6 +1097,10 @@ def _model(row: Any, aliases: Mapping[str, str]) -> Model:
         description=row.description,
         task_type=row.task_type,
         labels=row.labels,
+        family=row.family or "",
+        base_model=ModelId.parse(row.base_model).name if row.base_model else "",
+        trainable=row.trainable,
+        rank=getattr(row, RANK, 0),
         current_version=model_id.version_name(current) if current else "",
         aliases=aliases,
         revision=row.revision,
@@ -969,51 +1113,174 @@ async def _announce(connection: AsyncConnection, uid: str) -> None:
     await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, uid)))
 
 
-async def _page(
+def _alias_change(row: Any) -> AliasChange:
+    return AliasChange(
+        alias=row.alias,
+        from_version=row.from_version or "",
+        to_version=row.to_version or "",
+        subject=row.subject,
+        create_time=row.create_time,
+    )
+
+
+# Lists.
+
+Condition = Callable[[Comparison], sa.ColumnElement[bool]]
+"""What a comparison asks of a row, as SQL. Values go in as parameters, never as text."""
+
+
+def _asked(key: sa.ColumnElement[Any]) -> Condition:
+    """Of one column."""
+
+    def condition(comparison: Comparison) -> sa.ColumnElement[bool]:
+        value = comparison.value
+        if comparison.operator == "has":
+            return key.icontains(str(value), autoescape=True)
+        # A bound as the caller gave it: as a whole number for the column it would be cut.
+        bound = sa.literal(value, sa.Double) if isinstance(value, float) else value
+        asked: sa.ColumnElement[bool] = _COMPARE[comparison.operator](key, bound)
+        return asked
+
+    return condition
+
+
+_COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
+    "=": operator.eq,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def _asked_of_labels(column: sa.Column[Any]) -> Condition:
+    def condition(comparison: Comparison) -> sa.ColumnElement[bool]:
+        if comparison.operator == "present":
+            present: sa.ColumnElement[bool] = column.has_key(comparison.key)
+            return present
+        if comparison.operator == "=":
+            return column.contains({comparison.key: comparison.value})  # the index knows this one
+        return _asked(column[comparison.key].astext)(comparison)
+
+    return condition
+
+
+def _asked_of_metrics(column: sa.Column[Any]) -> Condition:
+    def condition(comparison: Comparison) -> sa.ColumnElement[bool]:
+        if comparison.operator == "present":
+            present: sa.ColumnElement[bool] = column.has_key(comparison.key)
+            return present
+        return _asked(sa.cast(column[comparison.key].astext, sa.Double))(comparison)
+
+    return condition
+
+
+def _asked_of_modality(comparison: Comparison) -> sa.ColumnElement[bool]:
+    return model.c.task_type.in_([task.value for task in tasks_of(str(comparison.value))])
+
+
+def _asked_of_stage(comparison: Comparison) -> sa.ColumnElement[bool]:
+    """Staging and production are aliases; a model is archived when versions of it are and none is left to serve."""
+    if comparison.value != "archived":
+        return _has_alias(str(comparison.value))
+    archived = sa.exists().where(model_version.c.model_id == model.c.uid, model_version.c.archive_time.is_not(None))
+    return sa.and_(archived, sa.not_(_has_alias(MANAGED_ALIAS, PRODUCTION_ALIAS)))
+
+
+def _asked_if(condition: sa.ColumnElement[bool]) -> Condition:
+    return lambda comparison: condition if comparison.value else sa.not_(condition)
+
+
+def _has_alias(*names: str) -> sa.ColumnElement[bool]:
+    return sa.exists().where(alias.c.model_id == model.c.uid, alias.c.alias.in_(names))
+
+
+_MODEL_FIELDS: Mapping[str, Condition] = {
+    "stage": _asked_of_stage,
+    "modality": _asked_of_modality,
+    "servable": _asked_if(_has_alias(MANAGED_ALIAS, PRODUCTION_ALIAS)),
+    "labels": _asked_of_labels(model.c.labels),
+    **{
+        name: _asked(model.c[name])
+        for name in (
+            *("name", "display_name", "task_type", "family", "base_model", "trainable", "create_time", "update_time"),
+        )
+    },
+}
+_VERSION_FIELDS: Mapping[str, Condition] = {
+    "archived": _asked_if(model_version.c.archive_time.is_not(None)),
+    "parameter_count": _asked(sa.cast(model_version.c.metadata["parameter_count"].astext, sa.Double)),
+    "dtype": _asked(model_version.c.metadata["dtype"].astext),
+    "labels": _asked_of_labels(model_version.c.labels),
+    "metrics": _asked_of_metrics(model_version.c.metrics),
+    **{
+        name: _asked(model_version.c[name])
+        for name in (
+            *("version", "state", "engine", "task_type", "size_bytes", "training_job", "create_time", "update_time"),
+        )
+    },
+}
+
+
+def condition_of(expression: Expression, fields: Mapping[str, Condition]) -> sa.ColumnElement[bool]:
+    """An expression as SQL over these fields."""
+    if isinstance(expression, Group):
+        parts = [condition_of(part, fields) for part in expression.parts]
+        return sa.and_(*parts) if expression.operator == "AND" else sa.or_(*parts)
+    asked = fields[expression.field](expression)
+    return asked.is_not(True) if expression.negated else asked
+
+
+def _words_of(query: str) -> sa.ColumnElement[Any]:
+    """What people typed, as PostgreSQL searches for it: as English and as it stands. Any text is a query."""
+    english: sa.ColumnElement[Any] = sa.literal_column("'english'::regconfig")
+    simple: sa.ColumnElement[Any] = sa.literal_column("'simple'::regconfig")
+    words: sa.ColumnElement[Any] = sa.func.websearch_to_tsquery(english, query).op("||")(
+        sa.func.websearch_to_tsquery(simple, query)
+    )
+    return words
+
+
+def _keys(table: sa.Table) -> dict[str, sa.ColumnElement[Any]]:
+    """What rows may be ordered by: their columns, by name."""
+    return dict(table.c)
+
+
+async def page_of(
     connection: AsyncConnection,
     query: sa.Select[Any],
     tie: sa.Column[Any],
-    columns: Mapping[str, sa.Column[Any]],
+    keys: Mapping[str, sa.ColumnElement[Any]],
+    fields: Mapping[str, Condition],
     page: Page,
-    with_total: bool,
+    *,
+    with_total: bool = False,
 ) -> tuple[Sequence[Any], str, int | None]:
-    """Rows of one page, the token of the next and, if wanted, the capped count."""
-    query = query.where(*(_condition(columns, comparison) for comparison in page.comparisons))
+    """Rows of one page, the token of the next and, if wanted, the capped count. `query` selects the sort key too, under
+    its name; `tie` is the uid that tells rows of one sort key apart."""
+    if page.filter is not None:
+        query = query.where(condition_of(page.filter, fields))
     total = None
     if with_total:
         capped = query.with_only_columns(sa.literal(1), maintain_column_froms=True).limit(TOTAL_SIZE_CAP).subquery()
         total = await connection.scalar(sa.select(sa.func.count()).select_from(capped))
-    key = columns[page.order.field]
+    key = keys[page.order.field]
     if page.after is not None:
-        value = datetime.fromisoformat(page.after[0]) if isinstance(key.type, sa.TIMESTAMP) else page.after[0]
-        last = sa.tuple_(sa.literal(value, key.type), sa.literal(page.after[1], _uid))
+        last = sa.tuple_(sa.literal(_read_key(key, page.after[0]), key.type), sa.literal(page.after[1], _uid))
         query = query.where(sa.tuple_(key, tie) < last if page.order.descending else sa.tuple_(key, tie) > last)
     ordered = (key.desc(), tie.desc()) if page.order.descending else (key, tie)
     rows = (await connection.execute(query.order_by(*ordered).limit(page.size + 1))).all()
     token = ""
     if len(rows) > page.size:
         rows = rows[: page.size]
-        value = getattr(rows[-1], key.name)
-        token = page.token_after([value.isoformat() if isinstance(value, datetime) else value, rows[-1].uid])
+        value = getattr(rows[-1], page.order.field)
+        token = page.token_after(value.isoformat() if isinstance(value, datetime) else str(value), rows[-1].uid)
     return rows, token, total
 
 
-_COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
-    "=": lambda column, value: column == value,
-    "!=": lambda column, value: column.is_distinct_from(value),
-    "<": lambda column, value: column < value,
-    "<=": lambda column, value: column <= value,
-    ">": lambda column, value: column > value,
-    ">=": lambda column, value: column >= value,
-}
-
-
-def _condition(columns: Mapping[str, sa.Column[Any]], comparison: Comparison) -> sa.ColumnElement[bool]:
-    column = columns[comparison.field]
-    if comparison.key:
-        if comparison.operator == "=":
-            return column.contains({comparison.key: comparison.value})
-        differs: sa.ColumnElement[bool] = column[comparison.key].astext.is_distinct_from(comparison.value)
-        return differs
-    condition: sa.ColumnElement[bool] = _COMPARE[comparison.operator](column, comparison.value)
-    return condition
+def _read_key(key: sa.ColumnElement[Any], text: str) -> Any:
+    if isinstance(key.type, sa.TIMESTAMP):
+        return datetime.fromisoformat(text)
+    if isinstance(key.type, sa.BigInteger):
+        return int(text)
+    return float(text) if isinstance(key.type, sa.Double) else text

@@ -149,8 +149,18 @@ def sentence_model(folder: Path, *, tokens: int = 128, width: int = 16, seed: by
         "1_Pooling/config.json": {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True},
     }.items():
         (folder / path).write_text(json.dumps(content))
-    (folder / "model.safetensors").write_bytes(seed * 100_000)
+    (folder / "model.safetensors").write_bytes(safetensors(100_000, seed))
     return folder
+
+
+def safetensors(size_bytes: int, seed: bytes = b"w") -> bytes:
+    """A whole safetensors file of this size: one tensor of bytes."""
+    header = b""
+    for _ in range(3):  # The header tells the length of what follows it, in digits that it is made of.
+        weights = size_bytes - 8 - len(header)
+        header = json.dumps({"weights": {"dtype": "U8", "shape": [weights], "data_offsets": [0, weights]}}).encode()
+        header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + (seed * size_bytes)[: size_bytes - 8 - len(header)]
 
 
 def local(path: Path) -> pb.ModelSource:

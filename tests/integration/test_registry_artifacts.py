@@ -13,8 +13,9 @@ import pytest
 from integration.registry_rig import sentence_model, until
 from modelmora.errors import ChecksumMismatch, StorageFull, UnsafeFile
 from modelmora_registry import artifacts as store_file
-from modelmora_registry.artifacts import Artifacts, Fetched, Plan, PlannedFile, Progress
+from modelmora_registry.artifacts import Artifacts, Fetched, Progress
 from modelmora_registry.domain import LocalSource, ModelSource
+from modelmora_registry.sources import Plan, PlannedFile, Sources
 
 WEIGHTS = "model.safetensors"
 
@@ -26,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path, folder: Path) -> Iterator[Artifacts]:
-    made = Artifacts(tmp_path / "artifacts", model_roots=[tmp_path / "roots"])
+    made = Artifacts(tmp_path / "artifacts", Sources(model_roots=[tmp_path / "roots"]))
     yield made
     made.close()
 
@@ -176,10 +177,14 @@ async def test_space_promised_to_one_import_is_not_promised_to_another(
     found = os.statvfs(tmp_path)
     free_bytes = found.f_bavail * found.f_frsize - store_file.HEADROOM_BYTES
     share = int(free_bytes * 0.6)
-    await store.check_space(share)
-    store._reserved_bytes = share
+    half = Plan(source(folder), (PlannedFile(WEIGHTS, share),))
+    await store.check_room(half)
+    other = Progress()
+    store._reserved["other"] = (share, other)
     with pytest.raises(StorageFull):
-        await store.check_space(share)
+        await store.check_room(half)
+    other.written_bytes = share  # What it has written is no longer free anyway.
+    await store.check_room(half)
 
 
 async def test_a_planned_file_outside_the_roots_is_not_read(store: Artifacts, tmp_path: Path, folder: Path) -> None:

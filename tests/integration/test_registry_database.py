@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from integration.registry_rig import Rig, local, registry, sentence_model
+from integration.registry_rig import Rig, local, registry, safetensors, sentence_model
 from modelmora.errors import DatabaseUnavailable
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora_runtime.postgres import EmbeddedPostgres
@@ -73,7 +73,7 @@ async def test_calls_fail_fast_while_it_is_stopped_and_work_when_it_is_back(
 
 async def test_a_kill_of_the_server_costs_no_import(postgres: EmbeddedPostgres, data_dir: Path) -> None:
     folder = sentence_model(data_dir.parent / "roots" / "mini")
-    (folder / "model.safetensors").write_bytes(b"w" * 48 * 2**20)
+    (folder / "model.safetensors").write_bytes(safetensors(48 * 2**20))
     async with registry(postgres.url, data_dir, model_roots=(folder.parent,)) as rig:
         await rig.echo()
         request = pb.ImportModelRequest(source=local(folder), version="1")

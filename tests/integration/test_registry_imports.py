@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.registry_rig import Rig, local, modes_below, registry, sentence_model
+from integration.registry_rig import Rig, local, modes_below, registry, safetensors, sentence_model
 from modelmora.errors import (
     InvalidArgument,
     SourceNotFound,
@@ -326,7 +326,7 @@ async def test_an_import_cut_short_by_a_kill_is_continued_by_the_next_start(
     database_url: str, data_dir: Path, roots: Path
 ) -> None:
     folder = sentence_model(roots / "mini")
-    (folder / WEIGHTS).write_bytes(b"".join(bytes([number]) * 2**20 for number in range(96)))
+    (folder / WEIGHTS).write_bytes(safetensors(96 * 2**20))
     script = CRASH.format(tests=TESTS)
     killed = await asyncio.to_thread(
         subprocess.run,

@@ -1,0 +1,199 @@
+"""Versions copied to another registry, and what the other side has of them.
+
+A folder gets the files of a version and SHA256SUMS, all at once: they are written beside it, read back, and then take
+its place in one step. A folder with anything in it that no export put there is left alone. A Hub repository gets one
+commit. Everything blocks and runs in a thread of its own; one export at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from modelmora.errors import ChecksumMismatch, FailedPrecondition, SourceNotFound
+
+from modelmora_registry import metadata
+from modelmora_registry.artifacts import fsync_folders, sha256_of, storage_errors
+from modelmora_registry.domain import DEFAULT_HUB_REVISION, ArtifactFile, ModelVersion
+from modelmora_registry.links import ExternalLink, RegistryType, differences
+from modelmora_registry.sources import SUMS_FILE, Sources, parse_sums, render_sums
+
+T = TypeVar("T")
+
+CHUNK_BYTES = 4 * 2**20
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the other side has: how it differs from what is here (empty: it does not), and what it tells of itself."""
+
+    differences: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Exports:
+    def __init__(self, sources: Sources, export_roots: Sequence[Path]) -> None:
+        self._sources = sources
+        self._export_roots = tuple(export_roots)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry-export")
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def look(self, link: ExternalLink, version: ModelVersion) -> Look:
+        """Compares a version with the other side. SourceUnavailable when that does not answer."""
+        return await self._in_thread(self._look, link, version)
+
+    async def export(self, link: ExternalLink, version: ModelVersion) -> None:
+        """Copies a version there and reads back what was written. FailedPrecondition, ChecksumMismatch, StorageFull,
+        SourceUnavailable."""
+        await self._in_thread(self._export, link, version)
+
+    async def url(self, link: ExternalLink) -> str:
+        """Where people see it."""
+        if link.registry_type is RegistryType.FOLDER:
+            return Path(link.external_id).as_uri()
+        return await self._in_thread(self._sources.hub.page, link.external_id)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _look(self, link: ExternalLink, version: ModelVersion) -> Look:
+        assert version.artifact is not None
+        here = {file.path: file for file in version.artifact.files}
+        if link.registry_type is RegistryType.FOLDER:
+            folder = os.path.realpath(link.external_id)
+            if not (self._may_write(folder) or self._sources.is_below_a_root(folder)):
+                raise FailedPrecondition("the folder lies outside registry.model_roots and registry.export_roots")
+            return _look_at_folder(Path(folder), here)
+        try:
+            snapshot = self._sources.hub.snapshot(link.external_id, DEFAULT_HUB_REVISION)
+        except SourceNotFound as error:
+            return Look(error.message)
+        there = {file.path: file for file in snapshot.files}
+        root = Path(version.artifact.path)
+        changed = [
+            path
+            for path, file in here.items()
+            if (found := there.get(path))
+            and (found.sha256 or found.blob_id) != (file.sha256 if found.sha256 else _blob_id(root / path))
+        ]
+        missing = [path for path in here if path not in there]
+        extra = [path for path in metadata.wanted_of(there) if path not in here]
+        return Look(differences(changed, missing, extra), {**snapshot.metadata, "commit": snapshot.commit})
+
+    def _export(self, link: ExternalLink, version: ModelVersion) -> None:
+        artifact = version.artifact
+        if artifact is None or not artifact.files:
+            raise FailedPrecondition(f"{version.name} has no files to export", version=version.name)
+        if link.registry_type is RegistryType.FOLDER:
+            self._export_folder(Path(link.external_id), Path(artifact.path), artifact.files)
+            return
+        paths = [file.path for file in artifact.files]
+        message = f"{version.version} from ModelMora"
+        self._sources.hub.upload(link.external_id, Path(artifact.path), paths, message=message)
+        if found := self._look(link, version).differences:
+            raise ChecksumMismatch(f"the Hub has something else than what was sent: {found}")
+
+    def _export_folder(self, target: Path, snapshot: Path, files: Sequence[ArtifactFile]) -> None:
+        parent = os.path.realpath(target.parent)
+        target = Path(parent, target.name)
+        if target.is_symlink() or not target.name or not self._may_write(str(target)):
+            raise FailedPrecondition(f"{target} lies outside the configured export roots (registry.export_roots)")
+        _check_replaceable(target)
+        spare = target.with_name(f".{target.name}.modelmora")
+        shutil.rmtree(spare, ignore_errors=True)  # Of an export that was killed; there is one at a time.
+        try:
+            with storage_errors():
+                spare.mkdir(parents=True)
+                for file in files:
+                    _copy_verified(snapshot / file.path, spare / file.path, file)
+                sums = render_sums((file.path, file.sha256) for file in files)
+                (spare / SUMS_FILE).write_text(sums, encoding="utf-8")
+                fsync_folders(spare)
+                _take_the_place(spare, target)
+        except OSError as error:
+            raise FailedPrecondition(f"{target} cannot be written: {error.strerror}") from error
+        finally:
+            shutil.rmtree(spare, ignore_errors=True)
+
+    def _may_write(self, real: str) -> bool:
+        roots = [os.path.realpath(root).rstrip("/") + "/" for root in self._export_roots]
+        return any(real.startswith(root) for root in roots)
+
+
+def _look_at_folder(folder: Path, here: Mapping[str, ArtifactFile]) -> Look:
+    if not folder.is_dir():
+        return Look(f"there is no folder {folder}")
+    there = {
+        os.path.relpath(os.path.join(parent, name), folder) for parent, _, names in os.walk(folder) for name in names
+    } - {SUMS_FILE}
+    changed = [
+        path
+        for path in here.keys() & there
+        if (folder / path).stat().st_size != here[path].size_bytes or sha256_of(folder / path) != here[path].sha256
+    ]
+    return Look(differences(changed, list(here.keys() - there), list(there - here.keys())))
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raises FailedPrecondition when there is anything in the way that no export has put there."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise FailedPrecondition(f"{target} is no folder")
+    there = {
+        os.path.relpath(os.path.join(parent, name), target) for parent, _, names in os.walk(target) for name in names
+    }
+    try:
+        ours = set(parse_sums((target / SUMS_FILE).read_bytes())) | {SUMS_FILE} if there else set()
+    except OSError:
+        ours = set()
+    if strangers := sorted(there - ours):
+        raise FailedPrecondition(f"{target} holds {strangers[0]}, which no export has put there; name another folder")
+
+
+def _copy_verified(source: Path, target: Path, file: ArtifactFile) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(source, "rb", buffering=0) as reading, open(target, "xb", buffering=0) as writing:
+        while chunk := reading.read(CHUNK_BYTES):
+            view = memoryview(chunk)
+            while view:
+                view = view[writing.write(view) :]
+        os.fsync(writing.fileno())
+    if target.stat().st_size != file.size_bytes or sha256_of(target) != file.sha256:
+        raise ChecksumMismatch(f"{file.path} is not what was verified at its import", file=file.path)
+
+
+def _take_the_place(spare: Path, target: Path) -> None:
+    """`spare` becomes `target` in one step; what was there is in `spare` afterwards."""
+    if not target.exists():
+        os.rename(spare, target)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(spare), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE) == 0:
+        return
+    if (number := ctypes.get_errno()) not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        raise OSError(number, os.strerror(number))
+    # A file system that cannot exchange: there is a moment without either.
+    old = spare.with_name(f"{spare.name}.old")
+    os.rename(target, old)
+    os.rename(spare, target)
+    os.rename(old, spare)
+
+
+def _blob_id(file: Path) -> str:
+    """Git's name of a file's content."""
+    content = file.read_bytes()  # Only of files that a Hub keeps in git itself, which are small.
+    return hashlib.sha1(b"blob %d\x00" % len(content) + content, usedforsecurity=False).hexdigest()
