@@ -131,13 +131,21 @@ def test_mutants_have_names_of_their_own() -> None:
 
 @pytest.mark.timeout(600)
 def test_the_named_tests_pass_without_a_mutant(trees: SimpleQueue[Tree]) -> None:
-    tree = trees.get()
-    try:
-        outcome = _run_tests(tree, sorted({mutant.test for mutant in ALL}), None)
-    finally:
-        trees.put(tree)
-    assert (outcome.failures, outcome.errors, outcome.skipped) == (0, 0, 0), outcome.output
-    assert outcome.passed > 0
+    named = sorted({mutant.test for mutant in ALL})
+    files = sorted({test.partition("::")[0] for test in named})
+    shares = [set(files[number::WORKERS]) for number in range(WORKERS)]
+
+    def run(share: set[str]) -> Outcome:
+        tree = trees.get()
+        try:
+            return _run_tests(tree, [test for test in named if test.partition("::")[0] in share], None)
+        finally:
+            trees.put(tree)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for outcome in pool.map(run, shares):
+            assert (outcome.failures, outcome.errors, outcome.skipped) == (0, 0, 0), outcome.output
+            assert outcome.passed > 0
 
 
 @pytest.mark.timeout(1200)
