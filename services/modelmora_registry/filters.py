@@ -179,10 +179,11 @@ class _Parser:
         return found["bare"] or _unquoted(found["quoted"])
 
     def _operator(self, name: str, kind: Kind, key: str) -> str:
+        began = self._at
         for operator in ("<=", ">=", "!=", "=", "<", ">", ":"):
             if self._take(operator):
                 if kind in _MAPS and not key and operator != ":":
-                    self._fail(f"{name} is asked by key: {name}.key, or {name}:key")
+                    self._fail(f"{name} is asked by key: {name}.key, or {name}:key", at=began)
                 return operator
         self._fail(f"an operator is expected before {self._rest()}")
 

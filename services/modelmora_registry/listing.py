@@ -8,6 +8,7 @@ import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from modelmora.errors import InvalidArgument
 
@@ -124,6 +125,8 @@ def _parse_token(token: str, digest: str, field: str) -> tuple[str, str]:
 def _check_key(field: str, key: str) -> None:
     """Raises ValueError for what cannot be the sort key of a row."""
     if field.endswith("_time"):
+        if datetime.fromisoformat(key).tzinfo is None:
+            raise ValueError("a time without a zone")
         utc_time(key)
     elif field == RANK and not math.isfinite(float(key)):
         raise ValueError("not a rank")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from modelmora.common.v1 import common_pb2
 from modelmora.errors import InvalidArgument
 from modelmora.registry.v1 import registry_pb2 as pb
-from modelmora_registry import domain
+from modelmora_registry import domain, selection
 from modelmora_runtime.protomap import read, to_plain, write
 from pydantic import BaseModel
 
@@ -29,9 +29,13 @@ PAIRS: list[tuple[type[BaseModel], type[Message]]] = [
     (domain.ModelLimits, pb.ModelLimits),
     (domain.ImportProgress, pb.ImportProgress),
     (domain.Failure, pb.Failure),
+    (domain.ModelMetadata, pb.ModelMetadata),
+    (domain.AliasChange, pb.AliasChange),
+    (domain.AuditEntry, pb.AuditEntry),
+    (selection.RejectedVersion, pb.RejectedVersion),
     (domain.EngineProfile, common_pb2.EngineProfile),
 ]
-DERIVED = {"etag"}
+DERIVED = {"etag", "modality", "servable"}
 """Fields of the message that the value computes."""
 
 
@@ -68,7 +72,13 @@ def test_no_word_exists_on_one_side_only(words: Any, enum: Any) -> None:
 )
 def test_drafts_read_only_what_the_message_has(draft: type[BaseModel], message: type[Message]) -> None:
     missing = set(draft.model_fields) - set(message.DESCRIPTOR.fields_by_name)
-    assert missing <= ({"limits"} if message is pb.ImportModelRequest else set())
+    only_later = {"limits", "labels", "metrics", "training_job"}
+    assert missing <= (only_later if message is pb.ImportModelRequest else set())
+
+
+def test_criteria_read_all_that_a_selection_asks() -> None:
+    fields = set(pb.SelectModelVersionRequest.DESCRIPTOR.fields_by_name)
+    assert set(selection.Criteria.model_fields) | {"name"} == fields
 
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
@@ -141,6 +151,20 @@ versions = st.builds(
         current_file=text,
     ),
     failure=st.none() | st.builds(domain.Failure, reason=text, message=text),
+    metadata=st.none()
+    | st.builds(
+        domain.ModelMetadata,
+        architecture=st.none() | text,
+        parameter_count=st.none() | st.integers(0, 2**63 - 1),
+        context_length=st.none() | positive,
+        weight_bytes=st.dictionaries(text, st.integers(0, 2**63 - 1), max_size=2),
+        tags=st.lists(text, max_size=2).map(tuple),
+    ),
+    metrics=st.dictionaries(text, finite.map(float), max_size=2),
+    archive_time=st.none() | times,
+    labels=st.dictionaries(text, text, max_size=2),
+    training_job=text,
+    verify_time=st.none() | times,
     revision=st.integers(0, 2**63 - 1),
     create_time=times,
     update_time=times,
@@ -150,7 +174,7 @@ versions = st.builds(
 def without_derived(message: Message) -> Any:
     copy = type(message)()
     copy.CopyFrom(message)
-    for field in DERIVED:
+    for field in DERIVED & set(copy.DESCRIPTOR.fields_by_name):
         copy.ClearField(field)
     return {name: item for name, item in to_plain(copy).items() if name not in DERIVED}
 
