@@ -1,19 +1,24 @@
-"""Brings what is queued for one model version to its worker, and the worker's rows to those who wait for them.
+"""Brings what is queued for one model version to its workers, and their rows to those who wait for them.
 
 A dispatcher exists while its version is in use. Its life, numbered as in the code:
 
   1. The first call starts it: it asks lifecycle for a lease, entries gather meanwhile. What cannot be granted answers
-     everybody who waits; what may pass is asked for again, with growing pauses, until its patience ends.
+     everybody who waits; what may pass is asked for again, with growing pauses, until its patience ends. While only
+     calls wait that would not wait for a load, it asks for a lease of what is in memory only.
   2. With the worker's address and key it connects and sends batches (`_pump`) whenever something arrives or is done;
-     queue.py decides what and when. Each batch on the worker is followed by one task.
-  3. Lifecycle hears when the first batch starts and, a moment after the last has ended, that the lease is idle.
-  4. Asked to yield, it starts no batch after the time named, lets those on the worker end, closes, and asks anew if
-     entries remain.
-  5. When the worker is gone or the lease revoked, rows that had arrived are delivered, everything else goes back to
-     its place in the queue, and a new lease is asked for. Only a crash makes the running batch suspect.
-  6. After a time without entries the lease is closed and the dispatcher forgotten.
+     queue.py decides what and when. Each batch on a worker is followed by one task.
+  3. Lifecycle hears when the first batch starts and, a moment after the last has ended, that the lease is idle; and
+     once a second what waits beyond that, from which it judges whether another replica pays.
+  4. Invited to a further replica it opens one more lease, and keeps it for as long as there is work for it. A batch
+     goes to the replica with the fewest batches in flight. What happens to one lease does not disturb the others.
+  5. Asked to yield, it starts no batch after the time named, lets those on the worker end, closes, and asks anew if
+     entries remain and no other lease is left.
+  6. When a worker is gone or its lease revoked, rows that had arrived are delivered, everything else goes back to its
+     place in the queue, and a new lease is asked for if there is no other. Only a crash makes the running batch
+     suspect.
+  7. After a time without entries a lease is closed; with the last one the dispatcher is forgotten.
 
-Whose time runs out or who hangs up leaves at once, from the queue and from the worker.
+Whose time runs out or who hangs up leaves the queue at once, and the worker at its next micro-batch.
 """
 
 from __future__ import annotations
@@ -22,8 +27,9 @@ import asyncio
 import contextvars
 import logging
 import time
+import uuid
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +40,7 @@ from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime.worker_channel import InferCall, WorkerChannel, error_from_entry
 
-from modelmora_inference.domain import Aging, Batch, BatchLimits, Bounds, Entry, Place, Priority
+from modelmora_inference.domain import Aging, Batch, BatchLimits, Bounds, ByteBudget, Entry, Place, Priority, Worker
 from modelmora_inference.metrics import Counts
 from modelmora_inference.queue import EntryQueue
 
@@ -42,8 +48,12 @@ log = logging.getLogger(__name__)
 
 IDLE_AFTER_SECONDS = 0.1
 """So long after the last batch the lease is called idle: two messages for each lone call would cost more than it."""
+TELL_WAITING_SECONDS = 1.0
+"""So often lifecycle hears what waits."""
 LAST_WORD_SECONDS = 1.0
 """When the worker's connection is gone, so long lifecycle may take to say why."""
+_COST_TOKENS = 50_000.0
+"""The usual time of a token is that of about so many last ones."""
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
 _PASSING = (errors.Unavailable, errors.Aborted)
@@ -54,6 +64,10 @@ class Rules:
     """The figures of dispatching; settings become these."""
 
     bounds: Bounds = field(default_factory=Bounds)
+    max_total_bytes: int = 1024 * 1024 * 1024
+    """Of all queues together."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Of tenants; 1 for those it does not name."""
     aging: Aging = field(default_factory=Aging)
     batches: BatchLimits = field(default_factory=BatchLimits)
     idle_keep_seconds: float = 30.0
@@ -79,6 +93,10 @@ class Call:
     exact: bool
     done: asyncio.Future[None]
     """Ends when every row is there, or with the first error."""
+    if_loaded: bool = False
+    """Not worth a wait for a load: ModelLoading then."""
+    ready_in_seconds: float | None = None
+    """It met a model that was not in memory: the estimate then, where there was one."""
     entries: list[Entry] = field(default_factory=list)
     rows: list[bytes] = field(default_factory=list)
     """Little-endian float32, one for each text."""
@@ -109,22 +127,29 @@ class Call:
             self.done.set_exception(error)
 
 
-@dataclass(slots=True)
-class _Replica:
-    """The worker that we may use now."""
+@dataclass(slots=True, eq=False)
+class _Lease:
+    """A replica that we may use now."""
 
+    worker: Worker
     channel: WorkerChannel
     profile: common_pb2.EngineProfile
-    limits: BatchLimits
+    replica: str
+    idle_since: float
     last_start: float = float("inf")
     """No batch starts at or after this; finite once we were asked to yield."""
     left: bool = False
     """We closed the connection ourselves, because the worker takes no more work."""
     crashed: bool = False
+    told_busy: bool = False
+    told_waiting_time: float = 0.0
+    """When lifecycle last heard what waits; 0: that nothing does."""
+    following: dict[Batch, tuple[InferCall, asyncio.Task[None]]] = field(default_factory=dict)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Dispatcher:
-    """The queue of one version and the one lease that serves it."""
+    """The queue of one version and the leases that serve it."""
 
     def __init__(
         self,
@@ -133,14 +158,17 @@ class Dispatcher:
         acquire: Callable[[], Any],
         rules: Rules,
         counts: Counts,
+        budget: ByteBudget,
+        weights: Mapping[str, float],
         forget: Callable[[Dispatcher], None],
     ) -> None:
         """`acquire` opens the lease stream (a stream-stream call); `forget` is told when nothing is left to do."""
         self.version = version
-        self.queue = EntryQueue(rules.bounds, rules.aging)
+        self.queue = EntryQueue(rules.bounds, rules.aging, budget=budget, weights=weights)
         self.max_input_tokens = 0
         self.embedding_dimensions = 0
         """Both as the engine told after its load; 0 while unknown."""
+        self._holder = uuid.uuid4().hex
         self._acquire = acquire
         self._rules = rules
         self._counts = counts
@@ -148,23 +176,30 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         # Its tasks outlive the call that happens to start them, so they get neither its caller nor its trace.
         self._context = contextvars.Context()
-        self._replica: _Replica | None = None
-        self._following: dict[Batch, tuple[InferCall, asyncio.Task[None]]] = {}
+        self._leases: list[_Lease] = []
+        self._further: dict[str, asyncio.Task[None]] = {}
+        """Leases beyond the first, by the replica that we were invited to."""
         self._life: asyncio.Task[None] | None = None
+        self._loading = False
+        """Lifecycle said that the version is not in memory."""
+        self._ready_time: float | None = None
+        """When it should be, as lifecycle said last."""
         self._closing = False
         self._pumping = False
         self._progress = False
-        self._told_busy = False
-        self._idle_since = 0.0
-        self._wake = asyncio.Event()
         self._bytes_per_token = 4.0
+        self._cost_seconds = self._cost_tokens = 0.0
 
     # What the service calls.
 
     def submit(self, call: Call, texts: Sequence[str]) -> None:
-        """Queues one entry for each text. Raises QueueFull, ShuttingDown; the call is untouched then."""
+        """Queues one entry for each text. Raises QueueFull, ModelLoading, ShuttingDown; the call is untouched then."""
         if self._closing:
             raise errors.ShuttingDown(retry_after_seconds=1.0)
+        if not self._leases:
+            call.ready_in_seconds = self.ready_in(call.arrival)
+            if call.if_loaded and self._loading:
+                raise errors.ModelLoading(retry_after_seconds=call.ready_in_seconds or 1.0, model_version=self.version)
         lane = call.exact
         longest = self.max_input_tokens if call.truncate else 0
         entries = []
@@ -193,12 +228,12 @@ class Dispatcher:
         call.timer = self._loop.call_later(max(0.0, call.deadline - now), self._expire, call)
         if self._life is None:
             self._begin()
-        elif self._replica is not None and not self._pumping:
+        elif self._leases and not self._pumping:
             self._pumping = True
             self._loop.call_soon(self._pump)
 
     def withdraw(self, call: Call) -> None:
-        """Nobody waits for this call any more: its entries leave the queue, and the worker where it computes for it."""
+        """Nobody waits for this call any more: its entries leave the queue, and the workers that compute for it."""
         call.end(errors.Cancelled())
         rows: dict[Batch, list[int]] = {}
         for entry in call.entries:
@@ -207,8 +242,9 @@ class Dispatcher:
         self.queue.withdraw(call.entries)
         call.entries = []
         for batch, positions in rows.items():
-            if batch in self._following:
-                self._following[batch][0].cancel(positions if batch.wanted else ())
+            for lease in self._leases:
+                if batch in lease.following:
+                    lease.following[batch][0].cancel(positions if batch.wanted else ())
 
     def fail_waiting(self, error: errors.ModelMoraError) -> None:
         """Answers everything that waits; what is on a worker is left to it."""
@@ -218,26 +254,47 @@ class Dispatcher:
     async def close(self) -> None:
         """Ends: those who wait hear ShuttingDown, the lease is closed."""
         self._closing = True
-        if self._life is not None:
-            self._life.cancel()
-            await asyncio.wait([self._life])
-        error = errors.ShuttingDown(retry_after_seconds=1.0)
-        self.queue.worker_gone(crashed=False)
-        self.fail_waiting(error)
+        tasks = [*self._further.values(), *([self._life] if self._life is not None else ())]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._return_all()
+        self.fail_waiting(errors.ShuttingDown(retry_after_seconds=1.0))
+
+    @property
+    def replicas(self) -> int:
+        """Replicas that serve it now."""
+        return len(self._leases)
+
+    def ready_in(self, now: float) -> float | None:
+        """Seconds until a replica should serve it, while none does; None while unknown."""
+        if self._leases or self._ready_time is None:
+            return None
+        return max(0.0, self._ready_time - now)
 
     # The life.
 
     def _begin(self) -> None:
+        self._loading, self._ready_time = False, None
         self._life = self._loop.create_task(self._live(), name=f"dispatch {self.version}", context=self._context)
         self._life.add_done_callback(self._ended)
 
     async def _live(self) -> None:
         failures = 0
         since = 0.0
-        while len(self.queue) and not self._closing:
+        while not self._closing:
+            if self._leases:  # the further ones go on
+                await asyncio.wait(list(self._further.values()), return_when=asyncio.FIRST_COMPLETED)
+                continue
+            if not len(self.queue):
+                return
             self._progress = False
             try:
                 await self._lease()  # 1
+            except errors.ModelLoading as loading:
+                self._answer_cold(loading)
+                continue
             except errors.ModelMoraError as raised:
                 error = raised
             else:
@@ -258,31 +315,56 @@ class Dispatcher:
                 pause = min(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1), _LONGEST_PAUSE_SECONDS)
                 await asyncio.sleep(min(max(pause, error.retry_after_seconds or 0.0), _LONGEST_PAUSE_SECONDS))
 
+    def _answer_cold(self, error: errors.ModelLoading) -> None:
+        """The version is not in memory: those who would not wait for it hear so."""
+        if self._leases:
+            return
+        self._loading = True
+        now = time.monotonic()
+        if error.retry_after_seconds is not None:
+            self._ready_time = now + error.retry_after_seconds
+        else:
+            error.retry_after_seconds = 1.0
+        for call in {entry.call for entry in self.queue.waiting()}:
+            assert isinstance(call, Call)
+            if call.ready_in_seconds is None:
+                call.ready_in_seconds = self.ready_in(now)
+            if call.if_loaded:
+                call.end(error.copy())
+                self.withdraw(call)
+
     def _is_final(self, error: errors.ModelMoraError, failures: int, seconds: float) -> bool:
         """Whether those who wait should hear it, or it may pass while they wait."""
         if isinstance(error, errors.LoadFailed):
             return failures >= self._rules.load_attempts
         if isinstance(error, errors.DeadlineExceeded):
             return False  # the lease's own deadline; each call has its own
-        return not isinstance(error, _PASSING) or seconds >= self._rules.patience_seconds
+        passing = isinstance(error, _PASSING) and not isinstance(error, errors.NodeCordoned)
+        return not passing or seconds >= self._rules.patience_seconds
 
     def _ended(self, life: asyncio.Task[None]) -> None:
         self._life = None
+        for task in self._further.values():
+            task.cancel()
         if not life.cancelled() and (error := life.exception()) is not None:
             log.error("the dispatcher of %s failed", self.version, exc_info=error)
-            self.queue.worker_gone(crashed=False)
+            self._return_all()
             self.fail_waiting(errors.InternalError())
         if not self._closing and len(self.queue):
             self._begin()
         else:
-            self._forget(self)  # 6
+            self._forget(self)  # 7
 
-    async def _lease(self) -> None:
+    def _return_all(self) -> None:
+        for worker in list(self.queue.workers):
+            self.queue.worker_gone(worker, crashed=False)
+
+    async def _lease(self, *, further: bool = False) -> None:
         """One lease from asking for it to its end; returns if it was granted. Raises why there was none."""
         stream = self._acquire()
         reading: asyncio.Task[Any] | None = None
         try:
-            await stream.write(lifecycle_pb2.AcquireRequest(want=self._want()))
+            await stream.write(lifecycle_pb2.AcquireRequest(want=self._want(further)))
             reading = self._read(stream)
             loaded = await self._loaded(stream, reading)
             if loaded is None:
@@ -292,29 +374,44 @@ class Dispatcher:
                 channel = await WorkerChannel.connect(loaded.endpoint, loaded.key)
             except errors.Unauthenticated as error:
                 raise errors.WorkerUnavailable("the lease was taken before it was used") from error
+            lease = self._granted(loaded, channel)
             try:
-                self._replica = self._replica_of(loaded, channel)
-                await self._use(self._replica, stream, reading)
+                await self._use(lease, stream, reading)
             finally:
-                replica, self._replica = self._replica, None
+                self._leases.remove(lease)
                 await channel.close()
-                if self._following:
-                    await asyncio.wait([task for _, task in self._following.values()])
-                assert replica is not None
-                self._give_back(crashed=replica.crashed)
+                if lease.following:
+                    await asyncio.wait([task for _, task in lease.following.values()])
+                self._give_back(lease)
+                if self._leases:
+                    self._pump()  # what it left goes to the others
         finally:
             stream.cancel()
             if reading is not None:
                 reading.cancel()
 
-    def _want(self) -> lifecycle_pb2.Want:
+    async def _lease_further(self, replica: str) -> None:
+        try:
+            await self._lease(further=True)
+        except errors.ModelMoraError as error:
+            log.debug("no further lease of %s: %s", self.version, error.message)
+        finally:
+            del self._further[replica]
+
+    def _want(self, further: bool) -> lifecycle_pb2.Want:
         waiting = self.queue.waiting()
         now = time.monotonic()
         # A load that outlasts this deadline is still of use to whoever asks again.
         until = max([entry.deadline for entry in waiting], default=now)
         seconds = max(until - now, self._rules.idle_keep_seconds)
         priority = max([entry.priority for entry in waiting], default=Priority.MEDIUM)
-        want = lifecycle_pb2.Want(model_version=self.version, priority=common_pb2.Priority.Name(priority))
+        if_loaded = further or all(entry.call.if_loaded for entry in waiting)  # type: ignore[attr-defined]
+        want = lifecycle_pb2.Want(
+            model_version=self.version,
+            priority=common_pb2.Priority.Name(priority),
+            holder=self._holder,
+            if_loaded=if_loaded,
+        )
         want.deadline.FromNanoseconds(time.time_ns() + int(seconds * 1e9))
         return want
 
@@ -336,6 +433,11 @@ class Dispatcher:
                 if kind != "loading":
                     reason = message.revoked.reason if kind == "revoked" else "the lease ended"
                     raise errors.WorkerUnavailable(reason)
+                told = message.loading
+                seconds = told.estimate.ToNanoseconds() / 1e9 if told.HasField("estimate") else None
+                self._answer_cold(
+                    errors.ModelLoading(told.reason or None, retry_after_seconds=seconds, model_version=self.version)
+                )
                 reading = self._read(stream)
             now = time.monotonic()
             if len(self.queue):
@@ -346,7 +448,7 @@ class Dispatcher:
                 reading.cancel()
                 return None
 
-    def _replica_of(self, loaded: lifecycle_pb2.Loaded, channel: WorkerChannel) -> _Replica:
+    def _granted(self, loaded: lifecycle_pb2.Loaded, channel: WorkerChannel) -> _Lease:
         told, ours = loaded.limits, self._rules.batches
         self.max_input_tokens = told.max_input_tokens
         self.embedding_dimensions = told.embedding_dimensions
@@ -358,61 +460,77 @@ class Dispatcher:
         )
         profile = common_pb2.EngineProfile()
         profile.CopyFrom(loaded.engine_profile)
-        return _Replica(channel, profile, limits)
+        self._loading, self._ready_time = False, None
+        lease = _Lease(Worker(limits), channel, profile, loaded.replica, time.monotonic())
+        self.queue.workers.append(lease.worker)
+        self._leases.append(lease)
+        return lease
 
-    async def _use(self, replica: _Replica, stream: Any, reading: asyncio.Task[Any]) -> None:
+    async def _use(self, lease: _Lease, stream: Any, reading: asyncio.Task[Any]) -> None:
         """Until the lease ends, whoever ends it."""
-        self._told_busy = False
-        self._idle_since = time.monotonic()
-        lost = self._loop.create_task(replica.channel.closed.wait())
-        waking = self._loop.create_task(self._wake.wait())
+        running = lease.worker.running
+        lost = self._loop.create_task(lease.channel.closed.wait())
+        waking = self._loop.create_task(lease.wake.wait())
         try:
             self._pump()
             while True:
-                seconds = self._seconds_to_wait(replica)
+                seconds = self._seconds_to_wait(lease)
                 await asyncio.wait([reading, lost, waking], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
                 if reading.done():
-                    if not await self._hear(replica, reading):
+                    if not await self._hear(lease, reading):
                         return
                     reading = self._read(stream)
                 if lost.done():
-                    await self._hear_why(replica, stream, reading)  # 5
+                    await self._hear_why(lease, stream, reading)  # 6
                     return
                 if waking.done():
-                    self._wake.clear()
-                    waking = self._loop.create_task(self._wake.wait())
+                    lease.wake.clear()
+                    waking = self._loop.create_task(lease.wake.wait())
                 now = time.monotonic()
-                if self.queue.running and not self._told_busy:  # 3
-                    await self._tell(stream, len(self.queue.running))
-                elif self._told_busy and not self.queue.running and now - self._idle_since >= IDLE_AFTER_SECONDS:
-                    await self._tell(stream, 0)
-                if self.queue.running:
+                await self._tell(lease, stream, now)
+                if running:
                     continue
-                if replica.last_start <= now or (replica.last_start < float("inf") and not len(self.queue)):  # 4
+                if lease.last_start <= now or (lease.last_start < float("inf") and not len(self.queue)):  # 5
                     return
-                if not len(self.queue) and now - self._idle_since >= self._rules.idle_keep_seconds:  # 6
+                idle = not len(self.queue) or lease is not self._leases[0]
+                if idle and now - lease.idle_since >= self._rules.idle_keep_seconds:  # 7
                     return
         finally:
             for task in (reading, lost, waking):
                 task.cancel()
 
-    def _seconds_to_wait(self, replica: _Replica) -> float:
+    def _seconds_to_wait(self, lease: _Lease) -> float:
         """Until time itself changes something. Work that ends wakes nobody: a look now and then is cheaper."""
         now = time.monotonic()
-        if self._told_busy:
+        if lease.told_busy:
             seconds = IDLE_AFTER_SECONDS
         else:
-            seconds = max(0.0, self._idle_since + self._rules.idle_keep_seconds - now)
-        return min(seconds, max(0.0, replica.last_start - now)) if replica.last_start > now else seconds
+            seconds = max(0.0, lease.idle_since + self._rules.idle_keep_seconds - now)
+        return min(seconds, max(0.0, lease.last_start - now)) if lease.last_start > now else seconds
 
-    async def _tell(self, stream: Any, in_flight: int) -> None:
-        self._told_busy = in_flight > 0
+    async def _tell(self, lease: _Lease, stream: Any, now: float) -> None:  # 3
+        """Tells lifecycle what it should hear now, if anything. What waits is told on one lease only."""
+        in_flight = len(lease.worker.running)
+        busy = lease.told_busy
+        if in_flight:
+            busy = True
+        elif busy and now - lease.idle_since >= IDLE_AFTER_SECONDS:
+            busy = False
+        waiting = len(self.queue) if lease is self._leases[0] else 0
+        if busy == lease.told_busy and (not waiting or now - lease.told_waiting_time < TELL_WAITING_SECONDS):
+            return
+        lease.told_busy = busy
+        # Between two batches the lease is in use all the same.
+        told = lifecycle_pb2.InUse(in_flight=max(in_flight, int(busy)), waiting_entries=waiting)
+        if waiting:
+            lease.told_waiting_time = now
+            told.oldest_wait.FromNanoseconds(int(self.queue.oldest_age(now) * 1e9))
         try:
-            await stream.write(lifecycle_pb2.AcquireRequest(in_use=lifecycle_pb2.InUse(in_flight=in_flight)))
+            await stream.write(lifecycle_pb2.AcquireRequest(in_use=told))
         except (errors.ModelMoraError, asyncio.InvalidStateError) as error:
             log.debug("the lease of %s is over: %s", self.version, error)  # reading it will tell why
 
-    async def _hear(self, replica: _Replica, reading: asyncio.Task[Any]) -> bool:
+    async def _hear(self, lease: _Lease, reading: asyncio.Task[Any]) -> bool:
         """What lifecycle said; False when the lease is over."""
         try:
             message = reading.result()
@@ -422,36 +540,45 @@ class Dispatcher:
         kind = message.WhichOneof("message") if message is not None else None
         if kind == "yield":
             by_ns = getattr(message, "yield").by.ToNanoseconds()
-            replica.last_start = time.monotonic() + max(0.0, (by_ns - time.time_ns()) / 1e9)
+            lease.last_start = time.monotonic() + max(0.0, (by_ns - time.time_ns()) / 1e9)
+            return True
+        if kind == "invite":
+            self._invited(message.invite.replica)  # 4
             return True
         if kind in ("loaded", "loading"):
             return True
         if kind == "revoked":
-            replica.crashed = message.revoked.crashed
+            lease.crashed = message.revoked.crashed
             log.info("the lease of %s was revoked: %s", self.version, message.revoked.reason)
         return False
 
-    async def _hear_why(self, replica: _Replica, stream: Any, reading: asyncio.Task[Any]) -> None:
-        """The worker's connection is gone. Without a word from lifecycle it counts as a crash."""
-        if replica.left:
+    def _invited(self, replica: str) -> None:
+        if self._closing or replica in self._further or any(lease.replica == replica for lease in self._leases):
             return
-        replica.crashed = "lease-withdrawn" not in replica.channel.close_reason
+        name = f"dispatch {self.version} on {replica}"
+        self._further[replica] = self._loop.create_task(self._lease_further(replica), name=name, context=self._context)
+
+    async def _hear_why(self, lease: _Lease, stream: Any, reading: asyncio.Task[Any]) -> None:
+        """The worker's connection is gone. Without a word from lifecycle it counts as a crash."""
+        if lease.left:
+            return
+        lease.crashed = "lease-withdrawn" not in lease.channel.close_reason
         until = time.monotonic() + LAST_WORD_SECONDS
         while True:
             await asyncio.wait([reading], timeout=max(0.0, until - time.monotonic()))
             if not reading.done():
                 reading.cancel()
                 return
-            if not await self._hear(replica, reading):
+            if not await self._hear(lease, reading):
                 return
             reading = self._read(stream)
 
-    def _give_back(self, *, crashed: bool) -> None:  # 5
-        in_flight = self.queue.in_flight
+    def _give_back(self, lease: _Lease) -> None:  # 6
+        in_flight = sum(batch.wanted for batch in lease.worker.running)
         self._counts.retried += in_flight
-        if crashed and in_flight:
+        if lease.crashed and in_flight:
             log.warning("the worker of %s died with %d entries on it", self.version, in_flight)
-        for entry in self.queue.worker_gone(crashed=crashed):
+        for entry in self.queue.worker_gone(lease.worker, crashed=lease.crashed):
             field = errors.FieldViolation(f"texts[{entry.index}]", "the worker died twice while it ran alone")
             self._fail(entry, errors.RequestCrashedWorker(fields=[field]))
 
@@ -460,23 +587,30 @@ class Dispatcher:
     def _pump(self) -> None:  # 2
         """Sends what should go now."""
         self._pumping = False
-        replica = self._replica
-        if replica is None:
-            return
         now = time.monotonic()
-        while now < replica.last_start and not replica.channel.closed.is_set():
-            popped = self.queue.pop_batch(replica.limits, now)
+        leases = self._leases
+        while self._send_one(leases if len(leases) < 2 else sorted(leases, key=_in_flight), now):
+            pass
+        for lease in leases:
+            if lease.worker.running and not lease.told_busy:
+                lease.wake.set()
+
+    def _send_one(self, leases: Sequence[_Lease], now: float) -> bool:
+        """One batch to the first lease that may have one."""
+        for lease in leases:
+            if now >= lease.last_start or lease.channel.closed.is_set():
+                continue
+            popped = self.queue.pop_batch(lease.worker, now)
             for entry in popped.expired:
                 self._expire(entry.call)  # type: ignore[arg-type]
-            if popped.batch is None:
-                break
-            self._send(replica, popped.batch, now)
-        if self.queue.running and not self._told_busy:
-            self._wake.set()
+            if popped.batch is not None:
+                self._send(lease, popped.batch, now)
+                return True
+        return False
 
-    def _send(self, replica: _Replica, batch: Batch, now: float) -> None:
+    def _send(self, lease: _Lease, batch: Batch, now: float) -> None:
         first: Call = batch.entries[0].call  # type: ignore[assignment]
-        request = worker_pb2.InferRequest(task_type=common_pb2.TASK_TYPE_TXT2EMBED, exact=first.exact)
+        request = worker_pb2.InferRequest(task_type=common_pb2.TASK_TYPE_TXT2EMBED, exact=first.exact, rank=batch.rank)
         texts = request.texts
         for entry in batch.entries:
             call: Call = entry.call  # type: ignore[assignment]
@@ -491,28 +625,28 @@ class Dispatcher:
             )
             text.timeout.seconds = seconds
             text.timeout.nanos = int((left - seconds) * 1e9)
-        infer = replica.channel.infer(request)
-        following = self._loop.create_task(self._follow(replica, batch, infer), context=self._context)
-        self._following[batch] = (infer, following)
+        infer = lease.channel.infer(request)
+        following = self._loop.create_task(self._follow(lease, batch, infer), context=self._context)
+        lease.following[batch] = (infer, following)
 
-    async def _follow(self, replica: _Replica, batch: Batch, infer: InferCall) -> None:
+    async def _follow(self, lease: _Lease, batch: Batch, infer: InferCall) -> None:
         """Delivers the rows of one batch until the worker has let go of it."""
         error: errors.ModelMoraError | None = None
         try:
             async for reply in infer:
-                self._deliver(replica, batch, reply)
+                self._deliver(lease, batch, reply)
                 if not reply.done:
                     self._pump()
             if batch.answered < len(batch.entries):
                 error = errors.InternalError("the worker left rows of a batch unanswered")
         except errors.ModelMoraError as raised:
             error = raised
-        del self._following[batch]
+        del lease.following[batch]
         if isinstance(error, errors.WorkerUnavailable | errors.ShuttingDown):
             # The worker is gone or takes no more: what is on it goes back when the lease has ended.
-            if not replica.channel.closed.is_set():
-                replica.left = True
-                await replica.channel.close()
+            if not lease.channel.closed.is_set():
+                lease.left = True
+                await lease.channel.close()
             return
         if error is None:
             self._counts.batch_entries.observe(len(batch.entries))
@@ -530,12 +664,12 @@ class Dispatcher:
                 self._fail(entry, error)
         self._progress = True
         self._pump()
-        if not self.queue.running:
-            self._idle_since = time.monotonic()
-            if replica.last_start < float("inf"):
-                self._wake.set()
+        if not lease.worker.running:
+            lease.idle_since = time.monotonic()
+            if lease.last_start < float("inf"):
+                lease.wake.set()
 
-    def _deliver(self, replica: _Replica, batch: Batch, reply: worker_pb2.InferReply) -> None:
+    def _deliver(self, lease: _Lease, batch: Batch, reply: worker_pb2.InferReply) -> None:
         """Hands each row to its call. Raises InternalError for a reply that makes no sense."""
         now = time.monotonic()
         rows, dimensions = reply.rows, reply.row_dimensions
@@ -546,13 +680,16 @@ class Dispatcher:
         errors_at = {error.position: error for error in reply.errors}
         compute = reply.compute.seconds + reply.compute.nanos / 1e9
         tokenise = reply.tokenise.seconds + reply.tokenise.nanos / 1e9
+        token_seconds = compute / (sum(input_tokens) or 1)
+        token_cost = self._token_cost(compute, sum(input_tokens))
         at = total_tokens = total_bytes = 0
         for i, position in enumerate(positions):
             start, at = at, at + 4 * dimensions[i]
             if not 0 <= position < len(batch.entries):
                 raise errors.InternalError("the worker answered a row that it was not asked for")
-            entry = self.queue.answer(batch, position, now)
+            entry = self.queue.answer(batch, position, now, input_tokens[i] * token_cost)
             if entry is None:
+                self._counts.wasted_compute_seconds += input_tokens[i] * token_seconds
                 continue
             if position in errors_at:
                 self._fail(entry, error_from_entry(errors_at[position]))
@@ -569,7 +706,7 @@ class Dispatcher:
                 call.seen = reply
                 call.compute_seconds += compute
                 call.tokenise_seconds += tokenise
-                call.profile = replica.profile
+                call.profile = lease.profile
             call.missing -= 1
             if not call.missing:
                 self._counts.queue_seconds[call.priority].observe(call.started - call.arrival)
@@ -578,6 +715,15 @@ class Dispatcher:
         if total_bytes and total_tokens and not any(truncated):
             weight = min(0.5, total_tokens / 10_000)
             self._bytes_per_token += weight * (max(0.5, total_bytes / total_tokens) - self._bytes_per_token)
+
+    def _token_cost(self, compute_seconds: float, tokens: int) -> float:
+        """What a token of this micro-batch has cost, in tokens of the usual kind."""
+        if not tokens:
+            return 0.0
+        keep = 1.0 - min(0.5, tokens / _COST_TOKENS)
+        self._cost_seconds = self._cost_seconds * keep + compute_seconds
+        self._cost_tokens = self._cost_tokens * keep + tokens
+        return compute_seconds / tokens * self._cost_tokens / self._cost_seconds if self._cost_seconds else 1.0
 
     # Ends.
 
@@ -605,7 +751,7 @@ class Dispatcher:
         now = time.monotonic()
         waiting = sum(entry.place is Place.WAITING for entry in call.entries)
         where = f"{waiting} of {len(call.entries)} texts still waited" if waiting else "it was on the worker"
-        if waiting and self._replica is None:
+        if waiting and not self._leases:
             where += " for the model to be loaded"
         self._counts.expired += 1
         call.end(
@@ -615,6 +761,10 @@ class Dispatcher:
             )
         )
         self.withdraw(call)
+
+
+def _in_flight(lease: _Lease) -> int:
+    return len(lease.worker.running)
 
 
 async def _next(stream: Any) -> Any:
@@ -629,6 +779,9 @@ class Dispatchers:
     def __init__(self, acquire: Callable[[], Any], rules: Rules) -> None:
         self.rules = rules
         self.counts = Counts()
+        self.weights: dict[str, float] = dict(rules.weights)
+        """Of tenants; 1 for those that are not named. May be changed at any time."""
+        self._budget = ByteBudget(rules.max_total_bytes)
         self._acquire = acquire
         self._by_version: dict[str, Dispatcher] = {}
         self._closing = False
@@ -640,13 +793,19 @@ class Dispatchers:
         return self._by_version.get(version)
 
     def submit(self, version: str, call: Call, texts: Sequence[str]) -> Dispatcher:
-        """Queues a call for a version; the dispatcher that has it. Raises QueueFull, ShuttingDown."""
+        """Queues a call for a version; the dispatcher that has it. Raises QueueFull, ModelLoading, ShuttingDown."""
         dispatcher = self._by_version.get(version)
         if dispatcher is None:
             if self._closing:
                 raise errors.ShuttingDown(retry_after_seconds=1.0)
             dispatcher = Dispatcher(
-                version, acquire=self._acquire, rules=self.rules, counts=self.counts, forget=self._forget
+                version,
+                acquire=self._acquire,
+                rules=self.rules,
+                counts=self.counts,
+                budget=self._budget,
+                weights=self.weights,
+                forget=self._forget,
             )
             self._by_version[version] = dispatcher
         dispatcher.submit(call, texts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
 MAX_TEXTS = 2048
@@ -39,16 +39,32 @@ class Bounds:
     max_bytes: int = 256 * 1024 * 1024
 
 
+@dataclass(slots=True, eq=False)
+class ByteBudget:
+    """Bytes of text that all queues of this process hold together."""
+
+    limit_bytes: int = 1024 * 1024 * 1024
+    held_bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Aging:
-    """Seconds that a request of a priority lets go before it.
+    """For how long a request lets others pass: a priority by its offset, a tenant for the sake of fairness.
 
-    Requests are served by `arrival + offset`, so one is overtaken only by requests that arrive less than its offset
-    after it, however many more urgent ones come: that is the bound. HIGH has none, it is overtaken by nobody.
+    The bound: a request is overtaken only by requests that arrive within max(offset of its priority, fairness) after
+    it, however many come. queue.py says why.
     """
 
     medium_seconds: float = 30.0
     low_seconds: float = 90.0
+    fairness_seconds: float = 60.0
+    """Longer, and the shares of tenants hold in deeper overload; shorter, and a request is sooner safe from others."""
+
+    def offset(self, priority: Priority) -> float:
+        """Seconds that a request of this priority lets more urgent ones pass. HIGH has none."""
+        if priority is Priority.HIGH:
+            return 0.0
+        return self.medium_seconds if priority is Priority.MEDIUM else self.low_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +116,16 @@ class Entry:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Entries on their way through a worker, answered by position."""
+    """Entries of one priority on their way through a worker, answered by position."""
 
     entries: list[Entry]
     tokens: int
+    worker: Worker
+    key: float
+    """Where its oldest entry stood in the order: arrival + offset."""
+    priority: Priority
+    rank: int = 0
+    """The worker computes higher ranks first, from its next micro-batch on."""
     alone: bool = False
     """Nothing else may be on the worker beside it."""
     answered: int = 0
@@ -111,6 +133,27 @@ class Batch:
     wanted: int = 0
     """Entries that somebody still waits for."""
     unanswered_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker as the queue sees it: what it takes and what is on it."""
+
+    limits: BatchLimits = field(default_factory=BatchLimits)
+    running: list[Batch] = field(default_factory=list)
+    """Oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLevel:
+    """What one tenant has waiting in one priority."""
+
+    tenant: str
+    weight: float
+    entries: int
+    tokens: int
+    size_bytes: int
+    oldest_age_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +165,16 @@ class Level:
     tokens: int
     size_bytes: int
     oldest_age_seconds: float
+    tenants: tuple[TenantLevel, ...] = ()
+    """Those that wait, the longest wait first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What goes before an entry as things are now."""
+
+    entries: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class Counts:
         "queue_seconds",
         "refused",
         "retried",
+        "wasted_compute_seconds",
     )
 
     def __init__(self) -> None:
@@ -69,6 +70,8 @@ class Counts:
         """Calls whose time ran out."""
         self.refused = 0
         """Calls that a full queue did not take."""
+        self.wasted_compute_seconds = 0.0
+        """Compute time of rows that nobody waited for when they came."""
 
     def ended(self, priority: Priority, status: str) -> None:
         key = (priority, status)
@@ -125,6 +128,7 @@ class Collector:
             ("retried_entries", "Entries that went back because their worker or batch was lost.", counts.retried),
             ("expired_requests", "Calls whose time ran out.", counts.expired),
             ("refused_requests", "Calls that a full queue did not take.", counts.refused),
+            ("wasted_compute_seconds", "Compute time of rows that nobody waited for.", counts.wasted_compute_seconds),
         ):
             family = CounterMetricFamily(f"modelmora_inference_{name}", text)
             family.add_metric([], value)

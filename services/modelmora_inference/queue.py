@@ -3,46 +3,72 @@
 Pure: `now` is an argument (monotonic seconds, never running backwards), answers are values, nothing waits here. Every
 operation costs O(log n) for each entry it touches.
 
-Order. Each priority is a line served by arrival; the lines are merged by `arrival + offset of the priority`. So an
-entry is overtaken only by entries that arrive less than its offset after it: LOW never starves, HIGH has no offset.
+Order. Each priority is a line that its tenants share by weight (fairness.py); within a tenant the earlier goes first.
+The lines are merged by `arrival + offset of the priority` of what is first in each.
+
+The bound. An entry is overtaken only by entries that arrive within max(offset of its priority, fairness) after it.
+Proof: let e wait since a, in a priority with offset o; F is the time of fairness. Whatever goes before a + F has
+arrived before a + F. From then on the first of e's line is the oldest there, so it stands at a + o at most. What goes
+before e is then either older than e, or first in another line and stands before a + o; its own offset is not negative,
+so it has arrived before a + o. A batch is filled only with what would be next anyway, and what overtakes a batch on the
+worker stands before all that is in it (see 1).
+
 Entries of different lanes cannot share a batch; the entry that is first over all lanes decides the batch, and those of
-its lane that follow in order fill it.
+its lane and priority that follow in order fill it. (Over lanes the bound holds for the first of each batch.) A batch
+has one priority: HIGH never computes LOW along.
 
 Batches, numbered as in the code:
-  1. Nothing goes while every place on the worker is taken, or while an entry that must be alone is running.
+  1. Nothing goes while every place on the worker is taken, or while an entry that must be alone is running. But what is
+     more urgent than all that is on the worker, and would have gone before it, needs no place: its batch has a higher
+     rank, and the worker turns to it after the running micro-batch. It resumes the other then: nothing is computed
+     twice and no place is given up, so LOW pays for HIGH only the time that HIGH computes. (Cancelling the LOW batch
+     and queueing it again would tokenise it again each time, and a smaller second batch would still be waited for.)
   2. A suspect goes alone, when the worker is empty.
   3. Beside a running batch the next one goes once as much waits as is still unanswered. Sooner it would be small, and
      small batches waste more than the wait costs: the worker is busy anyway.
-  4. What is there is shared between the places: a batch takes at most its share of all tokens, so that one part
-     computes while the other is read, answered and asked again. Little work is not split.
+  4. What is there is shared between the places of all workers: a batch takes at most its share of all tokens, so that
+     one part computes while the other is read, answered and asked again. Little work is not split.
 
-Poison. When a worker dies, the batch that it was computing (the oldest unanswered one) is suspect: its entries are
-tried again one by one, each alone; all others just go back to their places. An entry that was the only one on the
-worker when it died twice is condemned. Deaths that the platform wanted (`crashed=False`) make nobody suspect.
+Poison. When a worker dies, the batch that it was computing (the oldest unanswered one of a rank) is suspect: its
+entries are tried again one by one, each alone; all others just go back to their places. An entry that was the only one
+on a worker when it died twice is condemned. Deaths that the platform wanted (`crashed=False`) make nobody suspect.
+
+A place counts as taken, and bytes as held, until the worker has let go: an entry that was withdrawn while it ran goes
+on counting against the bounds until its row comes, or its batch ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
 from math import exp
 
 from modelmora.errors import QueueFull
 
-from modelmora_inference.domain import Aging, Batch, BatchLimits, Bounds, Entry, Level, Place, Priority
+from modelmora_inference.domain import (
+    Aging,
+    Ahead,
+    Batch,
+    Bounds,
+    ByteBudget,
+    Entry,
+    Level,
+    Place,
+    Priority,
+    TenantLevel,
+    Worker,
+)
+from modelmora_inference.fairness import Accounts, Line
 
 LONE_DEATHS = 2
 """Deaths of a worker with one entry alone on it that condemn the entry."""
-_COMPACT_AT = 64
-"""Withdrawn entries that a line may keep before it is cleared of them (or half its length, if more)."""
 
 _LANES_KEPT = 16
 """Empty lanes that are not worth forgetting."""
 _NEVER = float("inf")
 
-_Line = list[tuple[float, int, Entry]]
 _WAITING, _RUNNING, _ENDED = Place.WAITING, Place.RUNNING, Place.ENDED
+_URGENT_FIRST = tuple(sorted(Priority, reverse=True))
 
 
 @dataclass(slots=True)
@@ -58,23 +84,28 @@ class _Charge:
     entries: int = 0
     tokens: int = 0
     size_bytes: int = 0
-    withdrawn: int = 0
-    """Entries of this priority that are ended but still lie in a line."""
 
 
 class EntryQueue:
-    """Every entry of one version from `push` until it has ended: waiting, or running on the one worker."""
+    """Every entry of one version from `push` until it has ended: waiting, or running on one of its workers."""
 
-    def __init__(self, bounds: Bounds, aging: Aging) -> None:
+    def __init__(
+        self,
+        bounds: Bounds,
+        aging: Aging,
+        *,
+        budget: ByteBudget | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """`budget` is that of the process; `weights` of tenants may change at any time, 1 where there is none."""
         self.bounds = bounds
-        self.running: list[Batch] = []
-        """Batches on the worker, oldest first."""
-        self._offsets = {
-            Priority.HIGH: 0.0,
-            Priority.MEDIUM: aging.medium_seconds,
-            Priority.LOW: aging.low_seconds,
-        }
-        self._lanes: dict[Hashable, dict[Priority, _Line]] = {}
+        self.workers: list[Worker] = []
+        """Those that serve it; `pop_batch` adds them, `worker_gone` takes them off."""
+        self._budget = budget or ByteBudget()
+        self._offsets = {priority: aging.offset(priority) for priority in Priority}
+        self._fairness_seconds = aging.fairness_seconds
+        self._lanes: dict[Hashable, dict[Priority, Line]] = {}
+        self._accounts = {priority: Accounts(weights or {}) for priority in Priority}
         self._waiting = {priority: _Charge() for priority in Priority}
         self._waiting_entries = 0
         self._waiting_tokens = 0
@@ -88,28 +119,36 @@ class EntryQueue:
 
     @property
     def in_flight(self) -> int:
-        """Entries on the worker that somebody waits for."""
-        return sum(batch.wanted for batch in self.running)
+        """Entries on workers that somebody waits for."""
+        return sum(batch.wanted for worker in self.workers for batch in worker.running)
+
+    @property
+    def running(self) -> list[Batch]:
+        """Batches on workers."""
+        return [batch for worker in self.workers for batch in worker.running]
 
     @property
     def empty(self) -> bool:
         """Nothing waits and nothing runs."""
-        return not self._waiting_entries and not self.running
+        return not self._waiting_entries and not any(worker.running for worker in self.workers)
 
     @property
     def drain_rate(self) -> float:
-        """Entries a second that the worker answered lately, counted while there was work; 0 while unknown."""
+        """Entries a second that the workers answered lately, counted while there was work; 0 while unknown."""
         return self._drain.rate
 
     def push(self, entries: Sequence[Entry], now: float) -> None:
         """Takes all of them or none: QueueFull, with the time until there should be room, when a bound is reached."""
-        tokens = sum(entry.tokens for entry in entries)
-        size_bytes = sum(entry.size_bytes for entry in entries)
-        bounds = self.bounds
+        tokens = size_bytes = 0
+        for entry in entries:
+            tokens += entry.tokens
+            size_bytes += entry.size_bytes
+        bounds, budget = self.bounds, self._budget
         if (
             self._held_entries + len(entries) > bounds.max_entries
             or self._held_tokens + tokens > bounds.max_tokens
             or self._held_bytes + size_bytes > bounds.max_bytes
+            or budget.held_bytes + size_bytes > budget.limit_bytes
         ):
             raise self._full(len(entries), tokens, size_bytes)
         if not self._held_entries:
@@ -121,39 +160,65 @@ class EntryQueue:
         self._held_entries += len(entries)
         self._held_tokens += tokens
         self._held_bytes += size_bytes
+        budget.held_bytes += size_bytes
 
-    def pop_batch(self, limits: BatchLimits, now: float) -> Popped:
-        """The next batch if one should go now; its entries are RUNNING from then on."""
+    def pop_batch(self, worker: Worker, now: float) -> Popped:
+        """The next batch for a worker if one should go now; its entries are RUNNING from then on."""
         popped = Popped()
-        running = self.running
-        if len(running) >= limits.max_batches or any(batch.alone for batch in running):  # 1
+        limits, running = worker.limits, worker.running
+        if worker not in self.workers:
+            self.workers.append(worker)
+        if not self._waiting_entries:
             return popped
-        first = self._first_of_all(now, popped.expired)
+        full = len(running) >= limits.max_batches
+        top = max([batch.priority for batch in running], default=Priority.LOW)
+        if any(batch.alone for batch in running):  # 1
+            return popped
+        if full and not any(priority > top and self._waiting[priority].entries for priority in _URGENT_FIRST):
+            return popped
+        first, next_key = self._first_of_all(now, popped.expired)
         if first is None:
             return popped
-        in_flight_tokens = sum(batch.unanswered_tokens for batch in running)
+        key = first.arrival + self._offsets[first.priority]
         if first.suspect:  # 2
             if not running:
-                popped.batch = self._start([self._take(first)], alone=True)
+                popped.batch = self._start(worker, [self._take(first)], alone=True)
             return popped
-        enough = min(in_flight_tokens, limits.max_tokens)
-        if running and self._waiting_tokens < enough and self._waiting_entries < limits.max_entries:  # 3
-            return popped
-        share = -(-(self._waiting_tokens + in_flight_tokens) // limits.max_batches)  # 4
+        rank = 0
+        if running:
+            in_flight_tokens = sum(batch.unanswered_tokens for batch in running)
+            if first.priority > top and all(key < batch.key for batch in running):  # 1
+                rank = 1 + max(batch.rank for batch in running)
+            elif full or (
+                self._waiting_tokens < min(in_flight_tokens, limits.max_tokens)
+                and self._waiting_entries < limits.max_entries
+            ):  # 3
+                return popped
+        in_flight_tokens = places = 0
+        for one in self.workers:
+            places += one.limits.max_batches
+            for batch in one.running:
+                in_flight_tokens += batch.unanswered_tokens
+        share = -(-(self._waiting_tokens + in_flight_tokens) // places)  # 4
         budget = min(limits.max_tokens, max(share, limits.split_tokens))
+        line, offset = self._lanes[first.lane][first.priority], self._offsets[first.priority]
         chosen = [self._take(first)]
         tokens = first.tokens
         while len(chosen) < limits.max_entries:
-            entry = self._first(first.lane, now, popped.expired)
-            if entry is None or entry.suspect or tokens + entry.tokens > budget:
+            entry = self._first(line, now, popped.expired)
+            if entry is None or entry.suspect or tokens + entry.tokens > budget or entry.arrival + offset > next_key:
                 break
             chosen.append(self._take(entry))
             tokens += entry.tokens
-        popped.batch = self._start(chosen, alone=False)
+        popped.batch = self._start(worker, chosen, rank=rank)
         return popped
 
-    def answer(self, batch: Batch, position: int, now: float) -> Entry | None:
-        """The worker answered a position: the entry, or None if nobody waits for it any more."""
+    def answer(self, batch: Batch, position: int, now: float, cost: float | None = None) -> Entry | None:
+        """The worker answered a position: the entry, or None if nobody waits for it any more.
+
+        `cost` is what it took, in tokens of the usual kind (compute time over the usual time of a token); its tenant is
+        charged with the estimate where it is not known.
+        """
         entry = batch.entries[position]
         if entry.batch is not batch:
             return None
@@ -161,7 +226,10 @@ class EntryQueue:
         batch.answered += 1
         batch.unanswered_tokens -= entry.tokens
         self._drain.answered(1, now)
+        if cost is not None:
+            self._accounts[entry.priority].settle(entry, cost)
         if entry.place is not _RUNNING:
+            self._release(entry)
             return None
         batch.wanted -= 1
         self._end(entry)
@@ -169,7 +237,7 @@ class EntryQueue:
 
     def finish(self, batch: Batch) -> None:
         """The worker has let go of a batch. What it left unanswered must have been given to `fail` before."""
-        self.running.remove(batch)
+        self._leaves(batch)
 
     def fail(self, batch: Batch) -> list[Entry]:
         """The worker ended a batch with an error: the entries to answer with it.
@@ -177,33 +245,37 @@ class EntryQueue:
         An entry that was alone has earned the error. Of several, one may have spoilt it for all: they go back and are
         tried alone.
         """
-        self.running.remove(batch)
-        left = self._left(batch)
+        left = self._leaves(batch)
         if len(batch.entries) == 1:
             for entry in left:
                 self._end(entry)
             return left
         for entry in left:
             entry.suspect = True
-            self._wait(entry)
+            self._return(entry)
         return []
 
-    def worker_gone(self, *, crashed: bool) -> list[Entry]:
-        """The worker is gone and everything on it goes back; the condemned entries, to be answered."""
-        batches, self.running = self.running, []
-        computing = next((batch for batch in batches if batch.answered < len(batch.entries)), None)
-        lone = computing is not None and len(batches) == 1 and len(computing.entries) == 1
+    def worker_gone(self, worker: Worker, *, crashed: bool) -> list[Entry]:
+        """A worker is gone and everything on it goes back; the condemned entries, to be answered."""
+        batches = list(worker.running)
+        computing: dict[int, Batch] = {}
+        for batch in batches:
+            if batch.answered < len(batch.entries):
+                computing.setdefault(batch.rank, batch)
+        lone = len(batches) == 1 and len(batches[0].entries) == 1
         condemned = []
         for batch in batches:
-            for entry in self._left(batch):
-                if crashed and batch is computing:
+            for entry in self._leaves(batch):
+                if crashed and computing.get(batch.rank) is batch:
                     entry.suspect = True
                     entry.lone_deaths += lone
                 if entry.lone_deaths >= LONE_DEATHS:
                     self._end(entry)
                     condemned.append(entry)
                 else:
-                    self._wait(entry)
+                    self._return(entry)
+        if worker in self.workers:
+            self.workers.remove(worker)
         return condemned
 
     def withdraw(self, entries: Iterable[Entry]) -> None:
@@ -211,85 +283,133 @@ class EntryQueue:
         for entry in entries:
             if entry.place is _WAITING:
                 self._leave(entry)
-                self._waiting[entry.priority].withdrawn += 1
                 self._end(entry)
-                self._compact(entry.priority)
+                self._lanes[entry.lane][entry.priority].withdraw()
             elif entry.place is _RUNNING:
                 assert entry.batch is not None
                 entry.batch.wanted -= 1
-                self._end(entry)
+                entry.place = _ENDED
 
     def clear(self) -> list[Entry]:
         """Ends everything that waits; what runs stays."""
-        cleared = [entry for line in self._lines() for _, _, entry in line if entry.place is _WAITING]
+        cleared = self.waiting()
         self.withdraw(cleared)
         return sorted(cleared, key=lambda entry: entry.sequence)
 
+    # For people; as long as the queue, so not for the hot path.
+
     def waiting(self) -> list[Entry]:
-        """Everything that waits, in no order; as long as the queue, so not for the hot path."""
-        return [entry for line in self._lines() for _, _, entry in line if entry.place is _WAITING]
+        """Everything that waits, in no order."""
+        return [entry for lines in self._lanes.values() for line in lines.values() for entry in line]
+
+    def oldest_age(self, now: float) -> float:
+        """How long the first has waited; 0 when nothing waits. Cheap."""
+        arrivals = [
+            oldest.arrival
+            for lines in self._lanes.values()
+            for line in lines.values()
+            if line.entries and (oldest := line.oldest()) is not None
+        ]
+        return max(0.0, now - min(arrivals)) if arrivals else 0.0
 
     def levels(self, now: float) -> list[Level]:
         """What waits, most urgent first."""
+        first: dict[tuple[Priority, str], float] = {}
+        for entry in self.waiting():
+            place = (entry.priority, entry.tenant)
+            first[place] = min(entry.arrival, first.get(place, _NEVER))
         found = []
-        for priority in sorted(Priority, reverse=True):
+        for priority in _URGENT_FIRST:
+            accounts = self._accounts[priority]
+            tenants = [
+                TenantLevel(
+                    account.tenant,
+                    accounts.weight(account.tenant),
+                    account.entries,
+                    account.tokens,
+                    account.size_bytes,
+                    max(0.0, now - first[priority, account.tenant]),
+                )
+                for account in accounts
+            ]
+            tenants.sort(key=lambda level: (-level.oldest_age_seconds, level.tenant))
             charge = self._waiting[priority]
-            arrivals = [line[0][0] for line in self._lines(priority) if self._tidy(line, priority)]
-            age = max(0.0, now - min(arrivals)) if arrivals else 0.0
-            found.append(Level(priority, charge.entries, charge.tokens, charge.size_bytes, age))
+            age = max((level.oldest_age_seconds for level in tenants), default=0.0)
+            found.append(Level(priority, charge.entries, charge.tokens, charge.size_bytes, age, tuple(tenants)))
         return found
 
-    # Lines: heaps by (arrival, sequence). Withdrawn entries stay in them until they come up or become too many.
+    def ahead(self, entry: Entry, now: float) -> Ahead:
+        """What goes before an entry that waits, if nothing else arrives."""
+        key = entry.arrival + self._offsets[entry.priority]
+        accounts = {account.tenant: account for account in self._accounts[entry.priority]}
+        given = {tenant: account.time for tenant, account in accounts.items()}
+        starts: dict[int, float] = {}
+        peers = [other for other in self.waiting() if other.priority is entry.priority]
+        for other in sorted(peers, key=lambda other: (other.arrival, other.sequence)):
+            starts[other.sequence] = given[other.tenant]
+            given[other.tenant] += other.tokens / self._accounts[entry.priority].weight(other.tenant)
+        overdue = entry.arrival + self._fairness_seconds <= now
+        entries = tokens = 0
+        for other in self.waiting():
+            if other is entry:
+                continue
+            if other.priority is not entry.priority:
+                before = other.arrival + self._offsets[other.priority] < key
+            elif overdue or other.tenant == entry.tenant:
+                before = (other.arrival, other.sequence) < (entry.arrival, entry.sequence)
+            else:
+                before = (
+                    other.arrival + self._fairness_seconds <= now or starts[other.sequence] < starts[entry.sequence]
+                )
+            entries += before
+            tokens += other.tokens * before
+        return Ahead(entries, tokens)
 
-    def _lines(self, priority: Priority | None = None) -> list[_Line]:
-        return [
-            line for lane in self._lanes.values() for key, line in lane.items() if priority is None or key is priority
-        ]
+    # Places.
 
-    def _first_of_all(self, now: float, expired: list[Entry]) -> Entry | None:
-        """The entry that is next in order over all lanes."""
-        best, best_key = None, (_NEVER, 0)
-        for lane in list(self._lanes) if len(self._lanes) > _LANES_KEPT else self._lanes:
-            entry = self._first(lane, now, expired)
-            if entry is not None:
-                key = (entry.arrival + self._offsets[entry.priority], entry.sequence)
-                if key < best_key:
-                    best, best_key = entry, key
-            elif len(self._lanes) > _LANES_KEPT:
-                del self._lanes[lane]
-        return best
-
-    def _first(self, lane: Hashable, now: float, expired: list[Entry]) -> Entry | None:
-        """The entry of a lane that is next in order; those whose time ran out leave the queue on the way."""
-        best, best_time = None, _NEVER
-        for priority, line in self._lanes[lane].items():
-            while self._tidy(line, priority):
-                entry = line[0][2]
-                if entry.deadline <= now:
-                    self._end(self._take(entry))
-                    expired.append(entry)
+    def _first_of_all(self, now: float, expired: list[Entry]) -> tuple[Entry | None, float]:
+        """The entry that is next in order over all lanes, and where the first of any other priority stands."""
+        firsts: list[tuple[float, int, Entry]] = []
+        forget = len(self._lanes) > _LANES_KEPT
+        for priority in _URGENT_FIRST:
+            if not self._waiting[priority].entries:
+                continue
+            best: Entry | None = None
+            best_place = (_NEVER, _NEVER, 0)
+            for lines in self._lanes.values():
+                entry = self._first(lines[priority], now, expired)
+                if entry is None:
                     continue
-                time = entry.arrival + self._offsets[priority]
-                if time < best_time or (time == best_time and best is not None and entry.sequence < best.sequence):
-                    best, best_time = entry, time
-                break
-        return best
+                if entry.arrival + self._fairness_seconds <= now:
+                    place = (-1.0, entry.arrival, entry.sequence)
+                else:
+                    place = (self._accounts[priority].time_of(entry.tenant), entry.arrival, entry.sequence)
+                if place < best_place:
+                    best, best_place = entry, place
+            if best is not None:
+                firsts.append((best.arrival + self._offsets[priority], best.sequence, best))
+        if forget:
+            for lane, lines in list(self._lanes.items()):
+                if not any(line.entries for line in lines.values()):
+                    del self._lanes[lane]
+        if not firsts:
+            return None, _NEVER
+        if len(firsts) == 1:
+            return firsts[0][2], _NEVER
+        firsts.sort()
+        return firsts[0][2], firsts[1][0]
 
-    def _tidy(self, line: _Line, priority: Priority) -> bool:
-        """Drops withdrawn entries from the head of a line; whether anything is left."""
-        while line and line[0][2].place is not _WAITING:
-            heappop(line)
-            self._waiting[priority].withdrawn -= 1
-        return bool(line)
-
-    def _compact(self, priority: Priority) -> None:
-        charge = self._waiting[priority]
-        if charge.withdrawn <= max(_COMPACT_AT, charge.entries):
-            return
-        for line in self._lines(priority):
-            line[:] = [item for item in line if item[2].place is _WAITING]
-            heapify(line)
-        charge.withdrawn = 0
+    def _first(self, line: Line, now: float, expired: list[Entry]) -> Entry | None:
+        """The entry of a line that is next in order; those whose time ran out leave the queue on the way."""
+        while line.entries:
+            entry = line.first(now, self._fairness_seconds)
+            if entry is None or entry.deadline > now:
+                return entry
+            line.take(entry)
+            self._leave(entry)
+            self._end(entry)
+            expired.append(entry)
+        return None
 
     def _wait(self, entry: Entry) -> None:
         """Puts an entry into its place in line, which is the same after every return."""
@@ -297,8 +417,8 @@ class EntryQueue:
         entry.batch = None
         lane = self._lanes.get(entry.lane)
         if lane is None:
-            lane = self._lanes[entry.lane] = {priority: [] for priority in Priority}
-        heappush(lane[entry.priority], (entry.arrival, entry.sequence, entry))
+            lane = self._lanes[entry.lane] = {priority: Line() for priority in Priority}
+        lane[entry.priority].put(entry, self._accounts[entry.priority].wait(entry))
         charge = self._waiting[entry.priority]
         charge.entries += 1
         charge.tokens += entry.tokens
@@ -306,13 +426,19 @@ class EntryQueue:
         self._waiting_entries += 1
         self._waiting_tokens += entry.tokens
 
+    def _return(self, entry: Entry) -> None:
+        self._accounts[entry.priority].settle(entry, 0.0)
+        self._wait(entry)
+
     def _take(self, entry: Entry) -> Entry:
-        """Takes the head of a line out of it."""
-        heappop(self._lanes[entry.lane][entry.priority])
+        """Takes the first of a line out of it, to be computed."""
+        self._lanes[entry.lane][entry.priority].take(entry)
         self._leave(entry)
+        self._accounts[entry.priority].charge(entry)
         return entry
 
     def _leave(self, entry: Entry) -> None:
+        self._accounts[entry.priority].leave(entry)
         charge = self._waiting[entry.priority]
         charge.entries -= 1
         charge.tokens -= entry.tokens
@@ -320,37 +446,59 @@ class EntryQueue:
         self._waiting_entries -= 1
         self._waiting_tokens -= entry.tokens
 
-    def _start(self, entries: list[Entry], *, alone: bool) -> Batch:
-        tokens = sum(entry.tokens for entry in entries)
-        batch = Batch(entries, tokens, alone, wanted=len(entries), unanswered_tokens=tokens)
+    def _start(self, worker: Worker, entries: list[Entry], *, rank: int = 0, alone: bool = False) -> Batch:
+        tokens = 0
+        priority = entries[0].priority
+        key = min([entry.arrival for entry in entries]) + self._offsets[priority]
+        batch = Batch(entries, 0, worker, key, priority, rank, alone, wanted=len(entries))
         for position, entry in enumerate(entries):
+            tokens += entry.tokens
             entry.place = _RUNNING
             entry.batch = batch
             entry.position = position
-        self.running.append(batch)
+        batch.tokens = batch.unanswered_tokens = tokens
+        worker.running.append(batch)
         return batch
 
-    def _left(self, batch: Batch) -> list[Entry]:
-        return [entry for entry in batch.entries if entry.batch is batch and entry.place is _RUNNING]
+    def _leaves(self, batch: Batch) -> list[Entry]:
+        """A batch is no longer on its worker: its entries that somebody still waits for."""
+        batch.worker.running.remove(batch)
+        left = []
+        for entry in batch.entries:
+            if entry.batch is batch:
+                if entry.place is _RUNNING:
+                    left.append(entry)
+                else:
+                    entry.batch = None
+                    self._release(entry)
+        return left
 
     def _end(self, entry: Entry) -> None:
         entry.place = _ENDED
+        self._release(entry)
+
+    def _release(self, entry: Entry) -> None:
+        """The entry counts no longer."""
         self._held_entries -= 1
         self._held_tokens -= entry.tokens
         self._held_bytes -= entry.size_bytes
+        self._budget.held_bytes -= entry.size_bytes
 
     def _full(self, entries: int, tokens: int, size_bytes: int) -> QueueFull:
         """The part of what is held that must leave first, at the rate at which it leaves."""
+        budget = self._budget
         part = max(
             (self._held_entries + entries - self.bounds.max_entries) / max(self._held_entries, 1),
             (self._held_tokens + tokens - self.bounds.max_tokens) / max(self._held_tokens, 1),
             (self._held_bytes + size_bytes - self.bounds.max_bytes) / max(self._held_bytes, 1),
+            (budget.held_bytes + size_bytes - budget.limit_bytes) / max(budget.held_bytes, 1),
         )
         rate = self._drain.rate
         seconds = min(part, 1.0) * self._held_entries / rate if rate else 1.0
+        elsewhere = budget.held_bytes - self._held_bytes
         return QueueFull(
             f"{self._held_entries} entries with {self._held_tokens} tokens and {self._held_bytes} bytes are queued for "
-            "this model; retry after the delay",
+            f"this model, {elsewhere} bytes for others; retry after the delay",
             retry_after_seconds=min(max(seconds, 0.05), 30.0),
             entries=self._held_entries,
             max_entries=self.bounds.max_entries,

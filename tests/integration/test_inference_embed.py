@@ -210,7 +210,7 @@ async def test_exact_and_default_calls_are_answered_apart(echo: Rig) -> None:
 async def test_the_queue_can_be_seen(slow: Rig) -> None:
     assert (await slow.stub.GetQueue(inference_pb2.GetQueueRequest())).queues == []
     await slow.embed("warm up")
-    running = asyncio.create_task(slow.embed("a"))
+    running = asyncio.create_task(slow.embed("a", priority=HIGH))
     await slow.running()
     waiting = asyncio.create_task(slow.embed("b", "c", priority=HIGH))
     await slow.waiting(2)

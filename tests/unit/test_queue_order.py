@@ -6,11 +6,11 @@ from collections.abc import Hashable
 
 import pytest
 from modelmora.errors import QueueFull
-from modelmora_inference.domain import Aging, BatchLimits, Bounds, Entry, Place, Priority
-from modelmora_inference.queue import EntryQueue
+from modelmora_inference.domain import Aging, BatchLimits, Bounds, Entry, Place, Priority, Worker
+from modelmora_inference.queue import EntryQueue, Popped
 
 H, M, L = Priority.HIGH, Priority.MEDIUM, Priority.LOW
-AGING = Aging(medium_seconds=10, low_seconds=40)
+AGING = Aging(medium_seconds=10, low_seconds=40, fairness_seconds=20)
 WIDE = BatchLimits(max_entries=100, max_tokens=10_000, split_tokens=10_000)
 
 
@@ -36,13 +36,24 @@ def push(q: EntryQueue, *entries: Entry) -> None:
         q.push([item], item.arrival)
 
 
+def ask(q: EntryQueue, limits: BatchLimits, now: float) -> Popped:
+    """Asks for the one worker there is."""
+    worker = q.workers[0] if q.workers else Worker()
+    worker.limits = limits
+    return q.pop_batch(worker, now)
+
+
+def gone(q: EntryQueue, *, crashed: bool) -> list[Entry]:
+    return q.worker_gone(q.workers[0], crashed=crashed)
+
+
 def names(entries: list[Entry]) -> str:
     return "".join(str(item.payload) for item in entries)
 
 
 def pop(q: EntryQueue, now: float = 0.0, limits: BatchLimits = WIDE) -> str:
     """Names of the next batch; the worker answers it at once."""
-    batch = q.pop_batch(limits, now).batch
+    batch = ask(q, limits, now).batch
     if batch is None:
         return ""
     for position in range(len(batch.entries)):
@@ -56,8 +67,8 @@ def pop(q: EntryQueue, now: float = 0.0, limits: BatchLimits = WIDE) -> str:
 
 def test_queue_serves_the_more_urgent_first() -> None:
     q = queue()
-    push(q, entry("l", priority=L), entry("m"), entry("h", priority=H))
-    assert pop(q) == "hml"
+    push(q, entry("l", priority=L), entry("m"), entry("h", priority=H), entry("n"))
+    assert [pop(q), pop(q), pop(q)] == ["h", "mn", "l"]
 
 
 def test_queue_serves_one_priority_by_arrival() -> None:
@@ -84,7 +95,7 @@ def test_queue_lets_only_those_pass_who_arrive_within_the_offset(
 ) -> None:
     q = queue()
     push(q, entry("e", priority=earlier), entry("l", at=seconds_between, priority=later))
-    assert pop(q, seconds_between) == order
+    assert pop(q, seconds_between) + pop(q, seconds_between) == order
 
 
 def test_queue_puts_entries_of_two_lanes_into_two_batches() -> None:
@@ -120,8 +131,8 @@ def test_queue_shares_what_waits_between_the_two_places_of_a_worker() -> None:
     q = queue()
     push(q, *(entry(name, tokens=10) for name in "abcdefgh"))
     limits = BatchLimits(max_entries=9, max_tokens=1000, split_tokens=20)
-    first = q.pop_batch(limits, 0).batch
-    second = q.pop_batch(limits, 0).batch
+    first = ask(q, limits, 0).batch
+    second = ask(q, limits, 0).batch
     assert first is not None
     assert second is not None
     assert names(first.entries) == "abcd"
@@ -137,16 +148,16 @@ def test_queue_does_not_split_little_work() -> None:
 def test_queue_gathers_beside_a_running_batch_until_as_much_waits() -> None:
     q = queue()
     push(q, entry("a", tokens=2), entry("b", tokens=2))
-    running = q.pop_batch(WIDE, 0).batch
+    running = ask(q, WIDE, 0).batch
     assert running is not None
     push(q, entry("c", tokens=2))
-    assert q.pop_batch(WIDE, 0).batch is None
+    assert ask(q, WIDE, 0).batch is None
     q.answer(running, 0, 0)
-    following = q.pop_batch(WIDE, 0).batch
+    following = ask(q, WIDE, 0).batch
     assert following is not None
     assert names(following.entries) == "c"
     push(q, entry("d", tokens=100))
-    assert q.pop_batch(WIDE, 0).batch is None, "both places are taken"
+    assert ask(q, WIDE, 0).batch is None, "both places are taken"
 
 
 def test_queue_never_waits_while_the_worker_is_idle() -> None:
@@ -161,7 +172,7 @@ def test_queue_never_waits_while_the_worker_is_idle() -> None:
 def test_queue_drops_an_expired_request() -> None:
     q = queue()
     push(q, entry("a", deadline=5), entry("b", deadline=6), entry("c", deadline=5))
-    popped = q.pop_batch(WIDE, 5)
+    popped = ask(q, WIDE, 5)
     assert names(popped.expired) == "ac"
     assert popped.batch is not None
     assert names(popped.batch.entries) == "b"
@@ -191,10 +202,10 @@ def test_queue_takes_all_entries_of_a_call_or_none() -> None:
 def test_queue_counts_what_runs_against_its_bounds_so_that_it_may_come_back() -> None:
     q = queue(max_entries=2)
     push(q, entry("a"), entry("b"))
-    assert q.pop_batch(WIDE, 0).batch is not None
+    assert ask(q, WIDE, 0).batch is not None
     with pytest.raises(QueueFull):
         push(q, entry("c"))
-    q.worker_gone(crashed=False)
+    gone(q, crashed=False)
     assert pop(q) == "ab"
     push(q, entry("c"))
 
@@ -234,7 +245,7 @@ def test_a_batch_knows_whether_anybody_waits_for_it() -> None:
     q = queue()
     a, b = entry("a"), entry("b")
     push(q, a, b)
-    batch = q.pop_batch(WIDE, 0).batch
+    batch = ask(q, WIDE, 0).batch
     assert batch is not None
     q.withdraw([a])
     assert batch.wanted == 1
@@ -252,7 +263,7 @@ def test_a_batch_knows_whether_anybody_waits_for_it() -> None:
 def test_a_row_that_comes_twice_counts_once() -> None:
     q = queue()
     push(q, entry("a", tokens=3), entry("b", tokens=4))
-    batch = q.pop_batch(WIDE, 0).batch
+    batch = ask(q, WIDE, 0).batch
     assert batch is not None
     assert q.answer(batch, 0, 0) is batch.entries[0]
     assert q.answer(batch, 0, 0) is None
@@ -267,7 +278,7 @@ def test_withdrawn_entries_do_not_pile_up() -> None:
         item = entry(at=1)
         push(q, item)
         q.withdraw([item])
-    assert sum(len(line) for line in q._lines()) < 200
+    assert sum(len(line) for line in q._lanes[None].values()) < 200
     assert pop(q) == "first"
 
 
@@ -286,7 +297,7 @@ def test_levels_tell_what_waits() -> None:
 
 
 def start(q: EntryQueue, limits: BatchLimits = WIDE) -> str:
-    batch = q.pop_batch(limits, 0).batch
+    batch = ask(q, limits, 0).batch
     return names(batch.entries) if batch else ""
 
 
@@ -295,16 +306,16 @@ def test_after_a_wanted_death_everything_goes_back_to_its_place() -> None:
     push(q, entry("a"), entry("b"))
     assert start(q) == "ab"
     push(q, entry("h", priority=H), entry("c"))
-    assert q.worker_gone(crashed=False) == []
-    assert pop(q) == "habc"
+    assert gone(q, crashed=False) == []
+    assert [pop(q), pop(q)] == ["h", "abc"]
 
 
 def test_an_entry_that_came_back_keeps_its_deadline() -> None:
     q = queue()
     push(q, entry("a", deadline=5), entry("b"))
     assert start(q) == "ab"
-    q.worker_gone(crashed=True)
-    popped = q.pop_batch(WIDE, 5)
+    gone(q, crashed=True)
+    popped = ask(q, WIDE, 5)
     assert names(popped.expired) == "a"
     assert popped.batch is not None
     assert names(popped.batch.entries) == "b"
@@ -315,7 +326,7 @@ def test_after_a_crash_the_running_batch_is_tried_one_by_one_and_the_other_as_it
     push(q, *(entry(name, tokens=10) for name in "abcd"))
     limits = BatchLimits(max_entries=2, max_tokens=100, split_tokens=1)
     assert [start(q, limits), start(q, limits)] == ["ab", "cd"]
-    assert q.worker_gone(crashed=True) == []
+    assert gone(q, crashed=True) == []
     assert [pop(q), pop(q), pop(q)] == ["a", "b", "cd"]
 
 
@@ -323,7 +334,7 @@ def test_a_suspect_waits_until_the_worker_is_empty_and_nothing_joins_it() -> Non
     q = queue()
     push(q, entry("a"), entry("b"))
     assert start(q) == "ab"
-    q.worker_gone(crashed=True)
+    gone(q, crashed=True)
     push(q, entry("h", priority=H))
     assert start(q) == "h"
     assert start(q) == "", "a suspect does not run beside others"
@@ -339,9 +350,9 @@ def test_an_entry_alone_in_a_worker_that_dies_twice_is_condemned() -> None:
     q = queue()
     push(q, entry("a"))
     assert start(q) == "a"
-    assert q.worker_gone(crashed=True) == []
+    assert gone(q, crashed=True) == []
     assert start(q) == "a"
-    assert names(q.worker_gone(crashed=True)) == "a"
+    assert names(gone(q, crashed=True)) == "a"
     assert q.empty
 
 
@@ -349,11 +360,11 @@ def test_a_death_in_company_does_not_count_against_anybody() -> None:
     q = queue()
     push(q, entry("a"), entry("b"))
     assert start(q) == "ab"
-    assert q.worker_gone(crashed=True) == []
+    assert gone(q, crashed=True) == []
     assert start(q) == "a"
-    assert q.worker_gone(crashed=True) == []
+    assert gone(q, crashed=True) == []
     assert start(q) == "a"
-    assert names(q.worker_gone(crashed=True)) == "a"
+    assert names(gone(q, crashed=True)) == "a"
     assert pop(q) == "b"
 
 
@@ -364,7 +375,7 @@ def test_a_worker_that_dies_with_two_batches_condemns_nobody() -> None:
         limits = BatchLimits(max_entries=1, max_tokens=1, split_tokens=1)
         start(q, limits)
         start(q, limits)
-        assert q.worker_gone(crashed=True) == []
+        assert gone(q, crashed=True) == []
         while pop(q):
             pass
 
@@ -374,28 +385,28 @@ def test_deaths_that_the_platform_wanted_condemn_nobody() -> None:
     push(q, entry("a"))
     for _ in range(5):
         assert start(q) == "a"
-        assert q.worker_gone(crashed=False) == []
+        assert gone(q, crashed=False) == []
 
 
 def test_rows_that_were_answered_are_no_suspects() -> None:
     q = queue()
     push(q, *(entry(name) for name in "abc"))
-    batch = q.pop_batch(WIDE, 0).batch
+    batch = ask(q, WIDE, 0).batch
     assert batch is not None
     answered = q.answer(batch, 1, 0)
     assert answered is not None
     assert answered.payload == "b"
-    q.worker_gone(crashed=True)
+    gone(q, crashed=True)
     assert [pop(q), pop(q), pop(q)] == ["a", "c", ""]
 
 
 def test_a_batch_that_failed_is_tried_one_by_one_and_a_lone_entry_gets_the_error() -> None:
     q = queue()
     push(q, entry("a"), entry("b"))
-    batch = q.pop_batch(WIDE, 0).batch
+    batch = ask(q, WIDE, 0).batch
     assert batch is not None
     assert q.fail(batch) == []
-    lone = q.pop_batch(WIDE, 0).batch
+    lone = ask(q, WIDE, 0).batch
     assert lone is not None
     assert names(lone.entries) == "a"
     assert names(q.fail(lone)) == "a"
