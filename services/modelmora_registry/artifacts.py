@@ -42,9 +42,10 @@ from modelmora.errors import (
     UnsafeFile,
 )
 
-from modelmora_registry import contents, metadata
+from modelmora_registry import contents, metadata, mirrors
 from modelmora_registry.domain import Artifact, ArtifactFile, ImportProgress, ModelSource
 from modelmora_registry.facts import read_facts
+from modelmora_registry.locks import LockedModel
 from modelmora_registry.metadata import Facts
 from modelmora_registry.sources import Plan, PlannedFile, Sources
 
@@ -127,6 +128,10 @@ class Artifacts:
         """
         return await self._in(self._plan_threads, self._sources.plan, source, at)
 
+    async def plan_locked(self, locked: LockedModel, mirror: str) -> Plan:
+        """Where the files of a locked version can be had. Raises what `plan` raises, and SourceNotFound."""
+        return await self._in(self._plan_threads, mirrors.plan, self._sources, self._is_here, locked, mirror)
+
     async def planned(self, uid: str) -> Plan | None:
         """The plan with which an import of a remote source began, so that it goes on with the same files."""
         return await self._in(self._plan_threads, self._read_plan, uid)
@@ -181,6 +186,12 @@ class Artifacts:
 
     async def _in(self, threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+
+    def _is_here(self, file: ArtifactFile) -> bool:
+        """Whether its content is, for a version to come, without a source."""
+        return _size_of(self._blob(file.sha256)) == file.size_bytes or any(
+            _size_of(lies) == file.size_bytes for lies in self._noted(file.sha256)
+        )
 
     # Room.
 

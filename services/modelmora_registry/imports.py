@@ -32,7 +32,7 @@ from modelmora_runtime.db import Database
 from prometheus_client import Counter, Histogram
 
 from modelmora_registry.artifacts import Artifacts, Fetched, Progress
-from modelmora_registry.domain import Failure, ImportProgress, ModelVersion
+from modelmora_registry.domain import Artifact, Failure, ImportProgress, ModelVersion
 from modelmora_registry.sources import Plan
 from modelmora_registry.store import Store
 
@@ -66,12 +66,14 @@ class Imports:
         database: Database,
         *,
         concurrency: int,
+        on_fetched: Callable[[Artifact], Awaitable[None]] | None = None,
         on_ready: Callable[[ModelVersion], Awaitable[None]] | None = None,
         retry_delays_seconds: Sequence[float] = RETRY_DELAYS_SECONDS,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._database = database
+        self._on_fetched = on_fetched
         self._on_ready = on_ready
         self._retry_delays_seconds = retry_delays_seconds
         self._slots = asyncio.Semaphore(concurrency)
@@ -155,6 +157,8 @@ class Imports:
         started = time.monotonic()
         checksums = await self._store.expected_checksums(uid)
         fetched = await self._fetch_patiently(version, plan, checksums)
+        if self._on_fetched is not None:
+            await self._on_fetched(fetched.artifact)
         ready = await self._store.record_ready(uid, fetched.artifact, fetched.facts)
         IMPORTS.labels("ready").inc()
         IMPORT_BYTES.inc(fetched.artifact.size_bytes)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Annotated
 
@@ -29,10 +30,12 @@ from modelmora_registry.hub import Hub
 from modelmora_registry.imports import Imports
 from modelmora_registry.link_service import import_of
 from modelmora_registry.link_store import LinkStore
+from modelmora_registry.lock_store import LockStore
 from modelmora_registry.s3 import S3
 from modelmora_registry.service import ACCESS, HOLD_ACCESS, RegistryHoldServicer, RegistryServicer
 from modelmora_registry.sources import Sources
 from modelmora_registry.store import Store
+from modelmora_registry.verify import ScrubRules, Verifier
 from modelmora_registry.watching import Watching
 from modelmora_registry.web import Web
 
@@ -79,6 +82,10 @@ class Settings(Section):
     storage_quota_bytes: ByteSize = Field(ByteSize(0), ge=0)
     """Most that the files of all versions may take on disk; 0: as much as there is."""
     import_concurrency: Annotated[int, Field(ge=1, le=32)] = 2
+    scrub_interval_seconds: Annotated[float, Field(ge=0, le=10 * 365 * 86400)] = 7 * 86400
+    """Every file is hashed once in so long, to find disks that forget; 0: never."""
+    scrub_bytes_per_second: ByteSize = Field(ByteSize(20_000_000), ge=1)
+    """How fast that is done at most."""
     allow_pickle: bool = False
     """Take weights that can run code when they are read."""
 
@@ -98,8 +105,16 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     )
     store = Store(database, lambda uid: str(artifacts.snapshot_path(uid)))
     links, exports = LinkStore(database, lambda: store.migrated), Exports(sources, settings.export_roots)
+    locks = LockStore(database, lambda: store.migrated)
+    scrub = ScrubRules(timedelta(seconds=settings.scrub_interval_seconds), int(settings.scrub_bytes_per_second))
+    verifier = Verifier(locks, database, artifacts.snapshot_path, _Drifted(platform).say, scrub)
     imports = Imports(
-        store, artifacts, database, concurrency=settings.import_concurrency, on_ready=partial(_note_import, links)
+        store,
+        artifacts,
+        database,
+        concurrency=settings.import_concurrency,
+        on_fetched=verifier.taken,
+        on_ready=partial(_note_import, links),
     )
     holds, watching = Holds(store), Watching()
     WATCHES.set_function(lambda: watching.count)
@@ -111,6 +126,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
             ("imports", imports.run()),
             ("holds", holds.run()),
             ("changes", watching.run(store.changes())),
+            ("scrub", verifier.run()),
         )
     ]
     for task in tasks:
@@ -131,13 +147,15 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                         platform.stopping,
                         links,
                         exports,
+                        locks,
+                        verifier,
                     ),
                     ACCESS,
                 ),
                 Service(
                     "modelmora.registry.v1.RegistryHoldService",
                     add_RegistryHoldServiceServicer_to_server,
-                    RegistryHoldServicer(holds),
+                    RegistryHoldServicer(holds, store, locks, verifier),
                     HOLD_ACCESS,
                 ),
             ]
@@ -149,8 +167,26 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         await imports.close()
         await holds.close()
         exports.close()
+        verifier.close()
         artifacts.close()
         await database.close()
+
+
+class _Drifted:
+    """Puts what is drifted into the registry's health, and takes back only what it has put there."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+        self._told = False
+
+    def say(self, words: Sequence[str], count: int) -> None:
+        if count:
+            more = f"; {count} versions in all" if count > 1 else ""
+            reason = f"drifted: {'; '.join(words)}{more}"
+            self._platform.health.set(NAME, "degraded", reason)
+        elif self._told:
+            self._platform.health.set(NAME, "healthy")
+        self._told = count > 0
 
 
 async def _note_import(links: LinkStore, version: ModelVersion) -> None:

@@ -53,8 +53,11 @@ from modelmora_registry.holds import Holds
 from modelmora_registry.imports import Imports
 from modelmora_registry.link_service import LinkRpcs
 from modelmora_registry.link_store import LinkStore
+from modelmora_registry.lock_service import FingerprintRpcs, LockRpcs, golden_for
+from modelmora_registry.lock_store import LockStore
 from modelmora_registry.sources import Plan
 from modelmora_registry.store import Created, Gone, RequestKey, Store
+from modelmora_registry.verify import Verifier
 from modelmora_registry.watching import Watching
 
 CACHE_TTL = timedelta(seconds=5)
@@ -131,7 +134,7 @@ ALL_MODELS = ("models/-", "-")
 """As a parent: the versions of every model."""
 
 
-class RegistryServicer(LinkRpcs, registry_pb2_grpc.RegistryServiceServicer):
+class RegistryServicer(LinkRpcs, LockRpcs, registry_pb2_grpc.RegistryServiceServicer):
     def __init__(
         self,
         store: Store,
@@ -143,10 +146,14 @@ class RegistryServicer(LinkRpcs, registry_pb2_grpc.RegistryServiceServicer):
         stopping: asyncio.Event,
         links: LinkStore,
         exports: Exports,
+        locks: LockStore,
+        verifier: Verifier,
     ) -> None:
         self._store = store
         self._links = links
         self._exports = exports
+        self._locks = locks
+        self._verifier = verifier
         self._artifacts = artifacts
         self._imports = imports
         self._holds = holds
@@ -347,6 +354,9 @@ class RegistryServicer(LinkRpcs, registry_pb2_grpc.RegistryServiceServicer):
         model_id = parse_model_name(request.name)
         alias = check_alias(request.alias)
         version = check_version(request.version) if request.version else ""
+        if request.require_verified and version:
+            target = domain.Reference(model_id=model_id, selector=version, version_only=True)
+            await self.check_verified((await self._store.resolve(target))[1])
         changed = await self._store.set_alias(model_id, alias, version, request.etag, subject=current_caller().subject)
         return pb.SetAliasResponse(model=_model(changed))
 
@@ -473,16 +483,24 @@ class RegistryServicer(LinkRpcs, registry_pb2_grpc.RegistryServiceServicer):
         await asyncio.shield(removing)
 
 
-class RegistryHoldServicer(registry_pb2_grpc.RegistryHoldServiceServicer):
-    def __init__(self, holds: Holds) -> None:
+class RegistryHoldServicer(FingerprintRpcs, registry_pb2_grpc.RegistryHoldServiceServicer):
+    def __init__(self, holds: Holds, store: Store, locks: LockStore, verifier: Verifier) -> None:
         self._holds = holds
+        self._store = store
+        self._locks = locks
+        self._verifier = verifier
 
     async def AcquireHold(self, request: pb.AcquireHoldRequest, context: Any) -> AsyncIterator[pb.AcquireHoldResponse]:
         reference = parse_version_name(request.name)
         if not request.holder.strip() or len(request.holder) > 255 or "\x00" in request.holder:
             raise InvalidArgument.at("holder", "must say who holds, in 1 to 255 characters")
         async with self._holds.hold(reference, request.holder) as hold:
-            yield pb.AcquireHoldResponse(model_version=_version(hold.version))
+            await self._verifier.check_load(hold.version)
+            golden = golden_for(hold.version)
+            yield pb.AcquireHoldResponse(
+                model_version=_version(hold.version),
+                golden=protomap.write(golden, pb.GoldenInputs) if golden is not None else None,
+            )
             await hold.lost.wait()
             raise Unavailable("the hold is gone; acquire it again", version=hold.version.name)
 

@@ -328,12 +328,14 @@ class Store:
         reuse: bool,
         validate_only: bool,
         at: str,
+        restores: str | None = None,
     ) -> Created:
         """Registers `draft` in CREATING, or READY when it has no files.
 
         `new_model`: registers the model where it is missing. `reuse`: the same commit of the same repository is
         answered with the version that exists. A version that FAILED never was anything and is replaced. `at` is the
-        path of the version's fields in the request. `validate_only` checks all of this and leaves nothing.
+        path of the version's fields in the request. `validate_only` checks all of this and leaves nothing. `restores`:
+        the digest that it is going to have; a version of just this digest that was deleted may come back.
 
         Raises ModelNotFound, VersionExists, RequestIdReused, InvalidArgument.
         """
@@ -344,7 +346,7 @@ class Store:
                 return Created(await self._model(connection, version.model_id), version, False)
             found = await self._model_for_version(connection, model_id, new_model, now)
             _check_task(found, draft, at)
-            if existing := await self._existing(connection, found, draft, reuse=reuse, at=at):
+            if existing := await self._existing(connection, found, draft, reuse=reuse, at=at, restores=restores):
                 if request is not None:
                     statement = sa.update(create_request).where(create_request.c.request_id == request.request_id)
                     await connection.execute(statement.values(resource_id=existing.uid))
@@ -818,7 +820,14 @@ class Store:
             raise Conflict(version=new.name)
 
     async def _existing(
-        self, connection: AsyncConnection, found: Model, draft: ModelVersion, *, reuse: bool, at: str
+        self,
+        connection: AsyncConnection,
+        found: Model,
+        draft: ModelVersion,
+        *,
+        reuse: bool,
+        at: str,
+        restores: str | None,
     ) -> ModelVersion | None:
         """The version that answers this import already; None when there is room for it. A FAILED one makes room."""
         hub = draft.source.hub if draft.source is not None else None
@@ -838,6 +847,8 @@ class Store:
             raise VersionExists(f"{version.name} exists", version=version.name)
         if draft.version in found.aliases:
             raise InvalidArgument.at(f"{at}version", f"{draft.version!r} is an alias of this model")
+        if restores is not None and await self._spent_on(connection, found, draft.version) in (None, restores):
+            return None
         if await self._is_version_string(connection, found, draft.version):
             raise VersionExists(
                 f"{draft.name} existed and was deleted; version strings are never used twice", version=draft.name
@@ -851,6 +862,15 @@ class Store:
         here = sa.exists().where(model_version.c.model_id == found.uid, model_version.c.version == text)
         return bool(await connection.scalar(sa.select(sa.or_(used, here))))
 
+    async def _spent_on(self, connection: AsyncConnection, found: Model, version: str) -> str | None:
+        """The digest of the version that a string was spent on."""
+        spent: str | None = await connection.scalar(
+            sa.select(used_version.c.digest).where(
+                used_version.c.model_name == str(found.model_id), used_version.c.version == version
+            )
+        )
+        return spent
+
     async def _publish(self, connection: AsyncConnection, found: Model, new: ModelVersion, now: datetime) -> Model:
         """A version has become READY: its string is spent, and `latest` moves to it unless a newer one is there."""
         assert new.artifact is not None
@@ -863,7 +883,12 @@ class Store:
                 digest=new.artifact.digest,
                 create_time=now,
             )
-            .on_conflict_do_nothing()
+            # It was deleted, and a lock brought it back.
+            .on_conflict_do_update(
+                index_elements=[used_version.c.model_name, used_version.c.version],
+                set_={"model_version_id": new.uid, "delete_time": None},
+                where=used_version.c.digest == new.artifact.digest,
+            )
         )
         if not await self._settle_latest(connection, found, now):
             return found
@@ -1129,7 +1154,7 @@ Condition = Callable[[Comparison], sa.ColumnElement[bool]]
 """What a comparison asks of a row, as SQL. Values go in as parameters, never as text."""
 
 
-def _asked(key: sa.ColumnElement[Any]) -> Condition:
+def asked_of(key: sa.ColumnElement[Any]) -> Condition:
     """Of one column."""
 
     def condition(comparison: Comparison) -> sa.ColumnElement[bool]:
@@ -1160,7 +1185,7 @@ def _asked_of_labels(column: sa.Column[Any]) -> Condition:
             return present
         if comparison.operator == "=":
             return column.contains({comparison.key: comparison.value})  # the index knows this one
-        return _asked(column[comparison.key].astext)(comparison)
+        return asked_of(column[comparison.key].astext)(comparison)
 
     return condition
 
@@ -1170,7 +1195,7 @@ def _asked_of_metrics(column: sa.Column[Any]) -> Condition:
         if comparison.operator == "present":
             present: sa.ColumnElement[bool] = column.has_key(comparison.key)
             return present
-        return _asked(sa.cast(column[comparison.key].astext, sa.Double))(comparison)
+        return asked_of(sa.cast(column[comparison.key].astext, sa.Double))(comparison)
 
     return condition
 
@@ -1201,7 +1226,7 @@ _MODEL_FIELDS: Mapping[str, Condition] = {
     "servable": _asked_if(_has_alias(MANAGED_ALIAS, PRODUCTION_ALIAS)),
     "labels": _asked_of_labels(model.c.labels),
     **{
-        name: _asked(model.c[name])
+        name: asked_of(model.c[name])
         for name in (
             *("name", "display_name", "task_type", "family", "base_model", "trainable", "create_time", "update_time"),
         )
@@ -1209,12 +1234,12 @@ _MODEL_FIELDS: Mapping[str, Condition] = {
 }
 _VERSION_FIELDS: Mapping[str, Condition] = {
     "archived": _asked_if(model_version.c.archive_time.is_not(None)),
-    "parameter_count": _asked(sa.cast(model_version.c.metadata["parameter_count"].astext, sa.Double)),
-    "dtype": _asked(model_version.c.metadata["dtype"].astext),
+    "parameter_count": asked_of(sa.cast(model_version.c.metadata["parameter_count"].astext, sa.Double)),
+    "dtype": asked_of(model_version.c.metadata["dtype"].astext),
     "labels": _asked_of_labels(model_version.c.labels),
     "metrics": _asked_of_metrics(model_version.c.metrics),
     **{
-        name: _asked(model_version.c[name])
+        name: asked_of(model_version.c[name])
         for name in (
             *("version", "state", "engine", "task_type", "size_bytes", "training_job", "create_time", "update_time"),
         )
