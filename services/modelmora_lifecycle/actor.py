@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -33,13 +34,16 @@ from modelmora_lifecycle.domain import (
     HealthState,
     Replica,
     ReplicaState,
+    Residency,
     VersionFacts,
 )
 from modelmora_lifecycle.eviction import Plan
 from modelmora_lifecycle.launcher import Launcher
-from modelmora_lifecycle.ledger import Ledger, Vector
+from modelmora_lifecycle.ledger import Budget, Device, Ledger, Vector, bounds
+from modelmora_lifecycle.placement import Placement
+from modelmora_lifecycle.prediction import Measured
 from modelmora_lifecycle.scheduler import Decision, Rules, Scheduler
-from modelmora_lifecycle.store import Acquired, Measurement
+from modelmora_lifecycle.store import Acquired
 from modelmora_lifecycle.workers import Hold, Worker, WorkerRules
 
 log = logging.getLogger(__name__)
@@ -112,6 +116,10 @@ class LeaseEnd:
     """The node's side of one lease: what its holder is to be told, and the key it was given."""
 
     uid: str
+    version: str
+    priority: int
+    want_time: float
+    """When it was asked for; the times of a lease are on the monotonic clock."""
     inbox: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
     """Bounded by the conversation: a few messages, of which Loading alone may come again."""
     visit: bool = False
@@ -119,6 +127,12 @@ class LeaseEnd:
     worker: Worker | None = None
     key: bytes = b""
     admission: asyncio.Task[None] | None = None
+    replica: Replica | None = None
+    """Once granted."""
+    use_since: float | None = None
+    """Since when it is in use; None while idle."""
+    used: bool = False
+    """Its first use was written down."""
 
     async def next(self) -> Message:
         """The next message; raises the error that refuses the lease."""
@@ -154,7 +168,7 @@ class Journal(Protocol):
 
     def decided(self, decision: Decision) -> None: ...
 
-    def measured(self, measurement: Measurement) -> None: ...
+    def measured(self, measured: Measured) -> None: ...
 
     def acquired(self, event: Acquired) -> None: ...
 
@@ -199,14 +213,23 @@ class Node:
 
     # What edges ask for.
 
-    def open_lease(self, facts: VersionFacts, priority: int, deadline: float) -> LeaseEnd:
+    def open_lease(
+        self, facts: VersionFacts, priority: int, deadline: float, *, holder: str = "", if_loaded: bool = False
+    ) -> LeaseEnd:
         """A lease that waits for `facts` until `deadline` (monotonic). Close it in any case."""
-        end = LeaseEnd(str(uuid7()))
-        self._ends[end.uid] = end
-        self._post(lambda now: self.scheduler.want(end.uid, facts, priority=priority, deadline=deadline, now=now))
+        end = self._new_end(facts.name, priority)
+        self._post(
+            lambda now: self.scheduler.want(
+                end.uid, facts, priority=priority, deadline=deadline, now=now, holder=holder, if_loaded=if_loaded
+            )
+        )
         return end
 
     def in_use(self, end: LeaseEnd, in_flight: int, waiting_entries: int = 0, oldest_wait_seconds: float = 0.0) -> None:
+        if in_flight and end.use_since is None:
+            end.use_since = time.monotonic()
+        elif not in_flight and end.use_since is not None:
+            self._write_down(end)
         self._post(lambda now: self.scheduler.in_use(end.uid, in_flight, waiting_entries, oldest_wait_seconds, now))
 
     def close_lease(self, end: LeaseEnd) -> None:
@@ -214,14 +237,41 @@ class Node:
         if self._ends.pop(end.uid, None) is not None:
             self._post(lambda now: self.scheduler.release(end.uid, now))
             self._shut_out(end)
+        if end.use_since is not None or not end.used:
+            self._write_down(end)
+
+    def _new_end(self, version: str, priority: int, *, visit: bool = False) -> LeaseEnd:
+        end = LeaseEnd(str(uuid7()), version, priority, time.monotonic(), visit=visit)
+        self._ends[end.uid] = end
+        return end
+
+    def _write_down(self, end: LeaseEnd) -> None:
+        """One use of a version has ended, for the trace. The first one of a lease began when it was asked for."""
+        use_since, end.use_since = end.use_since, None
+        begin = end.want_time if not end.used or use_since is None else use_since
+        end.used = True
+        if self._journal is None or self.scheduler.facts(end.version) is None:
+            return
+        now = time.monotonic()
+        replica = end.replica and (self.replica(end.replica.uid) or end.replica)
+        measured = self.scheduler.measurement(end.version)
+        self._journal.acquired(
+            Acquired(
+                end.version,
+                end.priority,
+                datetime.fromtimestamp(self.wall_time(begin), UTC),
+                now - use_since if use_since is not None else 0.0,
+                dict(measured.peak if measured else replica.peak if replica else {}),
+                (measured.typical_load_seconds if measured else None) or (replica.load_seconds if replica else 0.0),
+            )
+        )
 
     async def load(self, facts: VersionFacts, *, pin: bool, deadline: float, wait: bool) -> Replica:
         """A version in memory: LOADED with `wait`, else as it is right after the ask. Raises what refuses the load.
 
         Who waits and goes away cancels; who does not wait has asked for it until `deadline`.
         """
-        end = LeaseEnd(str(uuid7()), visit=True)
-        self._ends[end.uid] = end
+        end = self._new_end(facts.name, 20, visit=True)
         try:
             uid = await self._ask(
                 lambda now: self.scheduler.want(
@@ -243,6 +293,36 @@ class Node:
                 self.close_lease(end)
             else:
                 self._ends.pop(end.uid, None)
+
+    def set_residency(self, version: str, residency: Residency, facts: VersionFacts | None) -> None:
+        """How a version is kept from now on; see `Scheduler.set_residency`."""
+        self._post(lambda now: self.scheduler.set_residency(version, residency, facts, now))
+
+    def configure(self, rules: Rules, budgets: Mapping[str, Budget], share: float) -> tuple[str, ...]:
+        """Other rules and budgets from now on; the answer is what looks wrong, for people. InvalidArgument."""
+        found = bounds(self.devices(), budgets, share)
+        self._measures_foreign = True  # what others may use before it shrinks our budget is in the bounds
+        self._post(lambda now: self.scheduler.configure(rules, found, now))
+        return found.warnings
+
+    def cordon(self, reason: str | None) -> None:
+        """Empties the node, or with None lets it load again; nothing happens when it is so already."""
+
+        def change(now: float) -> None:
+            if reason is None:
+                self.scheduler.uncordon(now)
+            elif self.scheduler.cordoned != reason:
+                self.scheduler.cordon(reason, now)
+
+        self._post(change)
+
+    async def explain(self, facts: VersionFacts, priority: int) -> Placement:
+        return await self._ask(lambda now: self.scheduler.explain(facts, priority, now))
+
+    async def empty(self) -> None:
+        """Returns when nothing is in memory."""
+        while self.scheduler.replicas():
+            await self._news.wait()
 
     async def unload(self, version: str, *, force: bool) -> list[str]:
         """Uids of the replicas that are drained now. Raises ReplicaNotFound, VersionInUse."""
@@ -270,6 +350,10 @@ class Node:
             replica.version == version and replica.state is not ReplicaState.FAILED
             for replica in self.scheduler.replicas()
         )
+
+    def devices(self) -> dict[str, Device]:
+        """What exists."""
+        return {HOST: Device(machine.total_bytes())}
 
     def total_bytes(self, device: str) -> int:
         """Memory that exists on a device."""
@@ -432,8 +516,10 @@ class Node:
             return
         if end.visit:
             del self._ends[lease]
+            self._write_down(end)
             end.inbox.put_nowait(Granted(replica, "", b""))
             return
+        end.replica = replica
         end.worker = self._workers[replica.uid]
         end.key = secrets.token_bytes(32)
         end.admission = self._spawn(asyncio.create_task(self._admit(end, replica)))
@@ -500,9 +586,9 @@ class Node:
             self._journal.decided(decision)
 
     def _keep(self, replica: Replica) -> None:
-        facts = self.scheduler.facts(replica.version)
-        if self._journal is not None and facts is not None:
-            self._journal.measured(Measurement(replica.version, facts.engine, dict(replica.peak), replica.load_seconds))
+        measured = self.scheduler.measurement(replica.version)
+        if self._journal is not None and measured is not None:
+            self._journal.measured(measured)
 
     def _send(self, lease: str, message: Message) -> None:
         end = self._ends.get(lease)

@@ -26,8 +26,12 @@ from pydantic import ByteSize, Field
 from modelmora_lifecycle.actor import Node
 from modelmora_lifecycle.domain import HOST, MIB, EngineProfile, VersionFacts
 from modelmora_lifecycle.duty import Duty
+from modelmora_lifecycle.eviction import PolicyName
 from modelmora_lifecycle.launcher import LocalLauncher
-from modelmora_lifecycle.prediction import Measured, Prediction, Setup
+from modelmora_lifecycle.ledger import Budget
+from modelmora_lifecycle.orders import Orders, Terms
+from modelmora_lifecycle.orders_store import OrdersStore
+from modelmora_lifecycle.prediction import Prediction
 from modelmora_lifecycle.scheduler import Rules
 from modelmora_lifecycle.service import LifecycleLeaseServicer, LifecycleServicer
 from modelmora_lifecycle.store import Kept, LifecycleStore, StoreJournal
@@ -77,6 +81,11 @@ class Settings(Section):
     idle_ttl_seconds: float = Field(
         0.0, ge=0, le=31_536_000, description="Unload what was not used for so long; 0: only when room is needed."
     )
+    eviction_policy: PolicyName = Field(
+        "lru",
+        description="Who goes first: least recently used, cheapest to have again (gdsf), or next to expire (ttl).",
+    )
+    load_concurrency: int = Field(4, gt=0, le=64, description="Loads at a time on one device.")
     engine_overhead_bytes: ByteSize = Field(
         ByteSize(350 * MIB), ge=0, description="Guess of what an engine takes beside the model's files."
     )
@@ -141,18 +150,41 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         journal=journal,
         on_health=report("models"),
     )
-    registry.on_deleted = node.deleted
+    orders = Orders(
+        node,
+        registry,
+        OrdersStore(database, settings.node) if database else None,
+        Terms(
+            budgets={HOST: Budget(settings.memory_budget_bytes)} if settings.memory_budget_bytes else {},
+            share=settings.memory_share,
+            policy=settings.eviction_policy,
+            idle_ttl_seconds=settings.idle_ttl_seconds,
+            load_concurrency=settings.load_concurrency,
+        ),
+        rules(settings),
+    )
+
+    def deleted(version: str) -> None:
+        node.deleted(version)
+        orders.deleted(version)
+
+    registry.on_deleted = deleted
     report("duty")("unknown", duty.reason)
     await node.begin()
-    chores = {"node lock": serve_node(duty, node, database, store, settings.node, report("duty"))}
+    chores = {
+        "node lock": serve_node(duty, node, orders, database, store, settings.node, report("duty")),
+        "orders": orders.fulfil(),
+    }
     if journal is not None:
         chores["journal"] = journal.run()
     tasks = [asyncio.create_task(chore, name=name) for name, chore in chores.items()]
     for task in tasks:
         tell_if_broken(task, partial(report("chores"), "degraded"))
+    servicer = LifecycleServicer(node, registry, duty, orders, store, settings.node, platform.stopping)
     try:
-        yield Mounted(services(node, registry, duty, platform.stopping))
+        yield Mounted(services(servicer, LifecycleLeaseServicer(node, registry, duty)))
     finally:
+        servicer.close()
         await node.close(_STOP_GRACE_SECONDS)
         await launcher.close()
         if journal is not None and database is not None and database.available:
@@ -164,13 +196,13 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
             await database.close()
 
 
-def services(node: Node, registry: Registry, duty: Duty, stopping: asyncio.Event) -> list[Service]:
+def services(servicer: LifecycleServicer, leases: LifecycleLeaseServicer) -> list[Service]:
     """Both services with the roles that each RPC needs."""
     return [
         Service(
             "modelmora.lifecycle.v1.LifecycleService",
             lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server,
-            LifecycleServicer(node, registry, duty, stopping),
+            servicer,
             {
                 "LoadModel": OPERATORS,
                 "UnloadModel": OPERATORS,
@@ -197,7 +229,7 @@ def services(node: Node, registry: Registry, duty: Duty, stopping: asyncio.Event
         Service(
             "modelmora.lifecycle.v1.LifecycleLeaseService",
             lifecycle_pb2_grpc.add_LifecycleLeaseServiceServicer_to_server,
-            LifecycleLeaseServicer(node, registry, duty),
+            leases,
             {"Acquire": SERVICES},
         ),
     ]
@@ -220,41 +252,45 @@ def rules(settings: Settings) -> Rules:
 async def serve_node(
     duty: Duty,
     node: Node,
+    orders: Orders,
     database: Database | None,
     store: LifecycleStore | None,
     name: str,
     report: Callable[[str, str], None],
 ) -> None:
     """Settles who serves this node, by an advisory lock, for ever. Who has served goes on while the database is away:
-    nobody else can take the lock then either, and models in memory need no database."""
+    nobody else can take the lock then either, and models in memory need no database.
+
+    What operators said, and what was measured, is read anew each time the lock is taken: whoever had it meanwhile may
+    have changed it. Nothing is loaded before."""
 
     def set_duty(on_duty: bool, level: str, reason: str) -> None:
-        duty.on_duty, duty.reason = on_duty, reason
+        if (on_duty, not on_duty) != (duty.on_duty, duty.standby):
+            log.info("this process serves node %s" if on_duty else "%s", name if on_duty else reason)
+        duty.on_duty, duty.standby, duty.reason = on_duty, not on_duty, reason
         duty.decided.set()
         report(level, reason)
 
     if database is None or store is None:
+        await orders.restore()
         set_duty(True, "healthy", "")
         return
     pause, longest = _RETRY_SECONDS
     migrated = False
     while True:
+        lock = None
         try:
             if not migrated:
                 await database.migrate("modelmora_lifecycle")
-                for measured in await store.measurements():
-                    node.scheduler.remember(
-                        Measured(
-                            measured.model_version,
-                            Setup(measured.engine, measured.profile, measured.device),
-                            steady=measured.memory,
-                            peak=measured.memory,
-                            load_seconds=(measured.load_seconds,),
-                        )
-                    )
                 migrated = True
             lock = await database.try_lock(f"node {name}")
+            if lock is not None:
+                for measured in reversed(await store.measurements()):  # the newest wins
+                    node.scheduler.remember(measured)
+                await orders.restore()
         except ModelMoraError as error:
+            if lock is not None:
+                await lock.release()
             if not duty.on_duty:
                 duty.reason = f"lifecycle cannot ask the database who serves this node: {error.message}"
                 report("unhealthy", error.message)

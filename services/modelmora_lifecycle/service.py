@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any
@@ -31,18 +32,38 @@ from modelmora_lifecycle.messages import (
     replica_message,
     write_token,
 )
+from modelmora_lifecycle.orders import Orders
+from modelmora_lifecycle.orders_service import OrdersServicer
+from modelmora_lifecycle.placement_service import PlacementServicer
+from modelmora_lifecycle.store import LifecycleStore
 
 FIRST_MESSAGE_SECONDS = 10.0
 MAX_IN_FLIGHT_BATCHES = 2
 MOST_WAIT_SECONDS = 600.0
 
 
-class LifecycleServicer(Servicer, lifecycle_pb2_grpc.LifecycleServiceServicer):
+class LifecycleServicer(PlacementServicer, OrdersServicer, lifecycle_pb2_grpc.LifecycleServiceServicer):
     """The public service."""
 
-    def __init__(self, node: Node, versions: Versions, duty: Duty, stopping: asyncio.Event) -> None:
+    def __init__(
+        self,
+        node: Node,
+        versions: Versions,
+        duty: Duty,
+        orders: Orders,
+        store: LifecycleStore | None,
+        node_name: str,
+        stopping: asyncio.Event,
+    ) -> None:
         super().__init__(node, versions, duty)
+        self._orders = orders
+        self._store = store
+        self._node_name = node_name
         self._stopping = stopping
+        self._simulations = ThreadPoolExecutor(1, "simulation")
+
+    def close(self) -> None:
+        self._simulations.shutdown(wait=False, cancel_futures=True)
 
     async def LoadModel(
         self, request: lifecycle_pb2.LoadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -147,7 +168,10 @@ class LifecycleLeaseServicer(Servicer, lifecycle_pb2_grpc.LifecycleLeaseServiceS
         want = await self._want(request_iterator)
         deadline = _deadline(want)
         facts = await self._facts(want.model_version)
-        end = self._node.open_lease(facts, want.priority or common_pb2.PRIORITY_MEDIUM, deadline)
+        if len(want.holder) > 200:
+            raise InvalidArgument.at("want.holder", "is longer than 200 characters")
+        priority = want.priority or common_pb2.PRIORITY_MEDIUM
+        end = self._node.open_lease(facts, priority, deadline, holder=want.holder, if_loaded=want.if_loaded)
         ear = asyncio.create_task(self._hear(request_iterator, end), name="ear of a lease")
         told = None
         try:
@@ -187,7 +211,10 @@ class LifecycleLeaseServicer(Servicer, lifecycle_pb2_grpc.LifecycleLeaseServiceS
         async for request in requests:
             if request.WhichOneof("message") != "in_use":
                 raise InvalidArgument.at("want", "comes once, first")
-            self._node.in_use(end, request.in_use.in_flight)
+            use = request.in_use
+            oldest_wait: timedelta | None = protomap.to_plain(use, at="in_use")["oldest_wait"]
+            oldest_wait_seconds = oldest_wait.total_seconds() if oldest_wait is not None else 0.0
+            self._node.in_use(end, use.in_flight, use.waiting_entries, oldest_wait_seconds)
 
     def _message(self, message: Message) -> lifecycle_pb2.AcquireResponse:
         response = lifecycle_pb2.AcquireResponse()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -22,7 +22,9 @@ from modelmora_runtime.ids import uuid7
 from prometheus_client import Counter
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from modelmora_lifecycle.eviction import Impossible, Plan
+from modelmora_lifecycle.domain import EngineLimits, StartMode
+from modelmora_lifecycle.eviction import Impossible
+from modelmora_lifecycle.prediction import Measured, Setup
 from modelmora_lifecycle.scheduler import Decision
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ _measurement = sa.Table(
     sa.Column("limits", sa.Text, primary_key=True),
     sa.Column("device", sa.Text, primary_key=True),
     sa.Column("memory", JSONB),
-    sa.Column("activation", JSONB),
+    sa.Column("learned", JSONB),
     sa.Column("load_seconds", sa.Float),
     sa.Column("update_time", sa.TIMESTAMP(timezone=True)),
 )
@@ -72,21 +74,6 @@ _event = sa.Table(
     sa.Column("memory", JSONB),
     sa.Column("load_seconds", sa.Float),
 )
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a version took on this node when it was loaded like this: highest bytes by device, seconds of its last load,
-    bytes of activation for each token of the largest batch by device."""
-
-    model_version: str
-    engine: str
-    memory: Mapping[str, int]
-    load_seconds: float
-    profile: str = ""
-    limits: str = ""
-    device: str = "host"
-    activation: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,30 +106,25 @@ class LifecycleStore:
         self._kept = kept
 
     async def add(self, rows: Sequence[Row]) -> None:
-        """All of them or none. Rows are of any kind; a decision is a mapping as `decision_row` makes it."""
+        """All of them or none; rows may be of any kind."""
         events = [{"uid": uuid7(), "node": self._node, **asdict(row)} for row in rows if isinstance(row, Acquired)]
-        decisions = [{"uid": uuid7(), "node": self._node, **row} for row in rows if isinstance(row, Mapping)]
-        # One row twice in a statement cannot be updated twice; the last word counts.
-        measured = {
-            tuple(getattr(row, name) for name in _MEASURED_WITH): row for row in rows if isinstance(row, Measurement)
-        }
+        decisions = [
+            {"uid": uuid7(), "node": self._node, **decision_row(row)} for row in rows if isinstance(row, Decision)
+        ]
+        # In one order always: two transactions that change the same rows must not wait for each other.
+        measured = sorted((measured_row(row) for row in rows if isinstance(row, Measured)), key=_measured_key)
         async with self._database.begin() as connection:
             if decisions:
                 await connection.execute(insert(_decision), decisions)
             if events:
                 await connection.execute(insert(_event), events)
-            for _, row in sorted(measured.items()):
-                values = {
-                    "memory": dict(row.memory),
-                    "activation": dict(row.activation),
-                    "load_seconds": row.load_seconds,
+            for row in measured:
+                values = {name: row[name] for name in ("memory", "learned", "load_seconds")} | {
+                    "update_time": sa.func.now()
                 }
-                key = {name: getattr(row, name) for name in _MEASURED_WITH}
-                statement = insert(_measurement).values(node=self._node, **key, **values, update_time=sa.func.now())
+                statement = insert(_measurement).values(node=self._node, **row, update_time=sa.func.now())
                 await connection.execute(
-                    statement.on_conflict_do_update(
-                        index_elements=["node", *_MEASURED_WITH], set_={**values, "update_time": sa.func.now()}
-                    )
+                    statement.on_conflict_do_update(index_elements=["node", *_MEASURED_WITH], set_=values)
                 )
 
     async def prune(self) -> None:
@@ -219,7 +201,7 @@ class LifecycleStore:
             names = [column.name for column in _event.c if column.name not in ("uid", "node")]
             yield [Acquired(**{name: row[name] for name in names}) for row in rows]
 
-    async def measurements(self) -> list[Measurement]:
+    async def measurements(self) -> list[Measured]:
         """Of this node, those changed last first."""
         query = (
             sa.select(_measurement)
@@ -227,13 +209,11 @@ class LifecycleStore:
             .order_by(_measurement.c.update_time.desc())
             .limit(MEASUREMENTS_KEPT)
         )
-        names = (*_MEASURED_WITH, "memory", "activation", "load_seconds")
         async with self._database.read() as connection:
-            rows = (await connection.execute(query)).mappings()
-            return [Measurement(**{name: row[name] for name in names}) for row in rows]
+            return [_measured_of(row) for row in (await connection.execute(query)).mappings()]
 
 
-Row = Mapping[str, Any] | Measurement | Acquired
+Row = Decision | Measured | Acquired
 
 
 class StoreJournal:
@@ -244,10 +224,10 @@ class StoreJournal:
         self._rows: asyncio.Queue[Row] = asyncio.Queue(QUEUE_ROWS)
 
     def decided(self, decision: Decision) -> None:
-        self._put(decision_row(decision))
+        self._put(decision)
 
-    def measured(self, measurement: Measurement) -> None:
-        self._put(measurement)
+    def measured(self, measured: Measured) -> None:
+        self._put(measured)
 
     def acquired(self, event: Acquired) -> None:
         self._put(event)
@@ -298,8 +278,49 @@ class StoreJournal:
             DROPPED.inc()
 
 
+def measured_row(measured: Measured) -> dict[str, Any]:
+    """A measurement as columns. Of all it was measured with, the limits are known only after a load."""
+    limits = asdict(measured.limits)
+    return {
+        "model_version": measured.version,
+        "engine": measured.setup.engine,
+        "profile": measured.setup.profile,
+        "limits": ",".join(f"{name}={value}" for name, value in limits.items() if value),
+        "device": measured.setup.devices,
+        "memory": dict(measured.peak),
+        "learned": {
+            "loading": dict(measured.loading),
+            "steady": dict(measured.steady),
+            "batch_tokens": measured.batch_tokens,
+            "limits": limits,
+            "start_mode": measured.start_mode.value if measured.start_mode else None,
+            "load_seconds": list(measured.load_seconds),
+        },
+        "load_seconds": measured.typical_load_seconds or 0.0,
+    }
+
+
+def _measured_of(row: sa.RowMapping) -> Measured:
+    learned = row["learned"]
+    return Measured(
+        version=row["model_version"],
+        setup=Setup(row["engine"], row["profile"], row["device"]),
+        limits=EngineLimits(**learned.get("limits", {})),
+        loading=learned.get("loading", {}),
+        steady=learned.get("steady", row["memory"]),
+        peak=row["memory"],
+        batch_tokens=learned.get("batch_tokens", 0),
+        start_mode=StartMode(learned["start_mode"]) if learned.get("start_mode") else None,
+        load_seconds=tuple(learned.get("load_seconds", (row["load_seconds"],))),
+    )
+
+
+def _measured_key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(row[name] for name in _MEASURED_WITH)
+
+
 def decision_row(decision: Decision) -> dict[str, Any]:
-    """A decision with everything it was made from, as plain JSON values."""
+    """A decision with everything it was made from, as plain JSON values: enough to tell it, and to make it again."""
     outcome = decision.outcome
     return {
         "model_version": decision.version,
@@ -307,10 +328,9 @@ def decision_row(decision: Decision) -> dict[str, Any]:
         "victims": list(outcome.victims) if not isinstance(outcome, Impossible) else [],
         "inputs": {
             "need": asdict(decision.need),
-            "candidates": [asdict(candidate) for candidate in decision.candidates],
+            "verdicts": [asdict(verdict) for verdict in decision.verdicts()],
             "policy": asdict(decision.policy),
             "time": decision.time,
-            "yields": list(outcome.yields) if isinstance(outcome, Plan) else [],
             "answer": asdict(outcome),
         },
     }

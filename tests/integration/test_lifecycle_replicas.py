@@ -249,7 +249,7 @@ async def test_decisions_and_measurements_are_kept(database_url: str, data_dir: 
         outcomes = [row["outcome"] for row in rows]
         assert outcomes[-1] == "plan"
         assert len(rows[-1]["victims"]) > 10
-        assert '"candidates"' in rows[-1]["inputs"]
+        assert '"verdicts"' in rows[-1]["inputs"]
         measured = await connection.fetch("SELECT model_version, load_seconds FROM lifecycle.measurement")
         assert {row["model_version"] for row in measured} == {
             "models/acme/one/versions/1.0.0",

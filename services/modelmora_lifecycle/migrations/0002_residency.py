@@ -66,8 +66,8 @@ def upgrade() -> None:
     for name in _MEASURED_WITH:
         default = "host" if name == "device" else ""
         op.add_column("measurement", sa.Column(name, sa.Text, nullable=False, server_default=default))
-    # Bytes above the steady ones for each token of the largest batch, by device.
-    op.add_column("measurement", sa.Column("activation", JSONB, nullable=False, server_default="{}"))
+    # Everything beside the highest bytes (`memory`): those while loading and right after it, batch, limits, load times.
+    op.add_column("measurement", sa.Column("learned", JSONB, nullable=False, server_default="{}"))
     _key("node", "model_version", "engine", *_MEASURED_WITH)
 
 
@@ -77,7 +77,7 @@ def downgrade() -> None:
         "AND old.model_version = new.model_version AND (old.update_time, old.ctid) < (new.update_time, new.ctid)"
     )
     _key("node", "model_version")
-    op.drop_column("measurement", "activation")
+    op.drop_column("measurement", "learned")
     for name in _MEASURED_WITH:
         op.drop_column("measurement", name)
     for table in ("acquire_event", "node_setting", "residency"):
