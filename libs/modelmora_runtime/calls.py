@@ -12,6 +12,7 @@ from typing import Any
 
 from modelmora.errors import ResourceExhausted, ShuttingDown
 
+from modelmora_runtime.audit import Audit
 from modelmora_runtime.auth import ANYONE, NOBODY, Caller, Role
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class BytesInFlight(ResourceExhausted):
 class Call:
     """One call while it runs."""
 
-    __slots__ = ("bytes", "caller", "context", "cut", "deadline", "method", "task")
+    __slots__ = ("audit", "bytes", "caller", "context", "cut", "deadline", "method", "task")
 
     def __init__(self, method: Method, context: Any, task: asyncio.Task[Any]) -> None:
         self.method = method
@@ -40,6 +41,8 @@ class Call:
         self.deadline = math.inf
         self.bytes = 0
         self.cut = False
+        self.audit = method.audit
+        """Where it is to be written down; None from then on, and where it is not."""
 
 
 class ByteBudget:
@@ -138,6 +141,7 @@ class Method:
         )  # exactly one is set
         self.is_long = handler.response_streaming and self.name.startswith(LONG_STREAMS)
         self.is_watch = self.is_long and self.name.startswith("Watch")
+        self.audit: Audit | None = None
         self.in_flight = 0
         self.codes: dict[str, int] = {}
         self.buckets = [0] * (len(LATENCY_SECONDS) + 1)

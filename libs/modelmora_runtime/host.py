@@ -31,6 +31,7 @@ from grpc_health.v1 import health_pb2_grpc
 from modelmora.errors import FailedPrecondition, FieldViolation, ModelMoraError
 
 from modelmora_runtime import auth, health, listen, telemetry
+from modelmora_runtime.audit import Audit
 from modelmora_runtime.auth import READERS, Role, TokenFile
 from modelmora_runtime.calls import ByteBudget, Gate
 from modelmora_runtime.health import ComponentHealth, HealthBoard, HealthService, tell_if_broken
@@ -86,6 +87,8 @@ class Service:
     """The generated add_…Servicer_to_server."""
     servicer: object
     access: Mapping[str, frozenset[Role]]
+    audit: Audit | None = None
+    """Where calls of its admin methods are written down; None: nowhere."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ again for every call. In order:
 3. Is there time left (DeadlineExceeded)? A call without a deadline gets the default one; streams of answers do not.
 4. Do the request's bytes fit into the process-wide budget (ResourceExhausted)? Is it a valid message (InvalidArgument)?
 5. The servicer answers. A ModelMoraError becomes its status; any other exception INTERNAL with an incident id.
+6. Is it for the record (`audit`)? Then it is written down before the caller hears the answer.
 
 Streams are not counted against the byte budget: HTTP/2 flow control holds each to a window and one message.
 """
@@ -38,7 +39,7 @@ from modelmora.errors import (
     Unimplemented,
 )
 
-from modelmora_runtime import auth, status, telemetry
+from modelmora_runtime import audit, auth, status, telemetry
 from modelmora_runtime.auth import ANYONE, Authenticator
 from modelmora_runtime.calls import LATENCY_SECONDS, ByteBudget, Call, Gate, Method
 
@@ -105,6 +106,8 @@ class Interceptors:
         mounted = {}
         for name, handler in found.items():
             method = Method(f"/{service.full_name}/{name}", service.access[name], handler)
+            if audit.is_audited(method.access, name):
+                method.audit = service.audit
             mounted[method.path] = self._around(method)
             self._methods.append(method)
         return mounted
@@ -164,6 +167,8 @@ class Interceptors:
             else:
                 async with asyncio.timeout(limit_seconds):
                     answer = await run(argument, context)
+            if call.audit is not None:
+                await self._record(call, argument, answer, code, None)
             if serializer is not None:
                 answer = self._serialised(call, serializer, answer)
             return answer
@@ -177,6 +182,7 @@ class Interceptors:
                 task.uncancel()
             if task.cancelling():  # the caller went away or its deadline passed
                 code = "CANCELLED"
+                self._record_soon(call, argument, code)
                 raise
             failure = ShuttingDown(retry_after_seconds=1.0) if call.cut else self._incident(call, error)
         except Exception as error:
@@ -195,7 +201,20 @@ class Interceptors:
             if span.sampled:
                 span.attributes["rpc.grpc.status_code"] = code
             telemetry.finish_span(span, None if code == "OK" else code)
+        if call.audit is not None:
+            await self._record(call, audit.parsed_request(argument, deserializer), None, code, failure)
         await status.abort(context, failure)
+
+    async def _record(self, call: Call, request: Any, answer: Any, code: str, failure: ModelMoraError | None) -> None:
+        """Step 6, once for each call."""
+        record, call.audit = call.audit, None
+        if record is not None and (entry := _entry(call, request, answer, code, failure)) is not None:
+            await record.record(entry)
+
+    def _record_soon(self, call: Call, request: Any, code: str) -> None:
+        record, call.audit = call.audit, None
+        if record is not None and (entry := _entry(call, request, None, code, None)) is not None:
+            record.record_soon(entry)
 
     def _admit(self, call: Call, metadata: Mapping[str, Any], context: Any, now: float) -> float | None:
         """Steps 1 to 3; returns after how many seconds we must end the call ourselves, None if gRPC will."""
@@ -267,6 +286,10 @@ class Interceptors:
         limit = GaugeMetricFamily("modelmora_bytes_in_flight_limit", "Their budget.")
         limit.add_metric([], self.budget.limit_bytes)
         return [calls, inside, seconds, used, limit]
+
+
+def _entry(call: Call, request: Any, answer: Any, code: str, failure: ModelMoraError | None) -> audit.Entry | None:
+    return audit.entry_of(call.method.path[1:], call.caller, request, answer, code, failure, call.context.peer() or "")
 
 
 def _not_offered(path: str) -> Callable[[Any, Any], Awaitable[Any]]:

@@ -15,6 +15,7 @@ from modelmora.registry.v1.registry_pb2_grpc import (
     add_RegistryHoldServiceServicer_to_server,
     add_RegistryServiceServicer_to_server,
 )
+from modelmora_runtime.audit import Audit
 from modelmora_runtime.db import Database
 from modelmora_runtime.health import tell_if_broken
 from modelmora_runtime.host import Mounted, Platform, Service
@@ -23,6 +24,7 @@ from prometheus_client import Gauge
 from pydantic import ByteSize, Field, SecretStr
 
 from modelmora_registry.artifacts import Artifacts
+from modelmora_registry.audit_store import DELETED_AT_ONCE, AuditStore
 from modelmora_registry.domain import ModelVersion
 from modelmora_registry.exports import Exports
 from modelmora_registry.holds import Holds
@@ -41,6 +43,7 @@ from modelmora_registry.web import Web
 
 NAME = "registry"
 COUNT_SECONDS = 60.0
+FORGET_SECONDS = 3600.0
 MIGRATE_RETRY_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
@@ -81,6 +84,8 @@ class Settings(Section):
     """Folders below which versions may be exported. None: no exports to folders."""
     storage_quota_bytes: ByteSize = Field(ByteSize(0), ge=0)
     """Most that the files of all versions may take on disk; 0: as much as there is."""
+    audit_retention_days: Annotated[int, Field(ge=1, le=36500)] = 400
+    """So long are entries of the audit record kept."""
     import_concurrency: Annotated[int, Field(ge=1, le=32)] = 2
     scrub_interval_seconds: Annotated[float, Field(ge=0, le=10 * 365 * 86400)] = 7 * 86400
     """Every file is hashed once in so long, to find disks that forget; 0: never."""
@@ -106,6 +111,8 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     store = Store(database, lambda uid: str(artifacts.snapshot_path(uid)))
     links, exports = LinkStore(database, lambda: store.migrated), Exports(sources, settings.export_roots)
     locks = LockStore(database, lambda: store.migrated)
+    entries = AuditStore(database, lambda: store.migrated)
+    audit = Audit(entries.write)
     scrub = ScrubRules(timedelta(seconds=settings.scrub_interval_seconds), int(settings.scrub_bytes_per_second))
     verifier = Verifier(locks, database, artifacts.snapshot_path, _Drifted(platform).say, scrub)
     imports = Imports(
@@ -127,6 +134,8 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
             ("holds", holds.run()),
             ("changes", watching.run(store.changes())),
             ("scrub", verifier.run()),
+            ("audit", audit.run()),
+            ("audit retention", _forget(entries, timedelta(days=settings.audit_retention_days))),
         )
     ]
     for task in tasks:
@@ -149,8 +158,10 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                         exports,
                         locks,
                         verifier,
+                        entries,
                     ),
                     ACCESS,
+                    audit,
                 ),
                 Service(
                     "modelmora.registry.v1.RegistryHoldService",
@@ -166,6 +177,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         await asyncio.wait(tasks)
         await imports.close()
         await holds.close()
+        await audit.close()
         exports.close()
         verifier.close()
         artifacts.close()
@@ -187,6 +199,17 @@ class _Drifted:
         elif self._told:
             self._platform.health.set(NAME, "healthy")
         self._told = count > 0
+
+
+async def _forget(entries: AuditStore, than: timedelta) -> None:
+    """Lets go of audit entries that have been kept long enough, without end."""
+    while True:
+        try:
+            while await entries.drop_older(than) == DELETED_AT_ONCE:
+                pass
+        except ModelMoraError as error:
+            log.info("audit entries could not be looked through: %s", error.message)
+        await asyncio.sleep(FORGET_SECONDS)
 
 
 async def _note_import(links: LinkStore, version: ModelVersion) -> None:

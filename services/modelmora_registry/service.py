@@ -28,6 +28,8 @@ from modelmora_runtime.host import EngineCard
 
 from modelmora_registry import domain, listing, metadata, selection
 from modelmora_registry.artifacts import Artifacts
+from modelmora_registry.audit_service import AuditRpcs
+from modelmora_registry.audit_store import AuditStore
 from modelmora_registry.domain import (
     EmptySource,
     Failure,
@@ -47,8 +49,8 @@ from modelmora_registry.domain import (
     parse_reference,
     parse_version_name,
 )
-from modelmora_registry.filters import Kind
 from modelmora_registry.exports import Exports
+from modelmora_registry.filters import Kind
 from modelmora_registry.holds import Holds
 from modelmora_registry.imports import Imports
 from modelmora_registry.link_service import LinkRpcs
@@ -134,7 +136,7 @@ ALL_MODELS = ("models/-", "-")
 """As a parent: the versions of every model."""
 
 
-class RegistryServicer(LinkRpcs, LockRpcs, registry_pb2_grpc.RegistryServiceServicer):
+class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.RegistryServiceServicer):
     def __init__(
         self,
         store: Store,
@@ -148,8 +150,10 @@ class RegistryServicer(LinkRpcs, LockRpcs, registry_pb2_grpc.RegistryServiceServ
         exports: Exports,
         locks: LockStore,
         verifier: Verifier,
+        entries: AuditStore,
     ) -> None:
         self._store = store
+        self._audit = entries
         self._links = links
         self._exports = exports
         self._locks = locks
