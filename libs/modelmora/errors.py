@@ -307,6 +307,10 @@ class LoadFailed(Unavailable):
     """The worker did not come up with this model."""
 
 
+class OutOfMemory(FailedPrecondition):
+    """The model took more memory than it may; declare what it needs (memory_bytes), or make room for it."""
+
+
 class NonsenseFootprint(FailedPrecondition):
     """The engine tells figures of memory or time that cannot be; the load was ended."""
 
@@ -328,6 +332,10 @@ class InvalidModelFiles(FailedPrecondition):
 
 class TaskNotSupported(FailedPrecondition):
     """The model does not do this task."""
+
+
+class ProfileNotSupported(FailedPrecondition):
+    """The engine cannot compute this model with this profile."""
 
 
 class TextTooLong(InvalidArgument):

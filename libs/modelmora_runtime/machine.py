@@ -4,17 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 _CGROUP = Path("/sys/fs/cgroup")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def total_bytes() -> int:
-    """Memory that exists for us: the machine's, or less where a cgroup says so."""
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How much memory exists for us, and what says so."""
+
+    total_bytes: int
+    limited_by: Literal["machine", "cgroup"]
+
+
+def limit() -> Limit:
+    """The machine's memory, or less where a cgroup says so."""
     machine, _ = _machine()
-    limits = [limit for limit in (_limit(folder) for folder in _folders()) if limit is not None]
-    return min([machine, *limits])
+    smallest = min((found for folder in _folders() if (found := _limit(folder)) is not None), default=machine)
+    return Limit(smallest, "cgroup") if smallest < machine else Limit(machine, "machine")
+
+
+def total_bytes() -> int:
+    """Memory that exists for us."""
+    return limit().total_bytes
+
+
+def out_of_memory_kills() -> int:
+    """How many processes the kernel has killed for lack of memory since it started, in our cgroup where it counts."""
+    for folder in _folders():
+        for name in ("memory.events", "memory.oom_control"):
+            count = _figures(folder / name).get("oom_kill")
+            if count is not None:
+                return count
+    return _figures(Path("/proc/vmstat")).get("oom_kill", 0)
 
 
 def available_bytes() -> int:
@@ -22,10 +47,10 @@ def available_bytes() -> int:
     _, available = _machine()
     room = [available]
     for folder in _folders():
-        limit = _limit(folder)
+        most = _limit(folder)
         used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes")
-        if limit is not None and used is not None:
-            room.append(max(0, limit - used + _dropable(folder)))
+        if most is not None and used is not None:
+            room.append(max(0, most - used + _dropable(folder)))
     return min(room)
 
 
@@ -80,9 +105,16 @@ def _number(path: Path) -> int | None:
 
 
 def _dropable(folder: Path) -> int:
+    """Cached files: the kernel drops them before it kills. Version 1 tells the figures of the whole tree apart."""
+    figures = _figures(folder / "memory.stat")
+    return sum(figures.get(f"total_{name}", figures.get(name, 0)) for name in ("inactive_file", "active_file"))
+
+
+def _figures(path: Path) -> dict[str, int]:
+    """Lines of a name and a number."""
     try:
-        lines = (folder / "memory.stat").read_text().splitlines()
+        lines = path.read_text().splitlines()
     except OSError:
-        return 0
-    figures = dict(line.split(" ", 1) for line in lines if " " in line)
-    return int(figures.get("inactive_file", figures.get("total_inactive_file", "0")))
+        return {}
+    pairs = (line.split(" ") for line in lines)
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}

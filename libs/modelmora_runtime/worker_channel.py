@@ -157,19 +157,29 @@ class WorkerChannel(asyncio.Protocol):
         request: worker_pb2.LoadRequest,
         *,
         timeout_seconds: float,
+        progress_seconds: float = 0.0,
         on_progress: Callable[[worker_pb2.LoadProgress], None] | None = None,
     ) -> worker_pb2.LoadReply:
-        """Loads the model; once per worker. Raises the engine's named error, LoadFailed on timeout."""
+        """Loads the model; once per worker. Raises the engine's named error, LoadFailed on timeout.
+
+        Each progress in bytes extends the time to at least `progress_seconds` from then on, to ten times in all.
+        """
         call = self._send(worker_pb2.WorkerRequest(load=request))
+        start, done_bytes = self._loop.time(), 0
         try:
-            async with asyncio.timeout(timeout_seconds):
+            async with asyncio.timeout(timeout_seconds) as clock:
                 while (reply := await call.next()) is not None:
                     if reply.WhichOneof("message") == "load":
                         return reply.load
+                    if reply.load_progress.done_bytes > done_bytes:
+                        done_bytes = reply.load_progress.done_bytes
+                        extended = min(self._loop.time() + progress_seconds, start + 10 * timeout_seconds)
+                        clock.reschedule(max(clock.when() or 0.0, extended))
                     if on_progress is not None:
                         on_progress(reply.load_progress)
         except TimeoutError:
-            raise errors.LoadFailed(f"the worker did not load the model within {timeout_seconds:g} s") from None
+            seconds = self._loop.time() - start
+            raise errors.LoadFailed(f"the worker did not load the model within {seconds:.1f} s") from None
         finally:
             self._cancel(call)
         raise errors.LoadFailed("the worker ended the load without an answer")

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -35,11 +36,13 @@ from modelmora_lifecycle.domain import (
     Replica,
     ReplicaState,
     Residency,
+    StartMode,
     VersionFacts,
 )
 from modelmora_lifecycle.eviction import Plan
 from modelmora_lifecycle.launcher import Launcher
 from modelmora_lifecycle.ledger import Budget, Device, Ledger, Vector, bounds
+from modelmora_lifecycle.memory import Meter, Sample, Shared
 from modelmora_lifecycle.placement import Placement
 from modelmora_lifecycle.prediction import Measured
 from modelmora_lifecycle.scheduler import Decision, Rules, Scheduler
@@ -54,7 +57,10 @@ ENDED_REPLICAS = 100
 SETTLE_SECONDS = 0.5
 """A holder says that it is idle up to 0.1 s after its last answer. Who unloads right after an answer shall not be told
 that the model is busy, so a busy one is looked at for so long."""
+SAMPLE_SECONDS = 0.25
+"""Memory is measured so often, or as often as workers tell how they are."""
 _FOREIGN_STEP_BYTES = 64 * MIB
+_SHARED_STEP_BYTES = 16 * MIB
 
 LOADS = Counter("modelmora_lifecycle_loads", "Loads by how they ended.", ["outcome"])
 LOAD_SECONDS = Histogram(
@@ -209,6 +215,10 @@ class Node:
         self._news = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._sampler: asyncio.Task[None] | None = None
+        self._meter = Meter()
+        self._meter_thread = ThreadPoolExecutor(1, thread_name_prefix="memory")
+        self.sample = Sample()
+        """What was measured last."""
         self._wall_offset = time.time() - time.monotonic()
 
     # What edges ask for.
@@ -419,6 +429,7 @@ class Node:
         """Ends every worker; returns when all are reaped."""
         if self._sampler is not None:
             self._sampler.cancel()
+        self._meter_thread.shutdown(wait=False)
         await self._ask(lambda now: self.scheduler.close(now, grace_seconds))
         while self._tasks:
             await asyncio.wait(tuple(self._tasks))
@@ -469,22 +480,36 @@ class Node:
         return task
 
     async def _sample(self) -> None:
+        interval = min(SAMPLE_SECONDS, self._worker_rules.watch_interval_seconds)
         while True:
             ledger = self.scheduler.ledger
-            total = machine.total_bytes()
-            ours = machine.private_bytes(replica.pid for replica in self.scheduler.replicas() if replica.pid)
-            # In steps, rounded up: the last megabyte decides nothing and changes all the time.
-            foreign = max(0, total - machine.available_bytes() - ours)
-            self.foreign_bytes = -(-foreign // _FOREIGN_STEP_BYTES) * _FOREIGN_STEP_BYTES
-            if self._measures_foreign:
-                self._post(lambda now: self.scheduler.observed({HOST: self.foreign_bytes}, now))
+            workers = [found for worker in self._workers.values() if (found := worker.described()) is not None]
+            sample = await self._loop.run_in_executor(
+                self._meter_thread, self._meter.measure, workers, self._launcher.fork_servers()
+            )
+            self._post(partial(self._measured, sample))
             for state in ReplicaState:
                 REPLICAS.labels(state.value).set(sum(r.state is state for r in self.scheduler.replicas()))
             for device, memory_bytes in ledger.budget.items():
                 BUDGET.labels(device).set(memory_bytes)
                 CHARGED.labels(device).set(ledger.charged.get(device, 0))
             self._tell_health()
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(interval)
+
+    def _measured(self, sample: Sample, now: float) -> None:
+        """What processes have taken, and what is left for them."""
+        before, self.sample = self.sample, sample
+        free_bytes = self.scheduler.ledger.free.get(HOST, 0)
+        for uid, taken in sample.private.items():
+            worker = self._workers.get(uid)
+            if worker is not None and worker.took(taken[HOST], free_bytes):
+                self.scheduler.measured(uid, sample.peak[uid], now)
+        gone = dict.fromkeys(before.shared.keys() - sample.shared.keys(), Shared({}))
+        for owner, shared in {**gone, **sample.shared}.items():
+            self.scheduler.charge_shared(owner, _in_steps(shared.memory, _SHARED_STEP_BYTES), now, shared.users)
+        self.foreign_bytes = _in_steps(sample.foreign, _FOREIGN_STEP_BYTES)[HOST]
+        if self._measures_foreign:
+            self.scheduler.observed({HOST: self.foreign_bytes}, now)
 
     def _tell_health(self) -> None:
         unstable = self.scheduler.unstable(time.monotonic())
@@ -607,8 +632,8 @@ class Node:
 
     # Reports of workers.
 
-    def launched(self, uid: str, pid: int) -> None:
-        self._post(lambda now: self.scheduler.launched(uid, pid, now))
+    def launched(self, uid: str, pid: int, start_mode: StartMode) -> None:
+        self._post(lambda now: self.scheduler.launched(uid, pid, now, start_mode))
 
     def loaded(self, uid: str, reply: worker_pb2.LoadReply, seconds: float) -> None:
         memory = {item.device: item.memory_bytes for item in reply.footprint if item.memory_bytes > 0}
@@ -627,13 +652,9 @@ class Node:
         log.warning("a load failed: %s", error.message)
         self._post(lambda now: self.scheduler.load_failed(uid, error, now))
 
-    def watched(self, uid: str, health: Health, memory: Mapping[str, int]) -> None:
-        def report(now: float) -> None:
-            if health.state is not HealthState.UNKNOWN:
-                self.scheduler.health(uid, health, now)
-            self.scheduler.measured(uid, memory, now)
-
-        self._post(report)
+    def watched(self, uid: str, health: Health) -> None:
+        if health.state is not HealthState.UNKNOWN:
+            self._post(lambda now: self.scheduler.health(uid, health, now))
 
     def exited(self, uid: str, reason: str) -> None:
         def report(now: float) -> None:
@@ -641,3 +662,8 @@ class Node:
             self.scheduler.exited(uid, reason, now)
 
         self._post(report)
+
+
+def _in_steps(memory: Vector, step_bytes: int) -> dict[str, int]:
+    """Rounded up: the last megabyte decides nothing and changes all the time."""
+    return {device: -(-size // step_bytes) * step_bytes for device, size in memory.items()}

@@ -100,6 +100,7 @@ class VersionFacts:
     engine: str
     artifact_path: str = ""
     artifact_bytes: int = 0
+    artifact_digest: str = ""
     weight_bytes: int = 0
     """Of the weights by the headers of their files; 0 where nobody has read them."""
     task_type: int = 0

@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import re
+import resource
 import secrets
 import select
 import signal
@@ -97,6 +98,8 @@ class WorkerProcess(Protocol):
     endpoint: str
     control_key: bytes
     start_mode: Literal["forked", "spawned"]
+    lender_pid: int
+    """Of the fork server whose memory it shares; 0 when it was spawned."""
     exited: asyncio.Future[WorkerExit]
 
     def terminate(self) -> None:
@@ -104,6 +107,10 @@ class WorkerProcess(Protocol):
 
     def kill(self) -> None:
         """Ends it now. No error if it is gone."""
+
+    def confine(self, growth_bytes: int) -> None:
+        """Lets it map no more than so many bytes of private main memory beyond what it has: what it asks for above
+        fails. May be called again with another figure. Does nothing where that cannot be had."""
 
 
 class Launcher(Protocol):
@@ -131,6 +138,7 @@ class LocalWorker:
         self.endpoint = f"unix:{order.socket_path}"
         self.control_key = order.control_key
         self.start_mode: Literal["forked", "spawned"] = "forked" if reaper.family else "spawned"
+        self.lender_pid = reaper.pid if reaper.family else 0
         self.reaper = reaper
         """Who reports how it ended."""
         self._loop = asyncio.get_running_loop()
@@ -146,6 +154,19 @@ class LocalWorker:
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
+
+    def confine(self, growth_bytes: int) -> None:
+        if self._pidfd < 0:
+            return
+        try:
+            with open(f"/proc/{self.pid}/status", "rb") as file:
+                mapped = next(int(line.split()[1]) * 1024 for line in file if line.startswith(b"VmData:"))
+            _, most = resource.prlimit(self.pid, resource.RLIMIT_DATA)
+            limit = mapped + growth_bytes
+            limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+            resource.prlimit(self.pid, resource.RLIMIT_DATA, (limit, most))
+        except (OSError, StopIteration):
+            pass  # it is gone, or not ours to confine: then only the measuring stops it
 
     def status_known(self, code: int | None, number: int | None) -> None:
         """What the reaper reports; (None, None) when nobody will."""
@@ -260,7 +281,7 @@ class LocalLauncher:
         processes = list(self._workers.values())
         for process in processes:
             process.kill()
-        ends = [
+        ends: list[asyncio.Future[Any]] = [
             *(process.exited for process in processes),
             *(server.starting for server in self._families.values() if server.starting),
         ]

@@ -99,6 +99,15 @@ class Settings(Section):
     unhealthy_grace_seconds: float = Field(
         10.0, ge=0, le=3600, description="How long a worker may stay unhealthy before it is replaced."
     )
+    probe_interval_seconds: float = Field(
+        10.0, ge=0, le=3600, description="How often a worker is asked a real question; 0: never."
+    )
+    probe_timeout_seconds: float = Field(
+        15.0, gt=0, le=3600, description="A worker that answers neither it nor anything else in time is unhealthy."
+    )
+    growth_factor: float = Field(
+        1.25, ge=1, le=100, description="A worker is stopped above so many times its declared or granted memory."
+    )
     fork_server_idle_seconds: float = Field(
         600.0, gt=0, le=31_536_000, description="A fork server that has had no worker for so long ends."
     )
@@ -144,6 +153,11 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
             watch_interval_seconds=settings.watch_interval_seconds,
             unresponsive_seconds=settings.unresponsive_seconds,
             families={name: card.family for name, card in platform.engines.items()},
+            probe_interval_seconds=settings.probe_interval_seconds,
+            probe_timeout_seconds=settings.probe_timeout_seconds,
+            growth_factor=settings.growth_factor,
+            engine_slack_bytes=settings.engine_overhead_bytes,
+            bare_slack_bytes=settings.worker_overhead_bytes,
         ),
         launcher=launcher,
         hold=registry.hold,
@@ -423,6 +437,7 @@ def facts_of(version: registry_pb2.ModelVersion) -> VersionFacts:
         engine=version.engine,
         artifact_path=version.artifact.path,
         artifact_bytes=version.artifact.size_bytes,
+        artifact_digest=version.artifact.digest,
         task_type=version.task_type,
         cpu_threads=required.cpu_threads,
         declared={device: memory_bytes for device, memory_bytes in declared.items() if memory_bytes > 0},

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import os
+import signal
+import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from modelmora.common.v1 import common_pb2
-from modelmora.errors import LoadFailed, ModelMoraError, WorkerUnavailable
+from modelmora.errors import LoadFailed, ModelMoraError, NonsenseFootprint, OutOfMemory, WorkerUnavailable
 from modelmora.worker.v1 import worker_pb2
+from modelmora_runtime import machine
 from modelmora_runtime.worker_channel import WorkerChannel
 from prometheus_client import Counter
 
-from modelmora_lifecycle.domain import Health, HealthState, VersionFacts
+from modelmora_lifecycle import memory
+from modelmora_lifecycle.domain import HOST, MIB, Health, HealthState, StartMode, VersionFacts
 from modelmora_lifecycle.launcher import Launcher, LaunchSpec, WorkerExit, WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -34,6 +40,9 @@ _TAIL_CHARS = 4000
 _AFTER_DRAIN_SECONDS = 2.0
 _AFTER_TERM_SECONDS = 2.0
 _KEY_SECONDS = 5.0
+_PROBE_TEXT = "a real question"
+_EXIT_OUT_OF_MEMORY = 70
+"""What a worker says with its status; see modelmora_worker.pipeline."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,30 @@ class WorkerRules:
     watch_interval_seconds: float = 1.0
     unresponsive_seconds: float = 5.0
     """Silence after which a worker counts as unhealthy."""
+    probe_interval_seconds: float = 10.0
+    """So often a worker is asked a real question; 0: never."""
+    probe_timeout_seconds: float = 15.0
+    """Without an answer for so long, and without any progress, it is unhealthy whatever it says of itself."""
+    growth_factor: float = 1.25
+    """A worker may grow to so many times what its owner declared, or what it was granted, and `slack`; then it is
+    stopped."""
+    engine_slack_bytes: int = 350 * MIB
+    """What an engine that reads files may take beside."""
+    bare_slack_bytes: int = 32 * MIB
     families: Mapping[str, str] = field(default_factory=dict)
     """Engine → family of its fork server."""
 
     def load_seconds(self, artifact_bytes: int) -> float:
         return self.load_timeout_seconds + artifact_bytes / self.load_bytes_per_second
+
+    def allowed_bytes(self, facts: VersionFacts, granted: int, free: int) -> int:
+        """The most private main memory that a worker may have. What its owner declared binds it. Nobody has promised
+        anything where nothing was declared: then it may also take what is free, for a guess may be wrong."""
+        slack = self.engine_slack_bytes if facts.artifact_bytes > 0 else self.bare_slack_bytes
+        declared = facts.declared.get(HOST, 0)
+        if declared > 0:
+            return int(declared * self.growth_factor) + slack
+        return int(granted * self.growth_factor) + slack + max(0, free)
 
 
 class Hold(Protocol):
@@ -67,13 +95,13 @@ class Hold(Protocol):
 class Reports(Protocol):
     """Where a worker's life is reported."""
 
-    def launched(self, uid: str, pid: int) -> None: ...
+    def launched(self, uid: str, pid: int, start_mode: StartMode) -> None: ...
 
     def loaded(self, uid: str, reply: worker_pb2.LoadReply, seconds: float) -> None: ...
 
     def load_failed(self, uid: str, error: ModelMoraError) -> None: ...
 
-    def watched(self, uid: str, health: Health, memory: Mapping[str, int]) -> None: ...
+    def watched(self, uid: str, health: Health) -> None: ...
 
     def exited(self, uid: str, reason: str) -> None: ...
 
@@ -105,6 +133,14 @@ class Worker:
         self._grace_seconds = 0.0
         self._last_sign = 0.0
         self._counted = (0, 0)
+        self._dimensions = 0
+        self._problem = ""
+        """What real requests have shown; empty: nothing is wrong."""
+        self._private_bytes = 0
+        self._allowed_bytes = 0
+        self._verdict = ""
+        """Why it was ended by force."""
+        self._kernel_kills = 0
 
     def begin(self) -> asyncio.Task[None]:
         return asyncio.create_task(self._live(), name=f"worker of {self.uid}")
@@ -113,6 +149,54 @@ class Worker:
         """Drain within the grace, then end by force. A load is cancelled without grace."""
         self._grace_seconds = grace_seconds
         self._stop_asked.set()
+
+    @property
+    def process(self) -> WorkerProcess | None:
+        """Its process, while there is one."""
+        return self._process if self._process is not None and not self._process.exited.done() else None
+
+    def described(self) -> memory.Process | None:
+        """What is to be measured of it; None when there is no process."""
+        process, facts = self.process, self._facts
+        if process is None:
+            return None
+        return memory.Process(self.uid, process.pid, process.lender_pid, facts.artifact_digest, facts.artifact_path)
+
+    def took(self, private_bytes: int, free_bytes: int) -> bool:
+        """Its private main memory as measured from outside, with so many bytes free in the ledger. False when that is
+        more than it may take: then it is ended, at once, for memory is what there is none of."""
+        process = self.process
+        if process is None or self._stop_asked.is_set():
+            return True
+        self._private_bytes = private_bytes
+        self._confine(process, free_bytes)
+        if private_bytes <= self._allowed_bytes:
+            return True
+        self._verdict = f"stopped, for it took more memory than it may: {self._arithmetic()}"
+        process.kill()
+        return False
+
+    def _confine(self, process: WorkerProcess, free_bytes: int) -> None:
+        """What is faster than the measuring, the kernel refuses: an allocation beyond the limit fails in the worker.
+        Some room is left above, for not all that is mapped is ever touched: stacks of threads, for one."""
+        allowed = self._rules.allowed_bytes(self._facts, self._need.get(HOST, 0), free_bytes)
+        self._allowed_bytes = allowed
+        if any(size > 0 for device, size in self._need.items() if device != HOST):
+            return  # drivers of accelerators map far more than they use
+        untouched = 64 * MIB + allowed // 10 + 20 * MIB * (os.cpu_count() or 1)
+        process.confine(max(0, allowed - self._private_bytes) + untouched)
+
+    def _arithmetic(self) -> str:
+        declared = self._facts.declared.get(HOST, 0)
+        return (
+            f"declared {declared or 'nothing'}, granted {self._need.get(HOST, 0)}, "
+            f"last measured {self._private_bytes}, limit {self._allowed_bytes} bytes"
+        )
+
+    async def ask(self, request: worker_pb2.InferRequest, *, timeout_seconds: float) -> list[worker_pb2.InferReply]:
+        """One batch of our own, through the control channel. Raises what the engine raises, TimeoutError."""
+        async with asyncio.timeout(timeout_seconds):
+            return [reply async for reply in self._open_control().infer(request)]
 
     async def allow(self, key: bytes) -> None:
         """Lets a holder in. Raises WorkerUnavailable, TimeoutError."""
@@ -167,7 +251,10 @@ class Worker:
         if isinstance(error, WorkerUnavailable) and self._process is not None:
             # The connection broke; how the process ended says more.
             exit_ = await self._wait_for_exit(_AFTER_TERM_SECONDS)
-            error = LoadFailed(f"the worker ended while loading: {_words(exit_)}" if exit_ else error.message)
+            words = self._ended(exit_) if exit_ else error.message
+            error = OutOfMemory(words) if self._verdict else LoadFailed(f"the worker ended while loading: {words}")
+        elif isinstance(error, OutOfMemory):
+            error = OutOfMemory(f"{error.message}; {self._arithmetic()}")
         self._reports.load_failed(self.uid, error)
         return False
 
@@ -176,10 +263,12 @@ class Worker:
         engine = self._facts.engine
         spec = LaunchSpec(self.uid, engine, self._facts.name, family=self._rules.families.get(engine, ""))
         holding = asyncio.ensure_future(self._hold.acquired())
+        self._kernel_kills = machine.out_of_memory_kills()
         try:
             process = await self._launcher.launch(spec, timeout_seconds=self._rules.launch_timeout_seconds)
             self._process = process
-            self._reports.launched(self.uid, process.pid)
+            self._reports.launched(self.uid, process.pid, StartMode(process.start_mode))
+            self._confine(process, 0)
             self._control = await WorkerChannel.connect(process.endpoint, process.control_key)
             self.endpoint = process.endpoint
             await holding
@@ -189,7 +278,12 @@ class Worker:
         reply = await self._control.load(
             load_request(self._facts, self._need),
             timeout_seconds=self._rules.load_seconds(self._facts.artifact_bytes),
+            progress_seconds=self._rules.load_timeout_seconds,
         )
+        wrong = nonsense_limits(reply)
+        if wrong:
+            raise NonsenseFootprint(f"the engine tells of {wrong}", model_version=self._facts.name)
+        self._dimensions = reply.embedding_dimensions
         self._reports.loaded(self.uid, reply, time.monotonic() - start)
 
     async def _serve(self) -> None:
@@ -198,12 +292,13 @@ class Worker:
         stop = asyncio.create_task(self._stop_asked.wait())
         watch = asyncio.create_task(self._watch())
         pulse = asyncio.create_task(self._take_pulse())
+        probe = asyncio.create_task(self._probe())
         try:
             await asyncio.wait((stop, self._process.exited), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (stop, watch, pulse):
+            for task in (stop, watch, pulse, probe):
                 task.cancel()
-            await asyncio.wait((stop, watch, pulse))
+            await asyncio.wait((stop, watch, pulse, probe))
 
     async def _watch(self) -> None:
         assert self._process is not None
@@ -216,9 +311,10 @@ class Worker:
                     self._last_sign = time.monotonic()
                     self._count(reply)
                     state = _HEALTH.get(reply.state, HealthState.UNKNOWN)
-                    self._reports.watched(
-                        self.uid, Health(state, reply.reason, self._last_sign), {"host": reply.private_bytes}
-                    )
+                    if self._problem and state is not HealthState.UNHEALTHY:
+                        self._tell_problem()
+                    else:
+                        self._reports.watched(self.uid, Health(state, reply.reason, self._last_sign))
             except ModelMoraError as error:
                 log.warning("the worker of %s is not to be reached: %s", self._facts.name, error)
             await asyncio.sleep(interval)
@@ -237,7 +333,66 @@ class Worker:
             silence = now - self._last_sign
             if silence > self._rules.unresponsive_seconds + self._rules.watch_interval_seconds:
                 reason = f"the worker has not answered for {silence:.0f} s"
-                self._reports.watched(self.uid, Health(HealthState.UNHEALTHY, reason, now), {})
+                self._reports.watched(self.uid, Health(HealthState.UNHEALTHY, reason, now))
+
+    async def _probe(self) -> None:
+        """Asks real questions: a worker that calls itself well and does not answer them is not."""
+        interval = self._rules.probe_interval_seconds
+        if interval <= 0 or not self._dimensions:
+            return
+        pause = interval
+        while True:
+            await asyncio.sleep(pause)
+            start = time.monotonic()
+            failure = await self._probe_once() and await self._probe_once()
+            if failure != self._problem:
+                self._problem = failure
+                log.warning("the worker of %s %s", self._facts.name, failure or "answers again")
+                if failure:
+                    self._tell_problem()
+            # One that is sick is asked again soon; one that is slow is not kept busy with questions.
+            pause = min(1.0, interval) if failure else max(interval, 20 * (time.monotonic() - start))
+
+    async def _probe_once(self) -> str:
+        """What was wrong with the answer; empty: nothing."""
+        call = asyncio.create_task(self._ask_probe())
+        try:
+            while True:
+                counted = self._counted
+                await asyncio.wait((call,), timeout=self._rules.probe_timeout_seconds)
+                if call.done():
+                    return call.result()
+                if counted == self._counted and not self._problem:
+                    # Others are not served either. It may still come: then all is well again.
+                    seconds = self._rules.probe_timeout_seconds
+                    self._problem = f"has not answered a real request within {seconds:g} s, nor any other"
+                    self._tell_problem()
+        finally:
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    async def _ask_probe(self) -> str:
+        request = worker_pb2.InferRequest(
+            task_type=self._facts.task_type,  # type: ignore[arg-type]
+            texts=[worker_pb2.TextEntry(text=_PROBE_TEXT, truncate=True)],
+        )
+        try:
+            replies = [reply async for reply in self._open_control().infer(request)]
+        except WorkerUnavailable:
+            return ""  # that it cannot be reached is told by others
+        except ModelMoraError as error:
+            return f"fails real requests: {error.message}"
+        for failed in (failed for reply in replies for failed in reply.errors):
+            return f"fails real requests: {failed.reason}: {failed.message}"
+        row = b"".join(reply.rows for reply in replies)
+        values = [value for (value,) in struct.iter_unpack("<f", row)] if len(row) % 4 == 0 else []
+        if len(values) != self._dimensions or not all(map(math.isfinite, values)):
+            return f"answers real requests with nonsense: {len(values)} values, of which not all are finite"
+        return ""
+
+    def _tell_problem(self) -> None:
+        now = time.monotonic()
+        self._reports.watched(self.uid, Health(HealthState.UNHEALTHY, f"the worker {self._problem}", now))
 
     async def _end(self) -> str:
         """Ends the process, politely while there is grace; answers how it ended."""
@@ -258,7 +413,18 @@ class Worker:
         while (exit_ := await self._wait_for_exit(10.0)) is None:
             # In the kernel's hands; its memory is not back before it is gone, so nothing else is right than to wait.
             log.error("the worker of %s (pid %d) does not die", self._facts.name, process.pid)
-        return _words(exit_)
+        return self._ended(exit_)
+
+    def _ended(self, exit_: WorkerExit) -> str:
+        """How it ended, as far as anybody knows."""
+        if self._verdict:
+            return self._verdict
+        words = _words(exit_)
+        if exit_.code == _EXIT_OUT_OF_MEMORY:
+            return f"it ran out of memory: {self._arithmetic()}; {words}"
+        if exit_.signal == signal.SIGKILL and machine.out_of_memory_kills() > self._kernel_kills:
+            return f"killed by the kernel for lack of memory: {self._arithmetic()}; {words}"
+        return words
 
     async def _wait_for_exit(self, seconds: float) -> WorkerExit | None:
         assert self._process is not None
@@ -271,6 +437,14 @@ _HEALTH = {
     common_pb2.HEALTH_STATE_DEGRADED: HealthState.DEGRADED,
     common_pb2.HEALTH_STATE_UNHEALTHY: HealthState.UNHEALTHY,
 }
+
+
+def nonsense_limits(reply: worker_pb2.LoadReply) -> str:
+    """Which of the limits that an engine has told cannot be; empty: they can."""
+    for name in ("max_input_tokens", "embedding_dimensions", "max_batch_tokens", "max_batch_entries"):
+        if (value := getattr(reply, name)) < 0:
+            return f"{name} {value}"
+    return ""
 
 
 def load_request(facts: VersionFacts, need: Mapping[str, int]) -> worker_pb2.LoadRequest:

@@ -61,6 +61,8 @@ class Batch:
     dropped: set[int] = field(default_factory=set)
     prepared: base.Prepared | None = None
     tokenise_seconds: float = 0.0
+    exact: bool = False
+    """To be computed with the exact profile."""
 
 
 @dataclass(slots=True, eq=False)
@@ -194,7 +196,7 @@ class Pipeline:
             job.fail(error)
         except MemoryError as error:
             if isinstance(job, Loading):
-                job.fail(errors.LoadFailed("the engine ran out of memory while it loaded"))
+                job.fail(errors.OutOfMemory(f"the engine ran out of memory while it loaded: {error}"))
             else:
                 _die_out_of_memory(error)
         except Exception as error:  # The worker's engine call: an engine may raise anything.
@@ -211,7 +213,7 @@ class Pipeline:
         start = self._clock()
         try:
             with self._preparing:
-                batch.prepared = self._engine.prepare(batch.texts)
+                batch.prepared = self._engine.prepare(batch.texts, batch.exact)
         except errors.ModelMoraError as error:
             batch.fail(error)
             return False

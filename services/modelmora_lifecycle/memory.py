@@ -1,0 +1,231 @@
+"""Who has how much memory, measured from outside: it works while a worker holds its interpreter lock, and one that lies
+about itself is found out.
+
+What a process alone has (USS, and what of it was swapped out) is its own. What it shares is charged once: pages of a
+fork server to that server, whole, and mapped files of a model to the artifact. A worker whose fork server is gone is
+charged its part of what it shares with its siblings (PSS). Everything else in use belongs to other programs.
+
+`smaps_rollup` walks all page tables of a process, milliseconds for a large one. So it is read again only when the
+counters in `status`, which cost nothing, have moved; between two such readings the private bytes follow the counters.
+A peak between two samples is seen too: the kernel keeps the highest resident size, which is reset after each look.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from modelmora_runtime import machine
+
+from modelmora_lifecycle.devices import Accelerators
+from modelmora_lifecycle.domain import HOST
+from modelmora_lifecycle.ledger import Vector, plus
+
+_MOVED_BYTES = 1024 * 1024
+"""Counters that moved by less leave the last full reading as it is."""
+_COUNTERS = {b"RssAnon", b"RssFile", b"RssShmem", b"VmHWM", b"VmSwap", b"VmData"}
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A worker to measure. `lender`: pid of the fork server it was forked from, 0 when it was spawned; `folder`: the
+    files of the artifact `digest`."""
+
+    owner: str
+    pid: int
+    lender: int = 0
+    digest: str = ""
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What several processes share, charged once."""
+
+    memory: Vector
+    users: frozenset[str] = frozenset()
+    """Owners of the processes that use it; empty: it is there without them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was measured at one moment; bytes by device."""
+
+    private: Mapping[str, Vector] = field(default_factory=dict)
+    """By owner. Who is not named was gone."""
+    peak: Mapping[str, Vector] = field(default_factory=dict)
+    """By owner: the highest since the sample before."""
+    reserved_bytes: Mapping[str, int] = field(default_factory=dict)
+    """By owner: private memory of the host that is mapped, touched or not; what RLIMIT_DATA counts."""
+    shared: Mapping[str, Shared] = field(default_factory=dict)
+    """By owner: `fork-servers/<family>`, `artifacts/<digest>`."""
+    foreign: Vector = field(default_factory=dict)
+    """In use by programs that are not ours."""
+    total: Vector = field(default_factory=dict)
+    limited_by: Mapping[str, str] = field(default_factory=dict)
+    """What limits `total`: `machine`, `cgroup` or `device`."""
+
+
+@dataclass(slots=True)
+class _Reading:
+    """The last full reading of a process, and its counters at that moment."""
+
+    anonymous: int
+    file: int
+    shmem: int
+    swap: int
+    private: int
+    proportional: int
+    own_anonymous: int
+    """Anonymous pages, each divided by the number of processes that have it."""
+    mapped: int = 0
+    """Resident pages of the artifact's files, and those of them that nobody else maps."""
+    mapped_private: int = 0
+
+
+class Meter:
+    """Measures; keeps what it read before. Blocks for milliseconds: call it in a thread, one at a time."""
+
+    def __init__(self) -> None:
+        self._accelerators = Accelerators()
+        self._readings: dict[int, _Reading] = {}
+
+    def measure(self, workers: Sequence[Process], fork_servers: Iterable[tuple[str, int]]) -> Sample:
+        """A sample of these workers and fork servers (family, pid), and of the machine."""
+        private: dict[str, Vector] = {}
+        peak: dict[str, Vector] = {}
+        reserved: dict[str, int] = {}
+        shared: dict[str, Shared] = {}
+        mapped: dict[str, tuple[int, set[str]]] = {}
+        ours = 0
+        servers = dict(fork_servers)
+        seen = set(servers.values())
+        if {worker.pid for worker in workers} | seen != self._readings.keys():
+            self._readings.clear()  # who comes or goes changes what the others have alone
+        for family, pid in servers.items():
+            found = self._read(pid, "")
+            if found is not None:
+                reading, counters = found
+                ours += reading.own_anonymous
+                shared[f"fork-servers/{family}"] = Shared(
+                    {HOST: sum(counters[name] for name in (b"RssAnon", b"RssFile", b"RssShmem", b"VmSwap"))}
+                )
+        on_devices = self._accelerators.read()
+        for worker in workers:
+            found = self._read(worker.pid, worker.folder)
+            if found is None:
+                continue
+            seen.add(worker.pid)
+            reading, counters = found
+            moved = counters[b"RssAnon"] + counters[b"VmSwap"] - reading.anonymous - reading.swap
+            orphan = worker.lender > 0 and worker.lender not in seen
+            own = reading.proportional if orphan else reading.private
+            host = max(0, own - (0 if orphan else reading.mapped_private) + moved)
+            ours += max(0, reading.own_anonymous + moved)
+            devices = {name: device.used_by.get(worker.pid, 0) for name, device in on_devices.items()}
+            private[worker.owner] = {HOST: host, **{name: used for name, used in devices.items() if used}}
+            # What came and went since the last look was anonymous, unless files did: of those the larger count.
+            resident = counters[b"RssAnon"] + max(counters[b"RssFile"], reading.file)
+            resident += max(counters[b"RssShmem"], reading.shmem)
+            peak[worker.owner] = {**private[worker.owner], HOST: host + max(0, counters[b"VmHWM"] - resident)}
+            reserved[worker.owner] = counters[b"VmData"]
+            if worker.digest and reading.mapped and not orphan:
+                largest, users = mapped.setdefault(worker.digest, (0, set()))
+                mapped[worker.digest] = max(largest, reading.mapped), users | {worker.owner}
+        shared |= {
+            f"artifacts/{digest}": Shared({HOST: size}, frozenset(users)) for digest, (size, users) in mapped.items()
+        }
+        self._readings = {pid: reading for pid, reading in self._readings.items() if pid in seen}
+        limit = machine.limit()
+        foreign = {HOST: max(0, limit.total_bytes - machine.available_bytes() - ours)}
+        taken = plus(*private.values())
+        for name, device in on_devices.items():
+            foreign[name] = max(0, device.used_bytes - taken.get(name, 0))
+        return Sample(
+            private=private,
+            peak=peak,
+            reserved_bytes=reserved,
+            shared=shared,
+            foreign=foreign,
+            total={HOST: limit.total_bytes, **{name: device.total_bytes for name, device in on_devices.items()}},
+            limited_by={HOST: limit.limited_by, **dict.fromkeys(on_devices, "device")},
+        )
+
+    def _read(self, pid: int, folder: str) -> tuple[_Reading, dict[bytes, int]] | None:
+        """The full reading as it was last taken, and the counters now; None when the process is gone."""
+        try:
+            counters = _counters(pid)
+            before = self._readings.get(pid)
+            file_moved = before is None or abs(counters[b"RssFile"] - before.file) > _MOVED_BYTES
+            if before is None or file_moved or abs(counters[b"RssAnon"] - before.anonymous) > _MOVED_BYTES:
+                reading = self._readings[pid] = _full(pid, counters)
+                if before is not None and not file_moved:
+                    reading.mapped, reading.mapped_private = before.mapped, before.mapped_private
+                elif folder:
+                    reading.mapped, reading.mapped_private = mapped_bytes(pid, folder)
+            _reset_peak(pid)
+        except (OSError, KeyError):
+            # Gone, or a zombie, which has no memory.
+            self._readings.pop(pid, None)
+            return None
+        return self._readings[pid], counters
+
+
+def _counters(pid: int) -> dict[bytes, int]:
+    found = {}
+    with open(f"/proc/{pid}/status", "rb") as file:
+        for line in file:
+            name, _, rest = line.partition(b":")
+            if name in _COUNTERS:
+                found[name] = int(rest.split()[0]) * 1024
+    found[b"RssAnon"]  # a zombie has none: KeyError
+    return found
+
+
+def _full(pid: int, counters: Mapping[bytes, int]) -> _Reading:
+    figures = dict.fromkeys(
+        (b"Pss", b"Pss_Anon", b"Private_Clean", b"Private_Dirty", b"Private_Hugetlb", b"SwapPss", b"Anonymous"), 0
+    )
+    with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+        for line in file:
+            name, _, rest = line.partition(b":")
+            if name in figures:
+                figures[name] = int(rest.split()[0]) * 1024
+    own = figures[b"Private_Clean"] + figures[b"Private_Dirty"] + figures[b"Private_Hugetlb"]
+    return _Reading(
+        # Of the same moment as the rest, where the counters are a moment older.
+        anonymous=figures[b"Anonymous"],
+        file=counters[b"RssFile"],
+        shmem=counters[b"RssShmem"],
+        swap=counters[b"VmSwap"],
+        private=own + figures[b"SwapPss"],
+        proportional=figures[b"Pss"] + figures[b"SwapPss"],
+        own_anonymous=figures[b"Pss_Anon"],
+    )
+
+
+def mapped_bytes(pid: int, folder: str) -> tuple[int, int]:
+    """(resident, nobody else's) bytes of the files in a folder that a process has mapped, and not written to. Raises
+    OSError when it is gone."""
+    needle = os.fsencode(os.path.realpath(folder)) + b"/"
+    with open(f"/proc/{pid}/maps", "rb") as file:
+        if needle not in file.read():
+            return 0, 0
+    resident = private = 0
+    with open(f"/proc/{pid}/smaps", "rb") as file:
+        for mapping in file.read().split(b"VmFlags:"):
+            if needle in mapping:
+                figures = dict(line.split(b":", 1) for line in mapping.splitlines() if line.endswith(b" kB"))
+                size = {name.strip(): int(rest.split()[0]) * 1024 for name, rest in figures.items()}
+                resident += size[b"Rss"] - size[b"Anonymous"]
+                private += size[b"Private_Clean"]
+    return resident, private
+
+
+def _reset_peak(pid: int) -> None:
+    try:
+        with open(f"/proc/{pid}/clear_refs", "wb") as file:
+            file.write(b"5")
+    except PermissionError:
+        pass  # the peak is then that of the whole life, and more is charged than need be
