@@ -146,7 +146,8 @@ class Ledger:
     @property
     def overdraft(self) -> dict[str, int]:
         """Bytes charged beyond the budget, by device; empty when all is well."""
-        return positive(minus(self.charged, self.budget))
+        budget = self.budget
+        return {device: b - budget.get(device, 0) for device, b in self.charged.items() if b > budget.get(device, 0)}
 
     @property
     def exists(self) -> Vector:

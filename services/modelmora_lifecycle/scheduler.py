@@ -40,7 +40,6 @@ like any other, in the same order, with nobody to tell.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -86,13 +85,13 @@ from modelmora_lifecycle.eviction import (
     relief,
     verdicts,
 )
+from modelmora_lifecycle.known import KnownVersions
+from modelmora_lifecycle.leases import ENDLESS, Lease, Leases
 from modelmora_lifecycle.ledger import Bounds, Ledger, Vector, covers, largest, least, minus, plus, positive
 from modelmora_lifecycle.placement import Notes, Placement, PlacementOutcome
-from modelmora_lifecycle.prediction import Measured, Pace, Prediction, Setup, nonsense, setup_of, sum_of_seconds
+from modelmora_lifecycle.prediction import Measured, Pace, Prediction, nonsense, sum_of_seconds
 from modelmora_lifecycle.scaling import Report, Scaling, one_more, pressed, threads
 
-INFINITE = float("inf")
-VERSIONS_KNOWN = 10_000
 LOW_PRIORITY = 10
 
 
@@ -168,53 +167,6 @@ class Effects(Protocol):
     def decided(self, decision: Decision) -> None: ...
 
 
-@dataclass(slots=True)
-class _Lease:
-    uid: str
-    version: str
-    priority: int
-    deadline: float
-    arrival: float
-    pin: bool = False
-    visit: bool = False
-    """Wants the version to be loaded, not to use it: over as soon as it is granted."""
-    holder: str = ""
-    quiet: bool = False
-    """Nobody is told of it."""
-    replica: str = ""
-    in_flight: int = 0
-    grace_until: float | None = None
-    """Set once it was asked to yield."""
-    report: Report = field(default_factory=Report)
-    refusal: ModelMoraError | None = None
-    """Why it was refused, where nobody was told."""
-
-
-@dataclass(slots=True)
-class _Known:
-    """What the scheduler remembers of a version."""
-
-    facts: VersionFacts
-    measured: dict[Setup, Measured] = field(default_factory=dict)
-    shared: dict[str, Vector] = field(default_factory=dict)
-    """What its replicas were seen to share: charged beside their own bytes while nobody else has it charged."""
-    failures: int = 0
-    retry_at: float = 0.0
-    error: ModelMoraError | None = None
-    """Of the last load, when it failed: wants before `retry_at` get it at once. After a crash they wait instead."""
-    note: str = ""
-    wait_until: float | None = None
-    """When a wait for memory is expected to be over."""
-    dismissed: bool = False
-    """Unloaded by name, or not to be loaded at all: its residency rests until someone wants it again."""
-    short_since: float | None = None
-    """Since when it has had fewer replicas than are kept."""
-    scale: int = 0
-    """Replicas that its queue asks for; 0 when one will do."""
-    pressed_since: float | None = None
-    scale_time: float = -INFINITE
-
-
 @dataclass(frozen=True, slots=True)
 class _Shortage:
     version: str
@@ -246,15 +198,8 @@ class Scheduler:
         self._replicas: dict[str, Replica] = {}
         self._versions: dict[str, dict[str, None]] = {}
         """Uids of replicas by version, oldest first."""
-        self._leases: dict[str, _Lease] = {}
-        self._queues: dict[str, dict[str, _Lease]] = {}
-        """Leases that wait, by version."""
-        self._holdings: dict[str, dict[str, _Lease]] = {}
-        """Leases that were granted, by replica."""
-        self._deadlines: list[tuple[float, str]] = []
-        """A heap; leases that are over leave it when their time comes."""
-        self._known: dict[str, _Known] = {}
-        self._remembered: dict[str, dict[Setup, Measured]] = {}
+        self._leases = Leases()
+        self._known = KnownVersions()
         self._residencies: dict[str, Residency] = {}
         self._promised: dict[str, Vector] = {}
         """Needs of the replicas that have a plan, by uid, in the order of their planning."""
@@ -269,14 +214,12 @@ class Scheduler:
         self._decided: dict[str, tuple[object, ...]] = {}
         self._told: dict[str, tuple[float | None, str]] = {}
         """By version: when its waiters were told that it will be ready, and why it is not."""
-        self._untold: list[_Lease] = []
+        self._untold: list[Lease] = []
         self._clock = 0.0
         """The ageing clock of gdsf: the highest score ever evicted."""
         self._overdrawn_since: float | None = None
         self._yield_pace = Pace()
         self._stop_pace = Pace()
-        self._engine_pace: dict[str, Pace] = {}
-        """Load seconds by engine: the guess for a version that was never loaded."""
         self._cordon: str | None = None
         self._closing = False
         self._wakes: list[float] = []
@@ -297,13 +240,13 @@ class Scheduler:
 
     def residency(self, version: str) -> Residency:
         """As it was set; the defaults when nobody has said anything."""
-        return self._residencies.get(version, Residency())
+        return self._residencies.get(version, _DEFAULTS)
 
     def measurement(self, version: str) -> Measured | None:
         """What the version took in its present setup; None before the first load. To be stored, and given back with
         `remember`."""
         known = self._known.get(version)
-        return known.measured.get(setup_of(known.facts)) if known else None
+        return known.measured if known else None
 
     @property
     def cordoned(self) -> str | None:
@@ -312,14 +255,14 @@ class Scheduler:
 
     def leases(self, uid: str) -> tuple[int, int]:
         """How many leases a replica has, and how many of them are busy."""
-        held = self._held(uid)
+        held = self._leases.held(uid)
         return len(held), sum(lease.in_flight > 0 for lease in held)
 
     def unstable(self, now: float) -> dict[str, int]:
         """Versions that keep failing, with how often in a row; not those that nobody tries any more."""
         return {
             name: known.failures
-            for name, known in self._known.items()
+            for name, known in self._known
             if known.failures >= 3 and now < known.retry_at + self.rules.backoff_limit_seconds
         }
 
@@ -330,23 +273,23 @@ class Scheduler:
             for name, residency in self._residencies.items()
             if name in self._known
             and not self._known[name].dismissed
-            and len(self._of(name, {ReplicaState.LOADED})) < residency.kept_replicas
+            and len(self._of(name, (ReplicaState.LOADED,))) < residency.kept_replicas
         }
 
     def ready_in(self, version: str, now: float) -> float | None:
         """Best guess of the seconds until a version is LOADED, as things stand: 0 when it is, None while unknown."""
-        if self._of(version, {ReplicaState.LOADED}):
+        if self._of(version, (ReplicaState.LOADED,)):
             return 0.0
         known = self._known.get(version)
         if known is None:
             return None
-        load = self._load_seconds(known)
-        loading = [r for r in self._of(version, {ReplicaState.LOADING}) if r.uid not in self._ending]
+        load = self._known.load_seconds(known)
+        loading = [r for r in self._of(version, (ReplicaState.LOADING,)) if r.uid not in self._ending]
         if loading:
             left = None if load is None else Pace(load).left(min(r.start_time for r in loading), now)
             return None if left is None else max(0.05, left)
         ahead = max(0.0, known.retry_at - now)
-        promised = next((r for r in self._of(version, {ReplicaState.UNLOADED}) if r.uid in self._promised), None)
+        promised = next((r for r in self._of(version, (ReplicaState.UNLOADED,)) if r.uid in self._promised), None)
         if promised is not None:
             going = [
                 self._gone_in(r.uid, now)
@@ -356,7 +299,7 @@ class Scheduler:
             ]
             wait = None if None in going else max((seconds for seconds in going if seconds is not None), default=0.0)
             return sum_of_seconds((max(ahead, wait) if wait is not None else None, load))
-        if self._of(version, {ReplicaState.UNLOADED}):
+        if self._of(version, (ReplicaState.UNLOADED,)):
             if known.wait_until is None:
                 return None
             return sum_of_seconds((max(ahead, known.wait_until - now, 0.0), self._stop_pace.seconds or 0.0, load))
@@ -368,7 +311,7 @@ class Scheduler:
         twin, notes = self._imagine()
         twin._decided.pop(facts.name, None)
         lease = "explained"
-        twin.want(lease, facts, priority=priority, deadline=INFINITE, now=now)
+        twin.want(lease, facts, priority=priority, deadline=ENDLESS, now=now)
         return twin._placement(facts, lease, notes, now)
 
     # Events from callers.
@@ -394,7 +337,7 @@ class Scheduler:
         the same, for who comes later."""
         if lease in self._leases:
             raise ValueError(f"lease {lease} exists")
-        known = self._know(facts)
+        known = self._known.see(facts, self._in_use_versions)
         if self._closing:
             self._effects.refused(lease, ShuttingDown())
             return ""
@@ -408,7 +351,7 @@ class Scheduler:
             self._effects.refused(lease, DeadlineExceeded("the deadline had passed before the lease was asked for"))
             return ""
         known.dismissed = False
-        asked = _Lease(lease, facts.name, priority, deadline, now, pin, visit, holder)
+        asked = Lease(lease, facts.name, priority, deadline, now, pin, visit, holder)
         if if_loaded and self._serving(asked) is None:
             later = self._want_later(facts.name, priority, now + self.rules.later_seconds, now)
             self._step(now)
@@ -418,7 +361,7 @@ class Scheduler:
                 )
                 self._effects.refused(lease, later.refusal or loading)
                 return ""
-        self._enqueue(asked)
+        self._wait(asked)
         self._step(now)
         return next((r.uid for r in self._of(facts.name, _COUNTED)), "")
 
@@ -438,7 +381,7 @@ class Scheduler:
         self._touch(held.replica, now, used=not was_busy and held.in_flight > 0)
         # The most frequent event of all. Unless someone waits for memory or this replica is to go, nothing can follow.
         state = self._replicas[held.replica].state
-        if scales or state is not ReplicaState.LOADED or self._queues or self._promised or self._time_counts():
+        if scales or state is not ReplicaState.LOADED or self._leases.wanted() or self._promised or self._time_counts():
             self._step(now)
 
     def release(self, lease: str, now: float) -> None:
@@ -454,10 +397,10 @@ class Scheduler:
         """Drains every replica of a version; the answer is their uids. What keeps it in memory (a pin, a minimum) rests
         until it is wanted or its residency is set again. ReplicaNotFound; VersionInUse when it is busy, pinned or
         waited for and `force` is false."""
-        there = [r for r in self._of(version, set(ReplicaState)) if r.state is not ReplicaState.FAILED]
+        there = [r for r in self._of(version, tuple(ReplicaState)) if r.state is not ReplicaState.FAILED]
         if not there:
             raise ReplicaNotFound(f"{version} is not in memory", model_version=version)
-        waiters = self._waiters(version)
+        waiters = self._leases.waiters(version)
         busy = sum(self.leases(r.uid)[1] for r in there)
         if not force and (busy or waiters or any(r.pinned for r in there)):
             raise VersionInUse(
@@ -477,7 +420,7 @@ class Scheduler:
     def close(self, now: float, grace_seconds: float) -> None:
         """The node stops: waiters are refused, holders cut off, every process ended."""
         self._closing = True
-        for lease in list(self._leases.values()):
+        for lease in self._leases:
             if lease.replica:
                 self._revoke(lease, "the node stops")
             else:
@@ -502,7 +445,7 @@ class Scheduler:
             self._residencies.pop(version, None)
         else:
             self._residencies[version] = residency
-        known = self._know(facts) if facts is not None else self._known.get(version)
+        known = self._known.see(facts, self._in_use_versions) if facts is not None else self._known.get(version)
         if known is not None:
             known.dismissed = False
             known.scale = min(known.scale, residency.max_replicas)
@@ -511,7 +454,7 @@ class Scheduler:
                     self._replicas[replica.uid] = replica = replica.changed(now, pinned=residency.pinned)
                     self._effects.changed(replica, replica.state)
             if residency.preload and not before.preload and not self._resting():
-                self._want_later(version, LOW_PRIORITY, INFINITE, now)
+                self._want_later(version, LOW_PRIORITY, ENDLESS, now)
         self._step(now)
 
     def configure(self, rules: Rules, bounds: Bounds | Vector, now: float) -> None:
@@ -525,8 +468,9 @@ class Scheduler:
         """Empties the node: nothing is loaded, idle replicas go, busy ones yield within the grace of holders and go.
         Wants are refused with NodeCordoned until `uncordon`."""
         self._cordon = reason
-        for lease in [lease for queue in self._queues.values() for lease in queue.values()]:
-            self._refuse(lease, self._cordoned_error())
+        for lease in self._leases:
+            if not lease.replica:
+                self._refuse(lease, self._cordoned_error())
         for replica in self.replicas():
             self._send_away(replica, f"the node is cordoned: {reason}" if reason else "the node is cordoned", now)
         self._step(now)
@@ -540,7 +484,7 @@ class Scheduler:
             if version in self._known:
                 self._known[version].dismissed = False
                 if residency.preload:
-                    self._want_later(version, LOW_PRIORITY, INFINITE, now)
+                    self._want_later(version, LOW_PRIORITY, ENDLESS, now)
         self._step(now)
 
     # Events from workers.
@@ -570,13 +514,12 @@ class Scheduler:
             self.load_failed(uid, NonsenseFootprint(f"the engine tells of {told}", model_version=replica.version), now)
             return
         limits = limits or EngineLimits()
-        measured = self._measured(known)
-        measured = measured.after_load(footprint.memory, footprint.load_seconds, limits, replica.start_mode)
-        known.measured[measured.setup] = measured
+        known.measure(
+            known.measuring().after_load(footprint.memory, footprint.load_seconds, limits, replica.start_mode)
+        )
+        self._known.took(replica.engine, footprint.load_seconds)
         known.error, known.note = None, ""
-        engine_pace = self._engine_pace.get(replica.engine, Pace())
-        self._engine_pace[replica.engine] = engine_pace.after(footprint.load_seconds)
-        self.ledger = self.ledger.settle(uid, self.rules.prediction.after_load(known.facts, measured))
+        self.ledger = self.ledger.settle(uid, self.rules.prediction.after_load(known.facts, known.measuring()))
         for owner, memory in known.shared.items():
             self.ledger = self.ledger.share(owner, memory, {uid, *self.ledger.users.get(owner, ())})
         self._set(
@@ -612,7 +555,7 @@ class Scheduler:
             known.dismissed = True
         self._fail(replica, f"load failed: {error.message}", now)
         if not self._of(replica.version, _IN_MEMORY):
-            for lease in self._waiters(replica.version):
+            for lease in self._leases.waiters(replica.version):
                 self._refuse(lease, _again(error, known.retry_at - now))
         self._step(now)
 
@@ -646,7 +589,7 @@ class Scheduler:
             return
         known = self._known[replica.version]
         if replica.state is ReplicaState.LOADING:
-            known.measured[setup_of(known.facts)] = self._measured(known).while_loading(memory)
+            known.measure(known.measuring().while_loading(memory))
             charge = self.ledger.charge_of(uid)
             if not covers(charge, memory):
                 self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
@@ -655,10 +598,9 @@ class Scheduler:
             return
         if not replica.loaded_time or covers(replica.peak, memory):
             return
-        measured = self._measured(known).in_use(memory, batch_tokens)
-        known.measured[measured.setup] = measured
+        known.measure(known.measuring().in_use(memory, batch_tokens))
         self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
-        charge = largest(self.ledger.charge_of(uid), self.rules.prediction.after_load(known.facts, measured))
+        charge = largest(self.ledger.charge_of(uid), self.rules.prediction.after_load(known.facts, known.measuring()))
         self.ledger = self.ledger.settle(uid, charge)
         self._step(now)
 
@@ -702,10 +644,7 @@ class Scheduler:
 
     def remember(self, measured: Measured) -> None:
         """What was measured before this process started; changes nothing that is known better by now."""
-        if measured.version in self._known:
-            self._known[measured.version].measured.setdefault(measured.setup, measured)
-        else:
-            self._remembered.setdefault(measured.version, {})[measured.setup] = measured
+        self._known.remember(measured)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -732,15 +671,11 @@ class Scheduler:
         self.next_wake = min((max(wake, now + 0.001) for wake in self._wakes), default=None)
 
     def _expire(self, now: float) -> None:  # 1
-        while self._deadlines:
-            deadline, uid = self._deadlines[0]
-            lease = self._leases.get(uid)
-            if lease is None or lease.replica or lease.deadline != deadline:
-                heapq.heappop(self._deadlines)
-            elif lease.deadline > now:
+        while (lease := self._leases.next_to_expire()) is not None:
+            if lease.deadline > now:
                 self._wakes.append(lease.deadline)
                 break
-            elif self._of(lease.version, _IN_MEMORY) or now < self._known[lease.version].retry_at:
+            if self._of(lease.version, _IN_MEMORY) or now < self._known[lease.version].retry_at:
                 self._refuse(lease, DeadlineExceeded("the model was not loaded before the deadline"))
             else:
                 seconds = self.ready_in(lease.version, now)
@@ -769,25 +704,23 @@ class Scheduler:
             self._give_up_claims(replica.uid, now)
 
     def _grant(self, now: float) -> None:  # 3
-        for version in list(self._queues):
-            if not self._of(version, {ReplicaState.LOADED}):
+        for version in self._leases.wanted():
+            if not self._of(version, (ReplicaState.LOADED,)):
                 continue
-            for lease in self._waiters(version):
+            for lease in self._leases.waiters(version):
                 replica = self._serving(lease)
                 if replica is None:
                     continue
-                self._drop(lease)
-                changes: dict[str, object] = {"last_used_time": now}
+                if lease.visit:
+                    self._leases.end(lease)
+                else:
+                    self._leases.grant(lease, replica.uid)
+                self._changes += 1
                 pinned = lease.pin and not replica.pinned
-                if pinned:
-                    changes["pinned"] = True
-                self._replicas[replica.uid] = replica = replica.changed(now, **changes)
+                replica = replica.changed(now, last_used_time=now, pinned=replica.pinned or lease.pin)
+                self._replicas[replica.uid] = replica
                 if pinned:
                     self._effects.changed(replica, replica.state)
-                if not lease.visit:
-                    lease.replica = replica.uid
-                    self._leases[lease.uid] = lease
-                    self._holdings.setdefault(replica.uid, {})[lease.uid] = lease
                 if not lease.quiet:
                     self._effects.granted(lease.uid, replica)
         self._invite()
@@ -795,13 +728,15 @@ class Scheduler:
     def _invite(self) -> None:
         """Holders of a version with several replicas hear of those that they have no lease of, once."""
         for version in self._residencies:
-            there = self._of(version, {ReplicaState.LOADED})
+            there = self._of(version, (ReplicaState.LOADED,))
             if len(there) < 2:
                 continue
-            leases = [lease for r in self._of(version, _IN_MEMORY) for lease in self._held(r.uid) if lease.holder]
-            waiting = {lease.holder for lease in self._waiters(version)}
+            leases = [
+                lease for r in self._of(version, _IN_MEMORY) for lease in self._leases.held(r.uid) if lease.holder
+            ]
+            waiting = {lease.holder for lease in self._leases.waiters(version)}
             for replica in there:
-                has_one = {lease.holder for lease in self._held(replica.uid)} | waiting
+                has_one = {lease.holder for lease in self._leases.held(replica.uid)} | waiting
                 for lease in leases:
                     if lease.holder not in has_one and (lease.holder, replica.uid) not in self._invited:
                         self._invited.add((lease.holder, replica.uid))
@@ -816,7 +751,7 @@ class Scheduler:
             if not there:
                 known.scale, known.pressed_since = 0, None
                 continue
-            reports = [lease.report for replica in there for lease in self._held(replica.uid)]
+            reports = [lease.report for replica in there for lease in self._leases.held(replica.uid)]
             if not pressed(reports, self.rules.scaling, now):
                 known.pressed_since = None
             elif known.pressed_since is None:
@@ -830,6 +765,9 @@ class Scheduler:
                 self._changes += 1
 
     def _place(self, now: float) -> None:  # 4
+        shortages = self._shortages(now)
+        if not shortages and not self._promised:
+            return
         # What is free or on its way and promised to nobody.
         room = plus(self.ledger.free, self.ledger.freed_by(r.uid for r in self._replicas.values() if self._goes(r)))
         for uid, promised in list(self._promised.items()):
@@ -840,7 +778,7 @@ class Scheduler:
         # The same less what those who wait before will get, plus their victims to come: what the others may use. Both
         # bounds hold for a newcomer: victims to come are no memory yet, and what is kept for others is not his.
         rest, kept = dict(room), set[str]()
-        for short in self._shortages(now):
+        for short in shortages:
             version = short.version
             known = self._known[version]
             known.wait_until = None
@@ -849,13 +787,13 @@ class Scheduler:
                 if known.error is None:
                     known.note = "its worker keeps crashing" if known.failures > 1 else "its worker crashed"
                 continue
-            there = next(iter(self._of(version, {ReplicaState.UNLOADED})), None)
+            there = next(iter(self._of(version, (ReplicaState.UNLOADED,))), None)
             if there is not None and there.uid in self._promised:
                 need = self._promised[there.uid]
                 if covers(self.ledger.free, need) and self._may_load(need):
                     self._start(there, need, now)
                 continue
-            need = self._need(known)
+            need = known.need(self.rules.prediction, self.ledger)
             available = least(room, rest)
             if covers(available, need):
                 room, rest = minus(room, need), minus(rest, need)
@@ -897,7 +835,7 @@ class Scheduler:
             error = _never_fits(version, outcome)
             known.note = error.message
             if short.kind == "asked":
-                for lease in self._waiters(version):
+                for lease in self._leases.waiters(version):
                     self._refuse(lease, error.copy())
         if short.kind == "scaled":
             known.scale = 0
@@ -905,14 +843,16 @@ class Scheduler:
             self._remove(there.uid)
 
     def _relieve(self, now: float) -> None:  # 5
-        going = self.ledger.freed_by(r.uid for r in self._replicas.values() if self._goes(r))
-        short = positive(minus(self.ledger.overdraft, going))
-        if not short:
+        overdraft = self.ledger.overdraft
+        if overdraft:
+            going = self.ledger.freed_by(r.uid for r in self._replicas.values() if self._goes(r))
+            overdraft = positive(minus(overdraft, going))
+        if not overdraft:
             self._overdrawn_since = None
         else:
             if self._overdrawn_since is None:
                 self._overdrawn_since = now
-            self._make_good(short, now)
+            self._make_good(overdraft, now)
         if self._time_counts():
             for replica in self.replicas():
                 if replica.state is not ReplicaState.LOADED or replica.pinned or self.leases(replica.uid)[1]:
@@ -970,7 +910,7 @@ class Scheduler:
         for replica in self.replicas():
             if replica.state is not ReplicaState.DRAINING or replica.uid in self._ending:
                 continue
-            for lease in self._held(replica.uid):
+            for lease in self._leases.held(replica.uid):
                 grace_until = lease.grace_until if lease.grace_until is not None else now
                 if lease.in_flight == 0:
                     self._revoke(lease, replica.reason)
@@ -978,77 +918,58 @@ class Scheduler:
                     self._revoke(lease, f"{replica.reason}; the holder did not yield in time")
                 else:
                     self._wakes.append(grace_until)
-            if not self._held(replica.uid):
+            if not self._leases.held(replica.uid):
                 self._end(replica, self.rules.drain_grace_seconds, now)
 
     def _tell(self, now: float) -> None:
         """Waiters hear why they wait and how long they still will; again only when that has changed."""
-        for version in [version for version in self._told if version not in self._queues]:
+        for version in [version for version in self._told if not self._leases.is_wanted(version)]:
             del self._told[version]
         fresh, self._untold = self._untold, []
         told_anew = set[str]()
-        for version, queue in self._queues.items():
+        for version in self._leases.wanted():
             seconds = self.ready_in(version, now)
             moment = None if seconds is None else now + seconds
-            loading = self._of(version, {ReplicaState.LOADING})
+            loading = self._of(version, (ReplicaState.LOADING,))
             reason = "loading" if loading else self._known[version].note
-            if self._of(version, {ReplicaState.LOADED}):
+            if self._of(version, (ReplicaState.LOADED,)):
                 reason, moment = "its holder has every replica", None
             if version in self._told and _tells_the_same(self._told[version], (moment, reason), now):
                 continue
             self._told[version] = (moment, reason)
             told_anew.add(version)
-            for lease in queue.values():
+            for lease in self._leases.waiters(version):
                 self._tell_one(lease, now)
         for lease in fresh:
-            if lease.version not in told_anew and lease.uid in self._queues.get(lease.version, ()):
+            if lease.version not in told_anew and lease.uid in self._leases and not lease.replica:
                 self._tell_one(lease, now)
 
-    def _tell_one(self, lease: _Lease, now: float) -> None:
+    def _tell_one(self, lease: Lease, now: float) -> None:
         moment, reason = self._told[lease.version]
         if not lease.quiet:
             self._effects.loading(lease.uid, None if moment is None else max(0.0, moment - now), reason)
 
     # Changes of state.
 
-    def _know(self, facts: VersionFacts) -> _Known:
-        """What is known of a version, with `facts` as they are now: its profile or what it declares may change."""
-        known = self._known.get(facts.name)
-        if known is None:
-            known = self._known[facts.name] = _Known(facts, self._remembered.pop(facts.name, {}))
-            self._forget_unused()
-        known.facts = facts
-        return known
-
-    def _enqueue(self, lease: _Lease) -> None:
-        self._leases[lease.uid] = lease
-        self._queues.setdefault(lease.version, {})[lease.uid] = lease
+    def _wait(self, lease: Lease) -> None:
+        self._leases.wait(lease)
         self._untold.append(lease)
-        if lease.deadline < INFINITE:
-            heapq.heappush(self._deadlines, (lease.deadline, lease.uid))
 
-    def _drop(self, lease: _Lease) -> None:
-        """The lease is over, or has come from the queue to a replica."""
-        del self._leases[lease.uid]
+    def _drop(self, lease: Lease) -> None:
+        self._leases.end(lease)
         self._changes += 1
-        place, key = (self._holdings, lease.replica) if lease.replica else (self._queues, lease.version)
-        del place[key][lease.uid]
-        if not place[key]:
-            del place[key]
 
-    def _want_later(self, version: str, priority: int, deadline: float, now: float) -> _Lease:
+    def _want_later(self, version: str, priority: int, deadline: float, now: float) -> Lease:
         """A want that nobody hears of; one a version, the most urgent and lasting of those asked for."""
         uid = f"quiet/{version}"
         lease = self._leases.get(uid)
         if lease is None:
-            lease = _Lease(uid, version, priority, deadline, now, visit=True, quiet=True)
-            self._enqueue(lease)
+            lease = Lease(uid, version, priority, deadline, now, visit=True, quiet=True)
+            self._wait(lease)
             return lease
         lease.priority = max(lease.priority, priority)
         if deadline > lease.deadline:
-            lease.deadline = deadline
-            if deadline < INFINITE:
-                heapq.heappush(self._deadlines, (deadline, uid))
+            self._leases.expire_at(lease, deadline)
         return lease
 
     def _new(self, version: str, now: float) -> Replica:
@@ -1065,7 +986,6 @@ class Scheduler:
         known = self._known[replica.version]
         residency = self.residency(replica.version)
         cpu_threads = threads(self.rules.cpu_cores, residency.max_replicas, known.facts.cpu_threads)
-        measured = known.measured.get(setup_of(known.facts))
         self._set(
             replica.to(
                 ReplicaState.LOADING,
@@ -1073,8 +993,8 @@ class Scheduler:
                 now,
                 start_time=now,
                 cpu_threads=cpu_threads,
-                predicted=self.rules.prediction.expected(known.facts, measured),
-                need_source=self.rules.prediction.source(known.facts, measured),
+                predicted=self.rules.prediction.expected(known.facts, known.measured),
+                need_source=self.rules.prediction.source(known.facts, known.measured),
                 granted=dict(need),
             )
         )
@@ -1095,7 +1015,7 @@ class Scheduler:
             if victim.uid in self._ending or victim.uid in self._leaving or victim.state is not ReplicaState.DRAINING:
                 self._replicas[victim.uid] = victim.changed(now, claimed_by="")
                 continue
-            for lease in self._held(victim.uid):
+            for lease in self._leases.held(victim.uid):
                 lease.grace_until = None
             self._going.pop(victim.uid, None)
             pinned = self.residency(victim.version).pinned
@@ -1119,7 +1039,7 @@ class Scheduler:
         known = self._known[replica.version]
         known.scale = min(known.scale, len(self._of(replica.version, _IN_MEMORY)))
         self._going[replica.uid] = _Going(now, bool(self.leases(replica.uid)[1]))
-        for lease in self._held(replica.uid):
+        for lease in self._leases.held(replica.uid):
             if lease.in_flight > 0 and lease.grace_until is None:
                 lease.grace_until = now + grace
                 self._effects.yielding(lease.uid, now, reason)
@@ -1138,7 +1058,7 @@ class Scheduler:
     def _fail(self, replica: Replica, reason: str, now: float, crashed: bool = False) -> None:
         self._set(replica.to(ReplicaState.FAILED, reason, now))
         self._forget_invitations(replica.uid)
-        for lease in self._held(replica.uid):
+        for lease in self._leases.held(replica.uid):
             self._revoke(lease, reason, crashed)
         self._end(self._replicas[replica.uid], 0.0, now)
 
@@ -1178,24 +1098,19 @@ class Scheduler:
             uses = replica.uses + used
             self._replicas[uid] = replace(replica, last_used_time=now, uses=uses, clock=self._clock)
 
-    def _revoke(self, lease: _Lease, reason: str, crashed: bool = False) -> None:
+    def _revoke(self, lease: Lease, reason: str, crashed: bool = False) -> None:
         self._drop(lease)
         self._effects.revoked(lease.uid, reason, crashed)
 
-    def _refuse(self, lease: _Lease, error: ModelMoraError) -> None:
+    def _refuse(self, lease: Lease, error: ModelMoraError) -> None:
         self._drop(lease)
         if lease.quiet:
             lease.refusal = error
         else:
             self._effects.refused(lease.uid, error)
 
-    def _forget_unused(self) -> None:
-        """Keeps what is known of versions bounded."""
-        if len(self._known) > VERSIONS_KNOWN:
-            used = {*self._versions, *self._queues, *self._residencies}
-            for name in list(self._known)[: VERSIONS_KNOWN // 10]:
-                if name not in used:
-                    del self._known[name]
+    def _in_use_versions(self) -> set[str]:
+        return {*self._versions, *self._leases.wanted(), *self._residencies}
 
     # Derived facts.
 
@@ -1203,12 +1118,12 @@ class Scheduler:
         """How many replicas there is a reason for."""
         known, residency = self._known[version], self.residency(version)
         kept = 0 if known.dismissed or self._resting() else residency.kept_replicas
-        return max(kept, min(known.scale, residency.max_replicas), 1 if version in self._queues else 0)
+        return max(kept, min(known.scale, residency.max_replicas), int(self._leases.is_wanted(version)))
 
     def _shortages(self, now: float) -> list[_Shortage]:
         """Versions that have fewer replicas than they should, the most urgent first, further replicas last."""
         found = []
-        for version in {**self._queues, **self._residencies}:
+        for version in dict.fromkeys((*self._leases.wanted(), *self._residencies)):
             known = self._known.get(version)
             if known is None:
                 continue
@@ -1218,10 +1133,10 @@ class Scheduler:
                 known.short_since = None
             elif known.short_since is None:
                 known.short_since = now
-            rank, priority = (INFINITE, INFINITE), 0.0
+            rank, priority = (ENDLESS, ENDLESS), 0.0
             kind: Literal["asked", "kept", "scaled"] = "scaled"
             aging = self.rules.policy.aging_seconds_per_point
-            waits = [(lease.arrival, lease.priority) for lease in self._waiters(version)] if not there else []
+            waits = [(lease.arrival, lease.priority) for lease in self._leases.waiters(version)] if not there else []
             if known.short_since is not None:
                 kind = "kept"
                 waits.append((known.short_since, LOW_PRIORITY))
@@ -1229,20 +1144,11 @@ class Scheduler:
                 # Everyone ages at the same rate, so the order of two waiters never changes: no clock needed.
                 rank = min(rank, (arrival - wanted * aging, arrival))
                 priority = max(priority, self.rules.policy.aged(wanted, now - arrival))
-            if not there and version in self._queues:
+            if not there and self._leases.is_wanted(version):
                 kind = "asked"
             if waits or there < min(known.scale, self.residency(version).max_replicas):
                 found.append(_Shortage(version, kind, (kind == "scaled", *rank), priority))
         return sorted(found, key=lambda short: (short.rank, short.version))
-
-    def _need(self, known: _Known) -> dict[str, int]:
-        """Bytes to reserve for one more replica: its own, and what it shares with nobody yet."""
-        shared = [memory for owner, memory in known.shared.items() if owner not in self.ledger.charges]
-        return plus(self.rules.prediction.before_load(known.facts, known.measured.get(setup_of(known.facts))), *shared)
-
-    def _measured(self, known: _Known) -> Measured:
-        setup = setup_of(known.facts)
-        return known.measured.get(setup) or Measured(known.facts.name, setup)
 
     def _may_load(self, need: Vector) -> bool:
         """Whether every device that is needed has a place for one more load."""
@@ -1286,7 +1192,7 @@ class Scheduler:
         return [self._candidate(r, kept) for r in self._replicas.values() if r.uid in self.ledger.charges]
 
     def _candidate(self, replica: Replica, kept: set[str]) -> Candidate:
-        busy = [lease.priority for lease in self._held(replica.uid) if lease.in_flight > 0]
+        busy = [lease.priority for lease in self._leases.held(replica.uid) if lease.in_flight > 0]
         end, _ = self._stay_until(replica)
         return Candidate(
             uid=replica.uid,
@@ -1299,9 +1205,9 @@ class Scheduler:
             resident_until=replica.loaded_time + max(self.rules.minimum_residency_seconds, replica.load_seconds),
             version=replica.version,
             uses=replica.uses,
-            load_seconds=self._load_seconds(self._known[replica.version]) or 0.0,
+            load_seconds=self._known.load_seconds(self._known[replica.version]) or 0.0,
             clock=replica.clock,
-            keep_until=end if end < INFINITE else None,
+            keep_until=end if end < ENDLESS else None,
             shares=self.ledger.shared_by(replica.uid) if self.ledger.users else {},
         )
 
@@ -1310,25 +1216,27 @@ class Scheduler:
         residency = self._residencies.get(version)
         if residency is None or not residency.min_replicas or self._resting() or self._known[version].dismissed:
             return set()
-        there = self._of(version, {ReplicaState.LOADING, ReplicaState.LOADED, ReplicaState.UNHEALTHY})
+        there = self._of(version, (ReplicaState.LOADING, ReplicaState.LOADED, ReplicaState.UNHEALTHY))
         there.sort(key=lambda r: (r.state is ReplicaState.LOADED, r.last_used_time, r.uid), reverse=True)
         return {replica.uid for replica in there[: residency.min_replicas]}
 
     def _to_be_pinned(self, replica: Replica) -> bool:
-        return replica.state is ReplicaState.LOADING and any(lease.pin for lease in self._waiters(replica.version))
+        return replica.state is ReplicaState.LOADING and any(
+            lease.pin for lease in self._leases.waiters(replica.version)
+        )
 
     def _stay_until(self, replica: Replica) -> tuple[float, str]:
         """Until when it stays if nobody uses it, and why it goes then. A keep-alive of nothing still leaves the minimum
         residency: who had it loaded must get to use it."""
         residency, rules = self.residency(replica.version), self.rules
-        stay, reason = INFINITE, "idle for longer than its time to live"
+        stay, reason = ENDLESS, "idle for longer than its time to live"
         if residency.keep_alive_seconds is not None:
             stay, reason = residency.keep_alive_seconds, "idle for longer than its keep-alive"
         elif rules.idle_ttl_seconds > 0:
             stay = rules.idle_ttl_seconds
         elif rules.policy.name == "ttl":
             stay = rules.policy.ttl_seconds
-        others = len(self._of(replica.version, {ReplicaState.LOADED})) - 1
+        others = len(self._of(replica.version, (ReplicaState.LOADED,))) - 1
         if others >= 1 and self._scales(replica.version) and rules.scaling.idle_seconds < stay:
             stay, reason = rules.scaling.idle_seconds, "one replica fewer will do"
         if others >= residency.max_replicas:
@@ -1344,11 +1252,6 @@ class Scheduler:
             if device in short
         )
 
-    def _load_seconds(self, known: _Known) -> float | None:
-        measured = known.measured.get(setup_of(known.facts))
-        learned = measured.typical_load_seconds if measured else None
-        return learned if learned is not None else self._engine_pace.get(known.facts.engine, Pace()).seconds
-
     def _gone_in(self, uid: str, now: float) -> float | None:
         """Seconds until a replica that is on its way out is reaped."""
         going = self._going.get(uid)
@@ -1357,27 +1260,21 @@ class Scheduler:
         stop = self._stop_pace.seconds or 0.0
         if going.end_time is not None:
             return self._stop_pace.left(going.end_time, now) or 0.0
-        graces = [lease.grace_until - now for lease in self._held(uid) if lease.grace_until is not None]
+        graces = [lease.grace_until - now for lease in self._leases.held(uid) if lease.grace_until is not None]
         learned = self._yield_pace.left(going.since, now)
         longest = max(graces, default=0.0)
         return stop + (longest if learned is None else min(longest, learned))
 
-    def _waiters(self, version: str) -> list[_Lease]:
-        return list(self._queues.get(version, {}).values())
-
-    def _held(self, uid: str) -> list[_Lease]:
-        return list(self._holdings.get(uid, {}).values())
-
-    def _of(self, version: str, states: Iterable[ReplicaState]) -> list[Replica]:
+    def _of(self, version: str, states: tuple[ReplicaState, ...]) -> list[Replica]:
         there = (self._replicas[uid] for uid in self._versions.get(version, ()))
         return [replica for replica in there if replica.state in states]
 
-    def _serving(self, lease: _Lease) -> Replica | None:
+    def _serving(self, lease: Lease) -> Replica | None:
         """The replica with the fewest leases that takes this one."""
-        there = self._of(lease.version, {ReplicaState.LOADED})
+        there = self._of(lease.version, (ReplicaState.LOADED,))
         if lease.holder and not lease.visit:
-            there = [r for r in there if all(other.holder != lease.holder for other in self._held(r.uid))]
-        return min(there, key=lambda replica: (len(self._held(replica.uid)), replica.uid), default=None)
+            there = [r for r in there if all(other.holder != lease.holder for other in self._leases.held(r.uid))]
+        return min(there, key=lambda replica: (self._leases.count_held(replica.uid), replica.uid), default=None)
 
     def _scales(self, version: str) -> bool:
         """Whether a version may have more replicas than are kept."""
@@ -1411,34 +1308,24 @@ class Scheduler:
         notes, twin, count = Notes(), copy(self), iter(range(1_000_000))
         twin._effects = notes
         twin._new_uid = lambda: f"imagined-{next(count)}"
-        leases = {uid: copy(lease) for uid, lease in self._leases.items()}
-        twin._leases = leases
-        twin._queues = {v: {uid: leases[uid] for uid in queue} for v, queue in self._queues.items()}
-        twin._holdings = {r: {uid: leases[uid] for uid in held} for r, held in self._holdings.items()}
+        twin._leases, twin._known = copy(self._leases), copy(self._known)
         twin._untold = []
-        twin._known = {
-            version: replace(known, measured=dict(known.measured), shared=dict(known.shared))
-            for version, known in self._known.items()
-        }
         twin._versions = {version: dict(uids) for version, uids in self._versions.items()}
         twin._going = {uid: copy(going) for uid, going in self._going.items()}
-        twin._remembered = dict(self._remembered)
         twin._replicas, twin._residencies = dict(self._replicas), dict(self._residencies)
         twin._promised, twin._decided, twin._told = dict(self._promised), dict(self._decided), dict(self._told)
         twin._leaving, twin._ending, twin._invited = set(self._leaving), set(self._ending), set(self._invited)
-        twin._sick_since, twin._engine_pace = dict(self._sick_since), dict(self._engine_pace)
-        twin._deadlines, twin._wakes = list(self._deadlines), []
+        twin._sick_since, twin._wakes = dict(self._sick_since), []
         return twin, notes
 
     def _placement(self, facts: VersionFacts, lease: str, notes: Notes, now: float) -> Placement:
         """What became of `lease`, for people."""
         known = self._known[facts.name]
-        measured = known.measured.get(setup_of(facts))
         replica = notes.grants.get(lease) or next(iter(self._of(facts.name, _COUNTED)), None)
         decision = next((d for d in reversed(notes.decisions) if d.version == facts.name), None)
-        need: Vector = (
-            self.ledger.charge_of(replica.uid) if replica and replica.uid in self.ledger.charges else self._need(known)
-        )
+        need = known.need(self.rules.prediction, self.ledger)
+        if replica is not None and replica.uid in self.ledger.charges:
+            need = dict(self.ledger.charge_of(replica.uid))
         outcome, reason, ready_in = self._fate(facts.name, replica, lease, notes, now)
         if decision is not None:
             judged = decision.verdicts()
@@ -1456,7 +1343,7 @@ class Scheduler:
             reason,
             ready_in,
             need,
-            self.rules.prediction.source(facts, measured),
+            self.rules.prediction.source(facts, known.measured),
             decision.need.available if decision is not None else self.ledger.free,
             self.ledger.budget,
             self.ledger.freed_by(c.uid for c in free),
@@ -1481,8 +1368,10 @@ class Scheduler:
         return PlacementOutcome.WAITS, self._known[version].note or "it waits", ready_in
 
 
-_IN_MEMORY = frozenset({ReplicaState.LOADING, ReplicaState.LOADED, ReplicaState.UNHEALTHY})
-_COUNTED = _IN_MEMORY | {ReplicaState.UNLOADED}
+# Tuples: the hash of an enum member costs more than three comparisons.
+_IN_MEMORY = (ReplicaState.LOADING, ReplicaState.LOADED, ReplicaState.UNHEALTHY)
+_COUNTED = (*_IN_MEMORY, ReplicaState.UNLOADED)
+_DEFAULTS = Residency()
 
 
 def _may_pass(error: ModelMoraError) -> bool:

@@ -1,0 +1,138 @@
+"""What is known of versions: their facts, what they took, how they failed, what their queues ask for. Pure.
+
+It outlives their replicas, and is bounded: versions that nobody uses are forgotten, the oldest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+
+from modelmora.errors import ModelMoraError
+
+from modelmora_lifecycle.domain import VersionFacts
+from modelmora_lifecycle.ledger import Ledger, Vector, plus
+from modelmora_lifecycle.prediction import Measured, Pace, Prediction, Setup, setup_of
+
+VERSIONS_KEPT = 10_000
+
+
+@dataclass(slots=True)
+class Known:
+    """One version. Mutable: the scheduler writes into it as it learns."""
+
+    facts: VersionFacts
+    setup: Setup
+    measurements: dict[Setup, Measured] = field(default_factory=dict)
+    shared: dict[str, Vector] = field(default_factory=dict)
+    """What its replicas were seen to share: charged beside their own bytes while nobody else has it charged."""
+    load_seconds: float | None = None
+    """The median of its last loads in this setup."""
+    failures: int = 0
+    retry_at: float = 0.0
+    error: ModelMoraError | None = None
+    """Of the last load, when it failed: wants before `retry_at` get it at once. After a crash they wait instead."""
+    note: str = ""
+    """Why it is not in memory, for people."""
+    wait_until: float | None = None
+    """When a wait for memory is expected to be over."""
+    dismissed: bool = False
+    """Unloaded by name, or not to be loaded at all: its residency rests until someone wants it again."""
+    short_since: float | None = None
+    """Since when it has had fewer replicas than are kept."""
+    scale: int = 0
+    """Replicas that its queue asks for; 0 when one will do."""
+    pressed_since: float | None = None
+    scale_time: float = float("-inf")
+
+    @property
+    def measured(self) -> Measured | None:
+        """In the present setup."""
+        return self.measurements.get(self.setup)
+
+    def measure(self, measured: Measured) -> None:
+        self.measurements[measured.setup] = measured
+        self.load_seconds = self.measured.typical_load_seconds if self.measured else None
+
+    def measuring(self) -> Measured:
+        """What was measured in the present setup, to be added to."""
+        return self.measured or Measured(self.facts.name, self.setup)
+
+    def see(self, facts: VersionFacts) -> None:
+        """Facts as they are now: the profile of a version may change, and what its owner declares."""
+        if facts != self.facts:
+            self.facts, self.setup = facts, setup_of(facts)
+            self.load_seconds = self.measured.typical_load_seconds if self.measured else None
+
+    def need(self, prediction: Prediction, ledger: Ledger) -> dict[str, int]:
+        """Bytes to reserve for one more replica: its own, and what it shares with nobody yet."""
+        shared = (memory for owner, memory in self.shared.items() if owner not in ledger.charges)
+        return plus(prediction.before_load(self.facts, self.measured), *shared)
+
+    def failed(self, now: float, delay_seconds: float, error: ModelMoraError | None) -> None:
+        self.retry_at, self.error = now + delay_seconds, error
+
+
+class KnownVersions:
+    """All of them by name, and what was remembered from before."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Known] = {}
+        self._remembered: dict[str, dict[Setup, Measured]] = {}
+        self._engine_pace: dict[str, Pace] = {}
+        """Load seconds by engine: the guess for a version that was never loaded."""
+
+    def __getitem__(self, name: str) -> Known:
+        return self._by_name[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[tuple[str, Known]]:
+        return iter(self._by_name.items())
+
+    def get(self, name: str) -> Known | None:
+        return self._by_name.get(name)
+
+    def see(self, facts: VersionFacts, used: Callable[[], Collection[str]]) -> Known:
+        """The version with these facts. When it is one too many, some that are not `used` are forgotten."""
+        known = self._by_name.get(facts.name)
+        if known is not None:
+            known.see(facts)
+            return known
+        known = self._by_name[facts.name] = Known(facts, setup_of(facts))
+        for measured in self._remembered.pop(facts.name, {}).values():
+            known.measure(measured)
+        if len(self._by_name) > VERSIONS_KEPT:
+            needed = used()
+            for name in list(self._by_name)[: VERSIONS_KEPT // 10]:
+                if name not in needed:
+                    del self._by_name[name]
+        return known
+
+    def remember(self, measured: Measured) -> None:
+        known = self._by_name.get(measured.version)
+        if known is None:
+            self._remembered.setdefault(measured.version, {})[measured.setup] = measured
+        elif measured.setup not in known.measurements:
+            known.measure(measured)
+
+    def took(self, engine: str, load_seconds: float) -> None:
+        self._engine_pace[engine] = self._engine_pace.get(engine, Pace()).after(load_seconds)
+
+    def load_seconds(self, known: Known) -> float | None:
+        """How long a load of it takes: learned of itself, else of others with its engine."""
+        if known.load_seconds is not None:
+            return known.load_seconds
+        return self._engine_pace.get(known.facts.engine, Pace()).seconds
+
+    def __copy__(self) -> KnownVersions:
+        """Records of its own."""
+        other = KnownVersions()
+        other._by_name = {
+            name: replace(known, measurements=dict(known.measurements), shared=dict(known.shared))
+            for name, known in self._by_name.items()
+        }
+        other._remembered = dict(self._remembered)
+        other._engine_pace = dict(self._engine_pace)
+        return other

@@ -1,0 +1,118 @@
+"""The book of leases: who waits for a version and who holds a replica. Pure bookkeeping; it decides nothing."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass, field
+
+from modelmora.errors import ModelMoraError
+
+from modelmora_lifecycle.scaling import Report
+
+ENDLESS = float("inf")
+
+
+@dataclass(slots=True)
+class Lease:
+    """One want, and what became of it. Times are on the monotonic clock."""
+
+    uid: str
+    version: str
+    priority: int
+    deadline: float
+    arrival: float
+    pin: bool = False
+    visit: bool = False
+    """Wants the version to be loaded, not to use it: over as soon as it is granted."""
+    holder: str = ""
+    quiet: bool = False
+    """Nobody is told of it."""
+    replica: str = ""
+    """Uid of the replica that it was granted; empty while it waits."""
+    in_flight: int = 0
+    grace_until: float | None = None
+    """Set once it was asked to yield."""
+    report: Report = field(default_factory=Report)
+    refusal: ModelMoraError | None = None
+    """Why it was refused, where nobody was told."""
+
+
+class Leases:
+    """Every lease that is not over, in the order of arrival, by what it waits for or holds."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, Lease] = {}
+        self._waiting: dict[str, dict[str, Lease]] = {}
+        self._holding: dict[str, dict[str, Lease]] = {}
+        self._deadlines: list[tuple[float, str]] = []
+        """A heap. Leases that are over or granted leave it when their time comes."""
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._all
+
+    def __iter__(self) -> Iterator[Lease]:
+        return iter(list(self._all.values()))
+
+    def get(self, uid: str) -> Lease | None:
+        return self._all.get(uid)
+
+    def wait(self, lease: Lease) -> None:
+        self._all[lease.uid] = lease
+        self._waiting.setdefault(lease.version, {})[lease.uid] = lease
+        self.expire_at(lease, lease.deadline)
+
+    def expire_at(self, lease: Lease, deadline: float) -> None:
+        """Moves the deadline of one that waits."""
+        lease.deadline = deadline
+        if deadline < ENDLESS:
+            heapq.heappush(self._deadlines, (deadline, lease.uid))
+
+    def grant(self, lease: Lease, replica: str) -> None:
+        self.end(lease)
+        lease.replica = replica
+        self._all[lease.uid] = lease
+        self._holding.setdefault(replica, {})[lease.uid] = lease
+
+    def end(self, lease: Lease) -> None:
+        del self._all[lease.uid]
+        place, key = (self._holding, lease.replica) if lease.replica else (self._waiting, lease.version)
+        del place[key][lease.uid]
+        if not place[key]:
+            del place[key]
+
+    def wanted(self) -> list[str]:
+        """Versions that someone waits for."""
+        return list(self._waiting)
+
+    def is_wanted(self, version: str) -> bool:
+        return version in self._waiting
+
+    def waiters(self, version: str) -> list[Lease]:
+        return list(self._waiting.get(version, {}).values())
+
+    def held(self, replica: str) -> list[Lease]:
+        return list(self._holding.get(replica, {}).values())
+
+    def count_held(self, replica: str) -> int:
+        return len(self._holding.get(replica, ()))
+
+    def next_to_expire(self) -> Lease | None:
+        """Of those that wait and have a deadline, the one whose deadline is first."""
+        while self._deadlines:
+            deadline, uid = self._deadlines[0]
+            lease = self._all.get(uid)
+            if lease is not None and not lease.replica and lease.deadline == deadline:
+                return lease
+            heapq.heappop(self._deadlines)
+        return None
+
+    def __copy__(self) -> Leases:
+        """A book of its own, with leases of its own."""
+        other = Leases()
+        other._all = {uid: copy(lease) for uid, lease in self._all.items()}
+        other._waiting = {key: {uid: other._all[uid] for uid in page} for key, page in self._waiting.items()}
+        other._holding = {key: {uid: other._all[uid] for uid in page} for key, page in self._holding.items()}
+        other._deadlines = list(self._deadlines)
+        return other
