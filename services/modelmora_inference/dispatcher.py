@@ -774,13 +774,14 @@ async def _next(stream: Any) -> Any:
 
 
 class Dispatchers:
-    """Those in use, by version name."""
+    """Those in use, by version name; and the calls that can be asked about, by tenant and request id."""
 
     def __init__(self, acquire: Callable[[], Any], rules: Rules) -> None:
         self.rules = rules
         self.counts = Counts()
         self.weights: dict[str, float] = dict(rules.weights)
         """Of tenants; 1 for those that are not named. May be changed at any time."""
+        self.asked: dict[tuple[str, str], tuple[Dispatcher, Call]] = {}
         self._budget = ByteBudget(rules.max_total_bytes)
         self._acquire = acquire
         self._by_version: dict[str, Dispatcher] = {}

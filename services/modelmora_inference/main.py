@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from modelmora.common.v1 import common_pb2
-from modelmora.errors import VersionNotFound
+from modelmora.errors import ModelMoraError, VersionNotFound
 from modelmora.inference.v1 import inference_pb2_grpc
-from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
+from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 from modelmora_runtime.auth import OPERATORS, READERS
 from modelmora_runtime.host import Mounted, Platform, Service
@@ -21,7 +21,7 @@ from modelmora_inference.catalog import Catalog
 from modelmora_inference.dispatcher import Dispatchers, Rules
 from modelmora_inference.domain import MAX_TEXTS, Aging, BatchLimits, Bounds, Level, VersionFacts
 from modelmora_inference.metrics import Collector
-from modelmora_inference.service import InferenceService
+from modelmora_inference.service import MAX_WEIGHT, MIN_WEIGHT, InferenceService
 
 NAME = "inference"
 LOOKUP_SECONDS = 5.0
@@ -37,11 +37,23 @@ class Settings(Section):
     )
     max_queue_tokens: int = Field(16_000_000, ge=1, description="The same in tokens, as estimated.")
     max_queue_bytes: ByteSize = Field(ByteSize(256 * MIB), ge=1, description="The same in bytes of text.")
+    max_total_bytes: ByteSize = Field(
+        ByteSize(1024 * MIB), ge=1, description="Bytes of text that all queues of the process hold together."
+    )
     max_call_bytes: ByteSize = Field(ByteSize(32 * MIB), ge=1024, description="Bytes of text in one call.")
     aging_medium_seconds: float = Field(
         30, ge=0, le=600, description="A MEDIUM request is overtaken only by those that arrive so long after it."
     )
     aging_low_seconds: float = Field(90, ge=0, le=600, description="The same for LOW.")
+    fairness_seconds: float = Field(
+        60,
+        ge=0,
+        le=600,
+        description="A request lets other tenants' later ones pass for so long, to keep shares.",
+    )
+    tenant_weights: dict[str, float] = Field(
+        {}, description="Shares of tenants that wait at the same time, by tenant; 1 for those not named."
+    )
     max_batch_entries: int = Field(256, ge=1, le=65_536, description="Texts in a batch, at most what the engine takes.")
     max_batch_tokens: int = Field(8192, ge=1, description="Tokens in a batch, at most what the engine takes.")
     max_batches: int = Field(2, ge=1, le=16, description="Batches on a worker at a time, at most what the lease says.")
@@ -54,18 +66,25 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _one_call_fits(self) -> Settings:
-        if self.max_queue_bytes < self.max_call_bytes:
-            raise ValueError("max_queue_bytes must be at least max_call_bytes: an empty queue takes every valid call")
+        if min(self.max_queue_bytes, self.max_total_bytes) < self.max_call_bytes:
+            raise ValueError(
+                "max_queue_bytes and max_total_bytes must be at least max_call_bytes: empty, they take a call"
+            )
         if self.max_queue_tokens < self.max_call_bytes // 4 + 2 * MAX_TEXTS:
             raise ValueError("max_queue_tokens must be at least max_call_bytes / 4 + 4096")
         if self.aging_low_seconds < self.aging_medium_seconds:
             raise ValueError("aging_low_seconds must be at least aging_medium_seconds")
+        for tenant, weight in self.tenant_weights.items():
+            if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+                raise ValueError(f"tenant_weights: {tenant} must have {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")
         return self
 
     def rules(self) -> Rules:
         return Rules(
             bounds=Bounds(self.max_queue_entries, self.max_queue_tokens, int(self.max_queue_bytes)),
-            aging=Aging(self.aging_medium_seconds, self.aging_low_seconds),
+            max_total_bytes=int(self.max_total_bytes),
+            weights=self.tenant_weights,
+            aging=Aging(self.aging_medium_seconds, self.aging_low_seconds, self.fairness_seconds),
             batches=BatchLimits(self.max_batch_entries, self.max_batch_tokens, self.max_batches, self.split_tokens),
             idle_keep_seconds=self.idle_keep_seconds,
             load_attempts=self.load_attempts,
@@ -88,8 +107,19 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         return facts_of(answer), answer.cache_ttl.ToNanoseconds() / 1e9
 
     catalog = Catalog(look_up)
+
+    async def is_loaded(version: str) -> bool:
+        lifecycle = lifecycle_pb2_grpc.LifecycleServiceStub(peers.channel("lifecycle"))  # type: ignore[no-untyped-call]
+        request = lifecycle_pb2.ListReplicasRequest(
+            page_size=1, filter=f'state = "loaded" AND model_version = "{version}"'
+        )
+        try:
+            return bool((await lifecycle.ListReplicas(request, timeout=LOOKUP_SECONDS)).replicas)
+        except ModelMoraError:
+            return False
+
     dispatchers = Dispatchers(acquire, settings.rules())
-    servicer = InferenceService(catalog, dispatchers, max_call_bytes=int(settings.max_call_bytes))
+    servicer = InferenceService(catalog, dispatchers, is_loaded=is_loaded, max_call_bytes=int(settings.max_call_bytes))
     with _metrics(dispatchers):
         platform.health.set(NAME, "healthy")
         try:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from array import array
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.errors import FieldViolation
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
-from modelmora_runtime.auth import current_caller
+from modelmora_runtime.auth import OPERATORS, Caller, current_caller
 from modelmora_runtime.interceptors import deadline_seconds
 from modelmora_runtime.telemetry import current_span
 
@@ -22,11 +25,19 @@ from modelmora_inference.domain import (
     MAX_TEXT_CHARACTERS,
     MAX_TEXTS,
     MAX_TIMEOUT_SECONDS,
+    Place,
     Priority,
     VersionFacts,
 )
 
+log = logging.getLogger(__name__)
+
 MAX_REFERENCE_CHARACTERS = 400
+MAX_REQUEST_ID_CHARACTERS = 200
+REQUEST_ID_KEY = "x-request-id"
+READY_IN_KEY = "modelmora-ready-in"
+"""Trailing metadata of a call that met a cold model: the estimate in seconds."""
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
 MAX_VIOLATIONS = 10
 """More than so many wrong fields are not named one by one."""
 ANSWER_BEFORE_SECONDS = 0.02
@@ -41,32 +52,58 @@ _PRIORITIES = {
 }
 _BYTES = inference_pb2.VECTOR_ENCODING_BYTES
 _ENCODINGS = frozenset(inference_pb2.VectorEncoding.values())
+_FAIL_FAST = inference_pb2.COLD_POLICY_FAIL_FAST
+_COLD_POLICIES = frozenset(inference_pb2.ColdPolicy.values())
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One Embed call as it came in. Times are on the monotonic clock, in seconds."""
+
+    request: inference_pb2.EmbedRequest
+    context: Any
+    priority: Priority
+    arrival: float
+    deadline: float
+    request_id: str
+    """Empty: nobody will ask."""
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Embed: catalog → queue → dispatcher → worker. See dispatcher.py for the life of a call in between."""
 
-    def __init__(self, catalog: Catalog, dispatchers: Dispatchers, *, max_call_bytes: int) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        dispatchers: Dispatchers,
+        *,
+        is_loaded: Callable[[str], Awaitable[bool]],
+        max_call_bytes: int,
+    ) -> None:
+        """`is_loaded` asks lifecycle whether a version is in memory, without loading it."""
         self._catalog = catalog
         self._dispatchers = dispatchers
+        self._is_loaded = is_loaded
         self._max_call_bytes = max_call_bytes
 
     async def Embed(self, request: inference_pb2.EmbedRequest, context: Any) -> inference_pb2.EmbedResponse:
         arrival = time.monotonic()
         violations = _violations(request, self._max_call_bytes)
         if violations:
-            raise errors.InvalidArgument(
-                "; ".join(f"{violation.field}: {violation.description}" for violation in violations), fields=violations
-            )
+            raise _invalid(violations)
         seconds = deadline_seconds(context)
         seconds -= min(ANSWER_BEFORE_SECONDS, seconds / 10)
         if request.HasField("timeout"):
             seconds = min(seconds, request.timeout.seconds + request.timeout.nanos / 1e9)
         deadline = arrival + min(seconds, MAX_TIMEOUT_SECONDS)
         priority = _PRIORITIES[request.priority]
+        asked = _Asked(request, context, priority, arrival, deadline, _request_id(request, context))
         status = "CANCELLED"
         try:
-            response = await self._embed_resolved(request, priority, arrival, deadline)
+            if request.fallback_model:
+                response = await self._embed_or_fall_back(asked)
+            else:
+                response = await self._embed_resolved(asked, request.cold_policy == _FAIL_FAST)
             status = "OK"
         except errors.ModelMoraError as error:
             status = error.status
@@ -76,70 +113,116 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return response
 
     async def GetQueue(self, request: inference_pb2.GetQueueRequest, context: Any) -> inference_pb2.GetQueueResponse:
+        caller = current_caller()
         if request.model:
             facts = await self._find(request.model, time.monotonic() + min(deadline_seconds(context), 5.0))
             one = self._dispatchers.get(facts.name)
             if one is None:
                 return inference_pb2.GetQueueResponse(queues=[inference_pb2.Queue(model_version=facts.name)])
-            return inference_pb2.GetQueueResponse(queues=[_queue(one)])
-        return inference_pb2.GetQueueResponse(queues=[_queue(dispatcher) for dispatcher in self._dispatchers])
+            return inference_pb2.GetQueueResponse(queues=[_queue(one, caller)])
+        return inference_pb2.GetQueueResponse(queues=[_queue(dispatcher, caller) for dispatcher in self._dispatchers])
 
     async def ExplainRequest(
         self, request: inference_pb2.ExplainRequestRequest, context: Any
     ) -> inference_pb2.ExplainRequestResponse:
-        raise errors.RequestNotFound(request_id=request.request_id)
+        caller = current_caller()
+        asked = self._dispatchers.asked
+        found = asked.get((caller.tenant, request.request_id))
+        if found is None and _runs_it(caller):
+            found = next((entry for (_, name), entry in asked.items() if name == request.request_id), None)
+        if found is None:
+            raise errors.RequestNotFound(request_id=request.request_id)
+        return _explained(*found)
 
     async def SetTenantWeight(
         self, request: inference_pb2.SetTenantWeightRequest, context: Any
     ) -> inference_pb2.SetTenantWeightResponse:
-        raise errors.RequestNotFound(request_id=request.tenant)
+        weight = request.weight if request.HasField("weight") else 1.0
+        violations = []
+        if not request.tenant:
+            violations.append(FieldViolation("tenant", "is required"))
+        if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+            violations.append(FieldViolation("weight", f"{MIN_WEIGHT:g} to {MAX_WEIGHT:g}"))
+        if violations:
+            raise _invalid(violations)
+        self._dispatchers.weights[request.tenant] = weight
+        log.info("tenant %s has weight %g from now on", request.tenant, weight)
+        return inference_pb2.SetTenantWeightResponse(tenant=request.tenant, weight=weight)
 
-    async def _embed_resolved(
-        self, request: inference_pb2.EmbedRequest, priority: Priority, arrival: float, deadline: float
-    ) -> inference_pb2.EmbedResponse:
-        facts = self._catalog.known(request.model) or await self._find(request.model, deadline)
+    async def _embed_or_fall_back(self, asked: _Asked) -> inference_pb2.EmbedResponse:
+        """While the model is cold its fallback answers, if that is in memory."""
+        request = asked.request
+        main = self._catalog.known(request.model) or await self._find(request.model, asked.deadline)
+        other = await self._find(request.fallback_model, asked.deadline, "fallback_model")
+        if other.task_type != main.task_type:
+            tasks = f"{_task(other)}, not {_task(main)}"
+            raise errors.TaskNotSupported(f"fallback_model: {other.name} does {tasks}", model_version=other.name)
         try:
-            return await self._embed(request, facts, priority, arrival, deadline)
+            return await self._embed_resolved(asked, True)
+        except errors.ModelLoading as loading:
+            if other.name != main.name and await self._serves(other.name):
+                _tell_ready_in(asked.context, loading.retry_after_seconds)
+                try:
+                    return await self._embed(asked, other, True)
+                except errors.ModelLoading:
+                    pass  # it has just been evicted
+            if request.cold_policy == _FAIL_FAST:
+                raise
+        return await self._embed_resolved(asked, False)
+
+    async def _serves(self, version: str) -> bool:
+        dispatcher = self._dispatchers.get(version)
+        return (dispatcher is not None and dispatcher.replicas > 0) or await self._is_loaded(version)
+
+    async def _embed_resolved(self, asked: _Asked, if_loaded: bool) -> inference_pb2.EmbedResponse:
+        reference = asked.request.model
+        facts = self._catalog.known(reference) or await self._find(reference, asked.deadline)
+        try:
+            return await self._embed(asked, facts, if_loaded)
         except errors.NotFound:
             # The version is gone; by now the reference may mean another one.
-            self._catalog.forget(request.model)
-            again = await self._find(request.model, deadline)
+            self._catalog.forget(reference)
+            again = await self._find(reference, asked.deadline)
             if again.name == facts.name:
                 raise
-        return await self._embed(request, again, priority, arrival, deadline)
+        return await self._embed(asked, again, if_loaded)
 
-    async def _embed(
-        self,
-        request: inference_pb2.EmbedRequest,
-        facts: VersionFacts,
-        priority: Priority,
-        arrival: float,
-        deadline: float,
-    ) -> inference_pb2.EmbedResponse:
+    async def _embed(self, asked: _Asked, facts: VersionFacts, if_loaded: bool) -> inference_pb2.EmbedResponse:
+        request = asked.request
         if facts.task_type != common_pb2.TASK_TYPE_TXT2EMBED:
-            task = common_pb2.TaskType.Name(facts.task_type).removeprefix("TASK_TYPE_").lower()
-            raise errors.TaskNotSupported(f"{facts.name} does {task}, not txt2embed", model_version=facts.name)
-        dispatcher = self._dispatchers.get(facts.name)
+            raise errors.TaskNotSupported(f"{facts.name} does {_task(facts)}, not txt2embed", model_version=facts.name)
+        dispatchers = self._dispatchers
+        dispatcher = dispatchers.get(facts.name)
         widest = facts.embedding_dimensions or (dispatcher.embedding_dimensions if dispatcher else 0)
         if widest and request.dimensions > widest:
             raise errors.InvalidArgument.at("dimensions", f"at most {widest}, the model's own number")
+        tenant = current_caller().tenant
         call = Call(
-            priority=priority,
-            tenant=current_caller().tenant,
-            arrival=arrival,
-            deadline=deadline,
+            priority=asked.priority,
+            tenant=tenant,
+            arrival=asked.arrival,
+            deadline=asked.deadline,
             normalize=request.normalize if request.HasField("normalize") else True,
             truncate=request.truncate if request.HasField("truncate") else True,
             dimensions=request.dimensions,
             exact=request.precision == "exact",
             done=asyncio.get_running_loop().create_future(),
+            if_loaded=if_loaded,
         )
-        dispatcher = self._dispatchers.submit(facts.name, call, request.texts)
+        dispatcher = dispatchers.submit(facts.name, call, request.texts)
+        found, name = (dispatcher, call), (tenant, asked.request_id)
+        if asked.request_id:
+            dispatchers.asked[name] = found
         try:
             await call.done
         except asyncio.CancelledError:
             dispatcher.withdraw(call)
             raise
+        finally:
+            if asked.request_id and dispatchers.asked.get(name) is found:
+                del dispatchers.asked[name]
+            if call.ready_in_seconds is not None:
+                _tell_ready_in(asked.context, call.ready_in_seconds)
         span = current_span()
         if span is not None and span.sampled:
             span.attributes |= {
@@ -150,14 +233,43 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             }
         return _response(call, facts, request.encoding == _BYTES)
 
-    async def _find(self, reference: str, deadline: float) -> VersionFacts:
+    async def _find(self, reference: str, deadline: float, field: str = "model") -> VersionFacts:
         if len(reference) > MAX_REFERENCE_CHARACTERS:
-            raise errors.InvalidArgument.at("model", f"at most {MAX_REFERENCE_CHARACTERS} characters")
+            raise errors.InvalidArgument.at(field, f"at most {MAX_REFERENCE_CHARACTERS} characters")
         try:
             return await self._catalog.find(reference, deadline - time.monotonic())
         except errors.InvalidArgument as error:
             description = error.fields[0].description if error.fields else error.message
-            raise errors.InvalidArgument.at("model", description) from error
+            raise errors.InvalidArgument.at(field, description) from error
+
+
+def _request_id(request: inference_pb2.EmbedRequest, context: Any) -> str:
+    if request.request_id:
+        return request.request_id
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY:
+            return str(value)[:MAX_REQUEST_ID_CHARACTERS]
+    return ""
+
+
+def _tell_ready_in(context: Any, seconds: float | None) -> None:
+    if seconds is not None:
+        context.set_trailing_metadata(((READY_IN_KEY, f"{seconds:.3f}"),))
+
+
+def _task(facts: VersionFacts) -> str:
+    return common_pb2.TaskType.Name(facts.task_type).removeprefix("TASK_TYPE_").lower()
+
+
+def _runs_it(caller: Caller) -> bool:
+    """Whether the caller may see what other tenants do."""
+    return not caller.roles.isdisjoint(OPERATORS)
+
+
+def _invalid(violations: Sequence[FieldViolation]) -> errors.InvalidArgument:
+    return errors.InvalidArgument(
+        "; ".join(f"{violation.field}: {violation.description}" for violation in violations), fields=violations
+    )
 
 
 def _violations(request: inference_pb2.EmbedRequest, max_call_bytes: int) -> list[FieldViolation]:
@@ -187,6 +299,10 @@ def _violations(request: inference_pb2.EmbedRequest, max_call_bytes: int) -> lis
         found.append(FieldViolation("priority", f"there is no priority {request.priority}"))
     if request.encoding not in _ENCODINGS:
         found.append(FieldViolation("encoding", f"there is no encoding {request.encoding}"))
+    if request.cold_policy not in _COLD_POLICIES:
+        found.append(FieldViolation("cold_policy", f"there is no policy {request.cold_policy}"))
+    if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS:
+        found.append(FieldViolation("request_id", f"at most {MAX_REQUEST_ID_CHARACTERS} characters"))
     if request.precision not in ("", "exact"):
         found.append(FieldViolation("precision", "exact, or nothing"))
     if request.HasField("timeout"):
@@ -233,12 +349,19 @@ def _set(duration: Any, seconds: float) -> None:
     duration.nanos = int((seconds - whole) * 1e9)
 
 
-def _queue(dispatcher: Dispatcher) -> inference_pb2.Queue:
-    queue = dispatcher.queue
+def _queue(dispatcher: Dispatcher, caller: Caller) -> inference_pb2.Queue:
+    queue, now = dispatcher.queue, time.monotonic()
     described = inference_pb2.Queue(
-        model_version=dispatcher.version, in_flight=queue.in_flight, drain_rate=queue.drain_rate
+        model_version=dispatcher.version,
+        in_flight=queue.in_flight,
+        drain_rate=queue.drain_rate,
+        replicas=dispatcher.replicas,
     )
-    for level in queue.levels(time.monotonic()):
+    ready_in = dispatcher.ready_in(now)
+    if ready_in is not None:
+        _set(described.ready_in, ready_in)
+    sees_all = _runs_it(caller)
+    for level in queue.levels(now):
         added = described.levels.add(
             priority=level.priority.value,
             entries=level.entries,
@@ -246,4 +369,54 @@ def _queue(dispatcher: Dispatcher) -> inference_pb2.Queue:
             bytes=level.size_bytes,
         )
         _set(added.oldest_age, level.oldest_age_seconds)
+        for one in level.tenants:
+            if sees_all or one.tenant == caller.tenant:
+                tenant = added.tenants.add(
+                    tenant=one.tenant,
+                    weight=one.weight,
+                    entries=one.entries,
+                    tokens=one.tokens,
+                    bytes=one.size_bytes,
+                )
+                _set(tenant.oldest_age, one.oldest_age_seconds)
+    return described
+
+
+def _explained(dispatcher: Dispatcher, call: Call) -> inference_pb2.ExplainRequestResponse:
+    queue, now = dispatcher.queue, time.monotonic()
+    waiting = [entry for entry in call.entries if entry.place is Place.WAITING]
+    running = sum(entry.place is Place.RUNNING for entry in call.entries)
+    described = inference_pb2.ExplainRequestResponse(
+        model_version=dispatcher.version,
+        priority=common_pb2.Priority.Name(call.priority.value),
+        tenant=call.tenant,
+        waiting_entries=len(waiting),
+        running_entries=running,
+        answered_entries=len(call.entries) - len(waiting) - running,
+    )
+    _set(described.age, now - call.arrival)
+    _set(described.time_left, max(0.0, call.deadline - now))
+    if not waiting:
+        described.place = inference_pb2.REQUEST_PLACE_RUNNING
+        described.reason = "it is on a worker"
+        return described
+    ahead = queue.ahead(waiting[0], now)
+    described.entries_ahead, described.tokens_ahead = ahead.entries, ahead.tokens
+    if not dispatcher.replicas:
+        described.place = inference_pb2.REQUEST_PLACE_LOADING
+        described.reason = "it waits for the model to be loaded"
+        ready_in = dispatcher.ready_in(now)
+        if ready_in is not None:
+            described.reason += f", about {ready_in:.1f} s more"
+            _set(described.starts_in, ready_in)
+        return described
+    described.place = inference_pb2.REQUEST_PLACE_WAITING
+    if waiting[0].suspect:
+        described.reason = "a worker failed while it ran: it waits for one that is empty, to be tried alone"
+    elif ahead.entries:
+        described.reason = f"it waits for its turn: {ahead.entries} texts with {ahead.tokens} tokens go before it"
+    else:
+        described.reason = "it is next: it waits for a place on a worker"
+    if queue.drain_rate:
+        _set(described.starts_in, queue.ahead(waiting[-1], now).entries / queue.drain_rate)
     return described

@@ -1,5 +1,8 @@
 """The worker's two threads: one tokenises and sorts the next batch while the other computes the present one.
 
+Batches of a higher rank go first, from the next micro-batch on: the compute thread runs them in the middle of the one
+it has, and then goes on with that. Nothing is computed twice.
+
 All calls of `load`, `infer`, `stream` and `close` are made on the compute thread (OpenMP pools and some engines belong
 to the thread that made them). While it has nothing to do it prepares a batch itself, which saves the hop when there is
 no load; the prepare thread works only while something computes, and at most one batch ahead.
@@ -57,6 +60,7 @@ class Batch:
     """By position; empty: none."""
     answer: Callable[[Done], None]
     fail: Callable[[errors.ModelMoraError], None]
+    rank: int = 0
     cancelled: bool = False
     dropped: set[int] = field(default_factory=set)
     prepared: base.Prepared | None = None
@@ -72,6 +76,7 @@ class Streaming:
     request: Mapping[str, Any]
     emit: Callable[[Mapping[str, Any], bool], None]
     fail: Callable[[errors.ModelMoraError], None]
+    rank: int = 0
     cancelled: bool = False
 
 
@@ -82,6 +87,7 @@ class Loading:
     work: Callable[[], base.Engine]
     loaded: Callable[[base.Engine], None]
     fail: Callable[[errors.ModelMoraError], None]
+    rank: int = 0
     cancelled: bool = False
 
 
@@ -89,7 +95,7 @@ Job = Batch | Streaming | Loading
 
 
 class Pipeline:
-    """Runs jobs in the order of arrival. `submit` and `stop` from any thread."""
+    """Runs jobs by rank, then in the order of arrival. `submit`, `withdraw` and `stop` from any thread."""
 
     def __init__(self, idle: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._idle = idle
@@ -120,11 +126,22 @@ class Pipeline:
 
     def submit(self, job: Job) -> None:
         with self._lock:
-            self._inbox.append(job)
+            _queue(self._inbox, job)
             if self._busy:
                 self._ahead.notify()
             else:
                 self._work.notify()
+
+    def withdraw(self, job: Job) -> None:
+        """Cancels a job: at once while it waits, at its next micro-batch (or output) once it runs."""
+        job.cancelled = True
+        with self._lock:
+            waits: deque[Any] = self._inbox if job in self._inbox else self._ready
+            if job not in waits:
+                return
+            waits.remove(job)
+            self._ahead.notify()
+        job.fail(errors.Cancelled())
 
     @property
     def in_flight(self) -> int:
@@ -156,7 +173,7 @@ class Pipeline:
                     self._work.wait()
                 if self._stopping:
                     break
-                job = self._ready.popleft() if self._ready else self._inbox.popleft()
+                job = self._next()
                 self._busy = True
                 self._ahead.notify()
             self._run(job)
@@ -166,9 +183,7 @@ class Pipeline:
     def _prepare_loop(self) -> None:
         while True:
             with self._lock:
-                while not self._stopping and not (
-                    self._busy and not self._ready and self._inbox and isinstance(self._inbox[0], Batch)
-                ):
+                while not self._stopping and not self._worth_preparing():
                     self._ahead.wait()
                 if self._stopping:
                     return
@@ -179,8 +194,31 @@ class Pipeline:
             with self._lock:
                 self._ahead_of = None
                 if ready:
-                    self._ready.append(job)
+                    _queue(self._ready, job)
                 self._work.notify()
+
+    def _worth_preparing(self) -> bool:
+        """Something computes, nothing as urgent is prepared yet, and a batch comes next. Needs the lock."""
+        if not (self._busy and self._inbox and isinstance(self._inbox[0], Batch)):
+            return False
+        return not self._ready or self._ready[0].rank < self._inbox[0].rank
+
+    def _next(self) -> Job:
+        """Takes what is to run now: prepared batches came before what is in the inbox. Needs the lock."""
+        if self._ready and not (self._inbox and self._inbox[0].rank > self._ready[0].rank):
+            return self._ready.popleft()
+        return self._inbox.popleft()
+
+    def _run_overtaking(self, rank: int) -> None:
+        """Runs what has a higher rank, before the next micro-batch of a batch of this one."""
+        while True:
+            with self._lock:
+                waiting = [jobs[0].rank for jobs in (self._ready, self._inbox) if jobs]
+                if self._stopping or max(waiting, default=rank) <= rank:
+                    return
+                job = self._next()
+                self._ahead.notify()
+            self._run(job)
 
     def _run(self, job: Job) -> None:
         try:
@@ -254,6 +292,7 @@ class Pipeline:
             if not pending:
                 return
             failed, tokenise_seconds = [], 0.0
+            self._run_overtaking(batch.rank)
         batch.answer(Done(None, None, failed, tokenise_seconds, 0.0, last=True))
 
     def _stream(self, job: Streaming) -> None:
@@ -263,6 +302,14 @@ class Pipeline:
                 raise errors.Cancelled()
             job.emit(output, False)
         job.emit({}, True)
+
+
+def _queue(jobs: deque[Any], job: Job) -> None:
+    """Puts a job behind all of its rank. There are few."""
+    place = len(jobs)
+    while place and jobs[place - 1].rank < job.rank:
+        place -= 1
+    jobs.insert(place, job)
 
 
 def drop_dead(batch: base.MicroBatch, deadlines: Sequence[float], dropped: set[int], now: float) -> list[Failure]:

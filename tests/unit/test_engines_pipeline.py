@@ -33,7 +33,7 @@ class SteppedEngine:
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
         raise NotImplementedError
 
-    def prepare(self, texts: Sequence[Any]) -> base.Prepared:
+    def prepare(self, texts: Sequence[Any], exact: bool = False) -> base.Prepared:
         self.note("prepare", list(texts))
         if texts and texts[0] == "bad":
             raise ValueError("cannot be prepared")
@@ -71,11 +71,11 @@ class Rig:
     def fail(self, name: Any) -> Callable[[errors.ModelMoraError], None]:
         return lambda error: self.answers.put((name, error))
 
-    def batch(self, *texts: str) -> Batch:
+    def batch(self, *texts: str, rank: int = 0) -> Batch:
         def answer(done: Done) -> None:
             self.answers.put((texts, done))
 
-        batch = Batch(texts, (), answer, self.fail(texts))
+        batch = Batch(texts, (), answer, self.fail(texts), rank=rank)
         self.pipeline.submit(batch)
         return batch
 
@@ -145,6 +145,47 @@ def test_a_batch_cancelled_while_it_waits_is_not_prepared(rig):
     assert answers["a",].last
     assert answers["b",].last
     assert isinstance(answers["c",], errors.Cancelled)
+
+
+def test_a_batch_of_a_higher_rank_goes_first_from_the_next_micro_batch_on(rig):
+    rig.batch("a", "b")
+    rig.batch("c")
+    assert [rig.engine.next()[:2] for _ in range(3)] == [("prepare", ["a", "b"]), ("infer", "a"), ("prepare", ["c"])]
+    rig.batch("h", rank=1)
+    assert rig.engine.next()[:2] == ("prepare", ["h"])
+    for _ in range(4):
+        rig.engine.go.put(None)
+    assert [rig.engine.next()[:2] for _ in range(3)] == [("infer", text) for text in "hbc"]
+    answers = [rig.answer() for _ in range(4)]
+    assert [(texts, done.last) for texts, done in answers] == [
+        (("a", "b"), False),
+        (("h",), True),
+        (("a", "b"), True),
+        (("c",), True),
+    ]
+
+
+def test_a_batch_of_the_same_rank_overtakes_nobody(rig):
+    rig.batch("a", "b", rank=1)
+    assert [rig.engine.next()[:2] for _ in range(2)] == [("prepare", ["a", "b"]), ("infer", "a")]
+    rig.batch("c", rank=1)
+    assert rig.engine.next()[:2] == ("prepare", ["c"])
+    for _ in range(3):
+        rig.engine.go.put(None)
+    assert [rig.engine.next()[:2] for _ in range(2)] == [("infer", "b"), ("infer", "c")]
+
+
+def test_a_batch_withdrawn_while_it_waits_ends_at_once(rig):
+    rig.batch("a")
+    rig.engine.next(), rig.engine.next()
+    rig.batch("b")
+    assert rig.engine.next()[:2] == ("prepare", ["b"])
+    waiting = rig.batch("c")
+    rig.pipeline.withdraw(waiting)
+    texts, error = rig.answer()
+    assert texts == ("c",)
+    assert isinstance(error, errors.Cancelled)
+    assert rig.pipeline.in_flight == 2, "its place is free, though the first still computes"
 
 
 def test_rows_withdrawn_between_micro_batches_are_answered_and_not_computed(rig):
