@@ -20,6 +20,7 @@ all connections, callable from any. The caller's side on asyncio is worker_chann
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import os
@@ -57,6 +58,8 @@ _CREDIT_PAYLOAD = struct.Struct("<IQ")
 _MAGIC = 0x4D4D
 _WHOLE, _FIRST, _MORE, _DROP, _CONTROL, _CREDIT, _PING, _PONG, _CLOSE = range(1, 10)
 _MAX_CREDIT = 1 << 40
+ACCEPT_PAUSE_SECONDS: Final = 0.5
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class FramingError(Exception):
@@ -600,7 +603,11 @@ class FrameServer:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in _OUT_OF_DESCRIPTORS:
+                # Who waits stays in the backlog, so the listener stays ready: without a pause this would spin.
+                self._selector.unregister(self._listener)
+                self.call_later(ACCEPT_PAUSE_SECONDS, self._listen_again)
             return
         if len(self._connections) >= self.max_connections:
             sock.close()
@@ -610,6 +617,9 @@ class FrameServer:
         self._connections.add(connection)
         self._selector.register(sock, selectors.EVENT_READ, connection)
         self._receiver.on_accepted(connection)
+
+    def _listen_again(self) -> None:
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
 
     def _read(self, connection: Connection) -> None:
         try:

@@ -166,20 +166,20 @@ class WorkerChannel(asyncio.Protocol):
         """
         call = self._send(worker_pb2.WorkerRequest(load=request))
         start, done_bytes = self._loop.time(), 0
+        end = start + timeout_seconds
         try:
-            async with asyncio.timeout(timeout_seconds) as clock:
+            async with asyncio.timeout_at(end) as clock:
                 while (reply := await call.next()) is not None:
                     if reply.WhichOneof("message") == "load":
                         return reply.load
                     if reply.load_progress.done_bytes > done_bytes:
                         done_bytes = reply.load_progress.done_bytes
-                        extended = min(self._loop.time() + progress_seconds, start + 10 * timeout_seconds)
-                        clock.reschedule(max(clock.when() or 0.0, extended))
+                        end = max(end, min(self._loop.time() + progress_seconds, start + 10 * timeout_seconds))
+                        clock.reschedule(end)
                     if on_progress is not None:
                         on_progress(reply.load_progress)
         except TimeoutError:
-            seconds = self._loop.time() - start
-            raise errors.LoadFailed(f"the worker did not load the model within {seconds:.1f} s") from None
+            raise errors.LoadFailed(f"the worker did not load the model within {end - start:.3g} s") from None
         finally:
             self._cancel(call)
         raise errors.LoadFailed("the worker ended the load without an answer")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import resource
 import socket
 import struct
 import threading
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from modelmora_runtime import framing
 from modelmora_runtime.framing import CLOSED, CONTROL, MESSAGE, Connection, FrameServer, Limits, Wire
 
 
@@ -41,9 +44,9 @@ class Echo:
 
 
 class Rig:
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, listener: socket.socket | None = None, **settings: Any) -> None:
         self.path = str(folder / "s")
-        listener = socket.socket(socket.AF_UNIX)
+        listener = listener or socket.socket(socket.AF_UNIX)
         listener.bind(self.path)
         listener.listen()
         self.echo = Echo()
@@ -195,4 +198,43 @@ def test_a_flood_of_pings_from_a_peer_that_does_not_read_ends_its_connection(dat
     with pytest.raises(OSError):
         flood()
     assert rig.echo.next("closed").startswith("peer-does-not-read")
+    rig.close()
+
+
+class CountingListener(socket.socket):
+    accepts = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.accepts += 1
+        return super().accept()
+
+
+def test_without_a_descriptor_left_it_waits_for_one_and_goes_on_serving(data_dir, monkeypatch):
+    monkeypatch.setattr(framing, "ACCEPT_PAUSE_SECONDS", 0.05)
+    listener = CountingListener(socket.AF_UNIX)
+    rig = Rig(data_dir.parent, listener)
+    peer = rig.connect()
+    rig.echo.next("accepted")
+    late = socket.socket(socket.AF_UNIX)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = listener.accepts
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (late.fileno() + 1, hard))
+        fillers = []
+        try:
+            while True:
+                fillers.append(os.dup(late.fileno()))
+        except OSError:
+            pass
+        late.connect(rig.path)
+        for number in range(50):
+            peer.wire.send(number, b"x")
+            peer.write()
+            assert peer.events() == [(MESSAGE, number, b"x")]
+        assert listener.accepts - before < 25
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for filler in fillers:
+            os.close(filler)
+    rig.echo.next("accepted")
     rig.close()
