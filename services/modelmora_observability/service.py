@@ -46,8 +46,6 @@ DEPENDENCIES = (
     "transformers",
     "uvloop",
 )
-_MOST_MODELS = 200
-"""Whose artifacts are added up; with more models the sum is left out rather than wrong."""
 _ARTIFACT_SECONDS = 1.5
 
 _HEALTH_STATE: Mapping[State, common_pb2.HealthState] = {
@@ -167,22 +165,9 @@ class ObservabilityService:
 
     async def _add_models(self, answer: pb.StorageInfo) -> None:
         registry = registry_pb2_grpc.RegistryServiceStub(self._peers.channel("registry"))  # type: ignore[no-untyped-call]
-        listed = await registry.ListModels(
-            registry_pb2.ListModelsRequest(page_size=_MOST_MODELS, include_total_size=True), timeout=_ARTIFACT_SECONDS
-        )
-        answer.model_count = listed.total_size
-        if listed.next_page_token:
-            return
-        sizes: dict[str, int] = {}
-        for model in listed.models:
-            request = registry_pb2.ListModelVersionsRequest(parent=model.name, page_size=1000)
-            versions = await registry.ListModelVersions(request, timeout=_ARTIFACT_SECONDS)
-            for version in versions.model_versions:
-                # The same files in two versions lie on the disk once.
-                sizes[version.artifact.digest or version.name] = version.artifact.size_bytes
-            if versions.next_page_token:
-                return
-        answer.artifact_bytes = sum(sizes.values())
+        used = await registry.GetStorageUse(registry_pb2.GetStorageUseRequest(), timeout=_ARTIFACT_SECONDS)
+        answer.model_count = min(used.model_count, 2**31 - 1)
+        answer.artifact_bytes = used.artifact_bytes
 
     def _read_dependencies(self) -> Mapping[str, str]:
         if self._dependencies is None:

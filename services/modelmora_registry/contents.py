@@ -18,6 +18,7 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_POINTER_BYTES = 1024
 MAX_HEADER_BYTES = 100_000_000
 """As in the format's own reader."""
+MAX_SIDES = 64
 DTYPE_BITS: Mapping[str, int] = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -62,7 +63,9 @@ def _end(entry: Mapping[str, Any]) -> int:
     """Where a tensor ends. Raises ValueError when shape, type and place do not agree."""
     begin, end = entry["data_offsets"]
     shape, dtype = entry["shape"], entry["dtype"]
-    if any(type(number) is not int or number < 0 for number in (begin, end, *shape)) or end < begin:
+    # A long list of large sides would take for ever to multiply.
+    sides_fit = len(shape) <= MAX_SIDES
+    if not sides_fit or any(type(number) is not int or number < 0 for number in (begin, end, *shape)) or end < begin:
         raise ValueError("no place of a tensor")
     if (bits := DTYPE_BITS.get(dtype)) is not None and math.prod(shape) * bits != (end - begin) * 8:
         raise ValueError("a tensor of another size")

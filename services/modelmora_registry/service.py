@@ -99,6 +99,7 @@ ACCESS: Mapping[str, frozenset[Role]] = {
     "DeleteExternalLink": OPERATORS,
     "CheckExternalLink": OPERATORS,
     "ExportModelVersion": OPERATORS,
+    "GetStorageUse": OPERATORS,
     "ListAuditEntries": ADMINS,
 }
 HOLD_ACCESS: Mapping[str, frozenset[Role]] = {"AcquireHold": SERVICES, "RecordFingerprint": SERVICES}
@@ -367,6 +368,9 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
     async def ResolveModel(self, request: pb.ResolveModelRequest, context: Any) -> pb.ResolveModelResponse:
         model, version = await self._store.resolve(parse_reference(request.reference))
         return pb.ResolveModelResponse(model=_model(model), model_version=_version(version), cache_ttl=CACHE_TTL)
+
+    async def GetStorageUse(self, request: pb.GetStorageUseRequest, context: Any) -> pb.GetStorageUseResponse:
+        return protomap.write(await self._store.storage_use(), pb.GetStorageUseResponse)
 
     # Creating a version.
 

@@ -545,7 +545,7 @@ class Store:
         async with self._read() as connection:
             sizes = (
                 sa.select(sa.func.max(model_version.c.size_bytes).label("size_bytes"))
-                .where(model_version.c.state == _READY.value)
+                .where(model_version.c.digest.is_not(None))  # of READY ones, and the index has all of it
                 .group_by(model_version.c.digest)
                 .subquery()
             )

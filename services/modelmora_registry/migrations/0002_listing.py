@@ -72,6 +72,9 @@ def upgrade() -> None:
         ["model_id"],
         postgresql_where=sa.text("archive_time IS NOT NULL"),
     )
+    # What all files take is told from the index alone.
+    op.drop_index("model_version_digest_idx")
+    op.create_index("model_version_digest_idx", "model_version", ["digest"], postgresql_include=["size_bytes"])
     op.create_index("alias_alias_idx", "alias", ["alias", "model_id"])
 
     # In the order of the moves: ids are made by several processes, times are those of the transactions' begin.
@@ -119,6 +122,8 @@ def downgrade() -> None:
     op.drop_column("alias_history", "position")
     op.create_index("alias_history_model_name_idx", "alias_history", ["model_name", "alias", "uid"])
     op.drop_index("alias_alias_idx")
+    op.drop_index("model_version_digest_idx")
+    op.create_index("model_version_digest_idx", "model_version", ["digest"])
     for column in ("metadata", "model_card", "metrics", "labels", "archive_time", "training_job", "verify_time"):
         op.drop_column("model_version", column)
     op.drop_index("model_version_version_idx")

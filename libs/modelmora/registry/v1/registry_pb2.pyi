@@ -958,6 +958,20 @@ class ExportModelVersionResponse(_message.Message):
     external_link: ExternalLink
     def __init__(self, external_link: _Optional[_Union[ExternalLink, _Mapping]] = ...) -> None: ...
 
+class GetStorageUseRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStorageUseResponse(_message.Message):
+    __slots__ = ("model_count", "version_count", "artifact_bytes")
+    MODEL_COUNT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    model_count: int
+    version_count: int
+    artifact_bytes: int
+    def __init__(self, model_count: _Optional[int] = ..., version_count: _Optional[int] = ..., artifact_bytes: _Optional[int] = ...) -> None: ...
+
 class ListAuditEntriesRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "filter")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]

@@ -203,6 +203,11 @@ class RegistryServiceStub(object):
                 request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ExportModelVersionRequest.SerializeToString,
                 response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ExportModelVersionResponse.FromString,
                 _registered_method=True)
+        self.GetStorageUse = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryService/GetStorageUse',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.GetStorageUseRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.GetStorageUseResponse.FromString,
+                _registered_method=True)
         self.ListAuditEntries = channel.unary_unary(
                 '/modelmora.registry.v1.RegistryService/ListAuditEntries',
                 request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.SerializeToString,
@@ -271,7 +276,7 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModelVersions(self, request, context):
-        """Artifacts come without `files`: GetModelVersion has them.
+        """Artifacts come without `files`, metadata without `model_card`: GetModelVersion has both. Only it has the card.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -465,6 +470,13 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStorageUse(self, request, context):
+        """How many models and versions there are, and what their files take, in one cheap call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAuditEntries(self, request, context):
         """Who did which admin RPC on what, with what result; newest first. Append-only, with a retention. Admins only.
         """
@@ -639,6 +651,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ExportModelVersion,
                     request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ExportModelVersionRequest.FromString,
                     response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ExportModelVersionResponse.SerializeToString,
+            ),
+            'GetStorageUse': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStorageUse,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.GetStorageUseRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.GetStorageUseResponse.SerializeToString,
             ),
             'ListAuditEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAuditEntries,
@@ -1541,6 +1558,33 @@ class RegistryService(object):
             '/modelmora.registry.v1.RegistryService/ExportModelVersion',
             modelmora_dot_registry_dot_v1_dot_registry__pb2.ExportModelVersionRequest.SerializeToString,
             modelmora_dot_registry_dot_v1_dot_registry__pb2.ExportModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStorageUse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryService/GetStorageUse',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.GetStorageUseRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.GetStorageUseResponse.FromString,
             options,
             channel_credentials,
             insecure,
