@@ -70,7 +70,7 @@ class S3:
             for page in self._client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=below):
                 for item in page.get("Contents", ()):
                     path, size_bytes = str(item["Key"])[len(below) :], int(item["Size"])
-                    if path.endswith("/") and size_bytes == 0:
+                    if size_bytes == 0 and (not path or path.endswith("/")):
                         continue  # What consoles make for a folder.
                     found.append(Found(path, size_bytes, str(item["ETag"])))
                     if len(found) > limit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from modelmora.common.v1 import common_pb2
 from modelmora.errors import InvalidArgument
 from modelmora.registry.v1 import registry_pb2 as pb
-from modelmora_registry import domain, selection
+from modelmora_registry import domain, links, locks, selection
 from modelmora_runtime.protomap import read, to_plain, write
 from pydantic import BaseModel
 
@@ -23,6 +23,15 @@ PAIRS: list[tuple[type[BaseModel], type[Message]]] = [
     (domain.LocalSource, pb.LocalSource),
     (domain.HubSource, pb.HubSource),
     (domain.EmptySource, pb.EmptySource),
+    (domain.UrlSource, pb.UrlSource),
+    (links.ExternalLink, pb.ExternalLink),
+    (locks.ModelLock, pb.ModelLock),
+    (locks.LockedModel, pb.LockedModel),
+    (locks.Fingerprint, pb.Fingerprint),
+    (locks.GoldenInputs, pb.GoldenInputs),
+    (locks.Tensor, common_pb2.Tensor),
+    (locks.Drift, pb.Drift),
+    (locks.FileVerdict, pb.FileVerdict),
     (domain.Artifact, pb.Artifact),
     (domain.ArtifactFile, pb.ArtifactFile),
     (domain.ResourceRequirements, pb.ResourceRequirements),
@@ -54,7 +63,11 @@ def test_every_message_of_the_registry_that_is_no_request_has_its_value() -> Non
 
 @pytest.mark.parametrize(
     ("words", "enum"),
-    [(domain.TaskType, common_pb2.TaskType), (domain.ModelVersionState, pb.ModelVersionState)],
+    [
+        (domain.TaskType, common_pb2.TaskType),
+        (domain.ModelVersionState, pb.ModelVersionState),
+        (links.SyncState, pb.SyncState),
+    ],
 )
 def test_no_word_exists_on_one_side_only(words: Any, enum: Any) -> None:
     prefix = enum.DESCRIPTOR.values_by_number[0].name.removesuffix("UNSPECIFIED")
@@ -68,6 +81,7 @@ def test_no_word_exists_on_one_side_only(words: Any, enum: Any) -> None:
         (domain.ModelDraft, pb.Model),
         (domain.VersionDraft, pb.ModelVersion),
         (domain.VersionDraft, pb.ImportModelRequest),
+        (links.LinkDraft, pb.ExternalLink),
     ],
 )
 def test_drafts_read_only_what_the_message_has(draft: type[BaseModel], message: type[Message]) -> None:
@@ -98,6 +112,14 @@ options = st.recursive(
 sources = st.one_of(
     st.builds(domain.ModelSource, local=st.builds(domain.LocalSource, path=st.just("/models/x"))),
     st.builds(domain.ModelSource, empty=st.builds(domain.EmptySource)),
+    st.builds(
+        domain.ModelSource,
+        url=st.builds(
+            domain.UrlSource,
+            url=st.sampled_from(["s3://bucket/models/a", "https://host:8443/a/"]),
+            files=st.lists(st.just("config.json"), max_size=1).map(tuple),
+        ),
+    ),
     st.builds(
         domain.ModelSource,
         hub=st.builds(
@@ -149,6 +171,8 @@ versions = st.builds(
         done_bytes=st.integers(0, 2**63 - 1),
         total_bytes=st.integers(0, 2**63 - 1),
         current_file=text,
+        bytes_per_second=st.floats(0, 2**40),
+        remaining=st.none() | st.timedeltas(timedelta(0), timedelta(days=9)),
     ),
     failure=st.none() | st.builds(domain.Failure, reason=text, message=text),
     metadata=st.none()

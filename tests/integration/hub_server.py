@@ -1,13 +1,16 @@
 """A small server that speaks the Hub's routes, built from what huggingface_hub asks for, with faults on demand.
 
 Plain files are answered by the Hub itself; large ones (`.safetensors`) with a redirect to another host, here another
-port. Both know ETag and Range.
+port. Both know ETag and Range. Uploads are what create_commit sends: preupload, LFS batch, PUT, commit. Beside it is a
+plain file server: the same files below `/files/`.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +39,21 @@ class FakeHub:
     hold: dict[str, threading.Event] = field(default_factory=dict)
     """Send half of this path, then wait for the event."""
     half_sent: threading.Event = field(default_factory=threading.Event)
+    drip: set[str] = field(default_factory=set)
+    """Send these paths byte by byte, slowly."""
+    drips: int = 0
+    tls: ssl.SSLContext | None = None
+    files_token: str | None = None
+    """What `/files/` wants to see."""
+    etags: bool = True
+    """Whether `/files/` tells ETags."""
+    ranges: bool = True
+    proxied: list[tuple[str, str | None]] = field(default_factory=list)
+    """Address and Proxy-Authorization of requests that came as to a proxy."""
+    stopped: threading.Event = field(default_factory=threading.Event)
+    uploads: dict[str, bytes] = field(default_factory=dict)
+    """Large files that were put but not committed, by their sha256."""
+    commits: int = 0
     redirect_loop: bool = False
     url: str = ""
     cdn_url: str = ""
@@ -94,6 +112,8 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
         def _answer(self, *, body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
             fake.requests.append((self.command, path, self.headers.get("Range"), self.headers.get("Authorization")))
+            if self.path.startswith("http://"):
+                fake.proxied.append((self.path, self.headers.get("Proxy-Authorization")))
             if fake.refuse:
                 status, headers = fake.refuse.pop(0)
                 return self._plain(status, b"", headers)
@@ -101,6 +121,8 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
                 return self._plain(302, b"", {"Location": f"{fake.url}{self.path}"})
             if path.startswith("/cdn/"):
                 return self._file(path.removeprefix("/cdn/"), {}, body=body)
+            if path.startswith("/files/"):
+                return self._plain_file(path.removeprefix("/files/"), body=body)
             if fake.token and self.headers.get("Authorization") != f"Bearer {fake.token}":
                 return self._plain(401, b"", {"X-Error-Code": "RepoNotFound"})
             if path.startswith(f"/api/models/{fake.repo_id}/revision/"):
@@ -110,6 +132,72 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
             if path.startswith(f"/{fake.repo_id}/resolve/{COMMIT}/"):
                 return self._resolve(path.split(f"/resolve/{COMMIT}/", 1)[1], body=body)
             return self._plain(404, b"", {"X-Error-Code": "RepoNotFound"})
+
+        def _plain_file(self, path: str, *, body: bool) -> None:
+            if fake.files_token and self.headers.get("Authorization") != f"Bearer {fake.files_token}":
+                return self._plain(401, b"", {})
+            if path not in fake.files:
+                return self._plain(404, b"", {})
+            etag = f'"{hashlib.md5(fake.files[path], usedforsecurity=False).hexdigest()}"'
+            return self._file(path, {"ETag": etag} if fake.etags else {}, body=body)
+
+        def do_POST(self) -> None:
+            path = urlsplit(self.path).path
+            content = self.rfile.read(int(self.headers["Content-Length"])) if "Content-Length" in self.headers else b""
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                while size := int(self.rfile.readline(), 16):
+                    content += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            fake.requests.append(("POST", path, None, self.headers.get("Authorization")))
+            if fake.token is None or self.headers.get("Authorization") != f"Bearer {fake.token}":
+                return self._plain(403, b"", {})
+            if fake.refuse:
+                status, headers = fake.refuse.pop(0)
+                return self._plain(status, b"", headers)
+            if path == "/api/repos/create":
+                return self._json({"url": f"{fake.url}/{fake.repo_id}"})
+            if path == f"/api/models/{fake.repo_id}/preupload/main":
+                told = [
+                    {
+                        "path": file["path"],
+                        "uploadMode": "lfs" if _is_large(file["path"]) else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for file in json.loads(content)["files"]
+                ]
+                return self._json({"files": told})
+            if path == f"/{fake.repo_id}.git/info/lfs/objects/batch":
+                objects = [
+                    {**wanted, "actions": {"upload": {"href": f"{fake.cdn_url}/put/{wanted['oid']}"}}}
+                    for wanted in json.loads(content)["objects"]
+                ]
+                return self._json({"transfer": "basic", "objects": objects})
+            if path == f"/api/models/{fake.repo_id}/commit/main":
+                return self._commit([json.loads(line) for line in content.splitlines()])
+            return self._plain(404, b"", {})
+
+        def do_PUT(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            oid = self.path.rpartition("/")[2]
+            if hashlib.sha256(content).hexdigest() != oid:
+                return self._plain(400, b"", {})
+            fake.uploads[oid] = content
+            return self._plain(200, b"", {})
+
+        def _commit(self, lines: list[dict[str, Any]]) -> None:
+            for line in lines:
+                value = line["value"]
+                if line["key"] == "file":
+                    fake.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    fake.files[value["path"]] = fake.uploads.pop(value["oid"])
+            fake.commits += 1
+            url = f"{fake.url}/{fake.repo_id}/commit/{COMMIT}"
+            return self._json({"commitUrl": url, "commitOid": COMMIT, "pullRequestUrl": None, "success": True})
+
+        def _json(self, content: Any) -> None:
+            return self._plain(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
         def _listing(self, revision: str) -> None:
             if revision != COMMIT and revision not in fake.branches:
@@ -129,7 +217,9 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
         def _file(self, path: str, headers: Mapping[str, str], *, body: bool) -> None:
             content, status, headers = fake.files[path], 200, dict(headers)
             start = 0
-            if (wanted := self.headers.get("Range")) and wanted.startswith("bytes="):
+            unchanged = self.headers.get("If-Range", headers.get("ETag")) == headers.get("ETag")
+            wanted = self.headers.get("Range", "")
+            if fake.ranges and unchanged and wanted.startswith("bytes="):
                 start, status = int(wanted.removeprefix("bytes=").partition("-")[0]), 206
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self.send_response(status)
@@ -139,6 +229,10 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
             if not body:
                 return
             rest = content[start:]
+            while path in fake.drip and rest and not self.close_connection and not fake.stopped.wait(0.01):
+                fake.drips += 1
+                self._send(path, rest[:1])
+                rest = rest[1:]
             if path in fake.hold:
                 self._send(path, rest[: len(rest) // 2])
                 fake.half_sent.set()
@@ -163,11 +257,15 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(content)
 
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), Answer), ThreadingHTTPServer(("localhost", 0), Answer)]
-    fake.url = f"http://127.0.0.1:{servers[0].server_address[1]}"
+    scheme = "http"
+    if fake.tls is not None:
+        scheme = "https"
+        servers[0].socket = fake.tls.wrap_socket(servers[0].socket, server_side=True)
+    fake.url = f"{scheme}://127.0.0.1:{servers[0].server_address[1]}"
     fake.cdn_url = f"http://localhost:{servers[1].server_address[1]}"
     threads = [threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True) for server in servers]
     for thread in threads:
@@ -175,6 +273,7 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
     try:
         yield fake
     finally:
+        fake.stopped.set()
         for event in fake.hold.values():
             event.set()
         for server, thread in zip(servers, threads, strict=True):
