@@ -238,6 +238,7 @@ def services(servicer: LifecycleServicer, leases: LifecycleLeaseServicer) -> lis
                 "TuneModelVersion": OPERATORS,
                 "GetTuning": READERS,
                 "WatchTuning": READERS,
+                "ListTunings": READERS,
             },
         ),
         Service(

@@ -228,7 +228,7 @@ class WorkerService:
             reply = worker_pb2.WorkerReply(infer=_infer_reply(done)).SerializeToString()
             connection.send(request_id, reply, granted_bytes=size if done.last else None)
 
-        job = pipelines.Batch(infer.texts, deadlines, answer, fail)
+        job = pipelines.Batch(infer.texts, deadlines, answer, fail, exact=infer.exact, rank=infer.rank)
         session.jobs[request_id] = job
         self._pipeline.submit(job)
 
@@ -263,7 +263,7 @@ class WorkerService:
         if cancel.positions and isinstance(job, pipelines.Batch):
             job.dropped.update(cancel.positions)
         else:
-            job.cancelled = True
+            self._pipeline.withdraw(job)
 
     def _key(self, connection: Connection, request_id: int, key: worker_pb2.KeyRequest) -> None:
         if key.withdraw:
@@ -406,20 +406,23 @@ def _plain(struct: Struct) -> dict[str, Any]:
 def _load_reply(row: base.EngineRow, footprint: base.Footprint) -> worker_pb2.LoadReply:
     memory = dict(footprint.memory_bytes)
     memory.setdefault("host", private_bytes())
-    profile = footprint.profile
     return worker_pb2.LoadReply(
         footprint=[common_pb2.DeviceMemory(device=device, memory_bytes=size) for device, size in memory.items()],
-        engine_profile=common_pb2.EngineProfile(
-            backend=profile.backend,
-            precision=profile.precision,
-            library_versions=profile.library_versions,
-            batch_rule=profile.batch_rule,
-        ),
+        engine_profile=_profile(footprint.profile),
         max_input_tokens=footprint.max_input_tokens,
         embedding_dimensions=footprint.embedding_dimensions,
         max_batch_tokens=footprint.max_batch_tokens,
         max_batch_entries=footprint.max_batch_entries,
         tasks=["TASK_TYPE_" + task.upper() for task in sorted(row.tasks)],
+    )
+
+
+def _profile(profile: base.Profile) -> common_pb2.EngineProfile:
+    return common_pb2.EngineProfile(
+        backend=profile.backend,
+        precision=profile.precision,
+        library_versions=profile.library_versions,
+        batch_rule=profile.batch_rule,
     )
 
 
@@ -431,6 +434,8 @@ def _infer_reply(done: pipelines.Done) -> worker_pb2.InferReply:
         reply.row_dimensions.extend(done.rows.dimensions)
         reply.input_tokens.extend(done.batch.input_tokens)
         reply.truncated.extend(done.batch.truncated)
+        if done.rows.profile is not None:
+            reply.engine_profile.CopyFrom(_profile(done.rows.profile))
     present = set(reply.positions)
     for failure in done.failed:
         if failure.position not in present:

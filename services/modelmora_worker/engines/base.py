@@ -82,6 +82,8 @@ class MicroBatch:
     input_tokens: list[int]
     truncated: list[bool]
     items: list[Any]
+    exact: bool = False
+    """To be computed with the exact profile whatever was loaded."""
 
 
 @dataclass(slots=True)
@@ -100,6 +102,8 @@ class Rows:
     dimensions: list[int]
     failed: list[tuple[int, errors.ModelMoraError]] = field(default_factory=list)
     """(position, error) of the rows that failed alone."""
+    profile: Profile | None = None
+    """What computed them; None: the profile of the load."""
 
 
 class Engine(Protocol):
@@ -111,8 +115,9 @@ class Engine(Protocol):
     def load(self, spec: EngineSpec, progress: Callable[[str, int, int], None]) -> Footprint:
         """Loads, telling `progress(stage, done_bytes, total_bytes)`. Raises InvalidModelFiles, InvalidArgument, …"""
 
-    def prepare(self, texts: Sequence[Text]) -> Prepared:
-        """Tokenises, sorts and cuts a batch; computes nothing. Every row is in one micro-batch or failed."""
+    def prepare(self, texts: Sequence[Text], exact: bool = False) -> Prepared:
+        """Tokenises, sorts and cuts a batch; computes nothing. Every row is in one micro-batch or failed. `exact`: for
+        the exact profile; an engine with one profile need not care."""
 
     def infer(self, batch: MicroBatch) -> Rows:
         """Computes one micro-batch."""
@@ -147,6 +152,8 @@ class EngineRow:
     extra: str = ""
     """The extra of our distribution that brings its libraries; empty: none needed."""
     options: Mapping[str, Option] = field(default_factory=dict)
+    profiles: Sequence[str] = ()
+    """`backend/precision` of the profiles it may load with, the exact one first; empty: one, which it tells itself."""
     family: str = ""
     """Engines of one family share a fork server; empty: its workers import everything themselves."""
     preload: Sequence[str] = ()
@@ -193,12 +200,16 @@ TABLE: Final[Mapping[str, EngineRow]] = {
                 "delay_per_token_seconds": Option(float, "time of a token", default=0.0, minimum=0, maximum=_DAY),
                 "load_seconds": Option(float, "time of the load", default=0.0, minimum=0, maximum=_DAY),
                 "memory_bytes": Option(int, "memory taken at load", default=0, minimum=0, maximum=_TERABYTE),
+                "memory_step_bytes": Option(int, "of it, taken at a time", minimum=1, maximum=_TERABYTE),
+                "memory_step_seconds": Option(float, "pause after each time", default=0.0, minimum=0, maximum=_DAY),
+                "claimed_bytes": Option(int, "memory it tells of", minimum=-_TERABYTE, maximum=2**53),
                 "leak_bytes_per_batch": Option(int, "memory lost by a batch", default=0, minimum=0, maximum=_TERABYTE),
                 "hang_after_batches": Option(int, "batches before it hangs", minimum=0),
                 "hold_gil_seconds": Option(float, "holds the interpreter", default=0.0, minimum=0, maximum=3600),
                 "crash_after_batches": Option(int, "batches before it kills itself", minimum=0),
                 "crash_on_text": Option(str, "kills itself on a text with this in it"),
                 "fail_on_text": Option(str, "fails a text with this in it"),
+                "fail_after_batches": Option(int, "batches before it fails all of them", minimum=0),
                 "oom_after_batches": Option(int, "batches before it runs out of memory", minimum=0),
                 "fail_load": Option(str, "fails the load with this message"),
                 "micro_batch_entries": Option(int, "texts computed together", minimum=1, maximum=100_000),
@@ -214,9 +225,10 @@ TABLE: Final[Mapping[str, EngineRow]] = {
             options={
                 **_LIMITS,
                 "micro_batch_tokens": Option(
-                    int, "padded tokens computed together", default=512, minimum=16, maximum=1_000_000
+                    int, "tokens computed together; by default as the profile has it", minimum=16, maximum=1_000_000
                 ),
             },
+            profiles=("torch/fp32", "torch/bf16"),
             family="torch",
             preload=(
                 "torch",
@@ -345,7 +357,7 @@ def preload(family: str) -> list[str]:
                     if function:
                         getattr(found, function)()
                 except ModuleNotFoundError as error:
-                    if error.name == name.partition(".")[0]:
+                    if not (error.name or "").startswith(name.partition(".")[0] + "."):
                         raise
                     missing.append(name)
     return missing

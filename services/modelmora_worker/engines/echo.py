@@ -53,8 +53,11 @@ class EchoEngine:
         self._options = options = base.read_options(base.TABLE["echo"], spec.options)
         total = options["memory_bytes"]
         progress("memory", 0, total)
-        if total:
-            self._memory.append(_touched(total))
+        step = options["memory_step_bytes"] or total
+        for taken in range(0, total, step or 1):
+            self._memory.append(_touched(min(step, total - taken)))
+            progress("memory", min(taken + step, total), total)
+            time.sleep(options["memory_step_seconds"])
         if options["load_seconds"]:
             time.sleep(options["load_seconds"])
         if options["fail_load"]:
@@ -62,7 +65,7 @@ class EchoEngine:
         progress("ready", total, total)
         self._max_input_tokens = options["max_input_tokens"] or MAX_INPUT_TOKENS
         return base.Footprint(
-            memory_bytes={},
+            memory_bytes={} if options["claimed_bytes"] is None else {"host": options["claimed_bytes"]},
             profile=base.Profile(backend="echo", precision="fp32", batch_rule="none"),
             max_input_tokens=self._max_input_tokens,
             embedding_dimensions=options["dimensions"],
@@ -70,7 +73,7 @@ class EchoEngine:
             max_batch_entries=options["max_batch_entries"] or MAX_BATCH_ENTRIES,
         )
 
-    def prepare(self, texts: Sequence[base.Text]) -> base.Prepared:
+    def prepare(self, texts: Sequence[base.Text], exact: bool = False) -> base.Prepared:
         prepared = base.Prepared()
         batch = base.MicroBatch([], [], [], [])
         most = self._options["micro_batch_entries"] or len(texts)
@@ -139,6 +142,8 @@ class EchoEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         if due("oom_after_batches"):
             raise MemoryError("engine echo was told to run out of memory")
+        if due("fail_after_batches"):
+            raise RuntimeError("engine echo was told to fail")
         if options["leak_bytes_per_batch"]:
             self._memory.append(_touched(options["leak_bytes_per_batch"]))
         if options["hold_gil_seconds"]:

@@ -1,9 +1,12 @@
-"""Text embeddings by sentence-transformers on torch, fp32, the exact profile.
+"""Text embeddings by sentence-transformers on torch: fp32, the exact profile, and bf16 without padding.
 
 The model's own pipeline (modules.json: transformer, pooling, dense, normalise …) computes; this file only decides what
-it computes together. Padding is what costs: throughput in tokens hardly depends on how many rows are in a forward pass,
-so texts are sorted by length and cut where padding and the fixed cost of one more pass balance (`cut`). Rows return
-pass by pass. Only local files, only safetensors, no code from the model's folder.
+it computes together. In fp32 padding is what costs: throughput in tokens hardly depends on how many rows are in a
+forward pass, so texts are sorted by length and cut where padding and the fixed cost of one more pass balance (`cut`).
+In bf16 (packed.py) there is none, and texts go in their own order until a pass is full (`fill`). Rows return pass by
+pass. The exact model is there with either profile, for requests that demand it: its weights are mapped from their file,
+so what the bf16 profile adds are the bf16 weights of the linear layers. Only local files, only safetensors, no code
+from the model's folder.
 """
 
 from __future__ import annotations
@@ -18,13 +21,18 @@ from typing import Any, Final
 from modelmora import errors
 
 from modelmora_worker.engines import base
+from modelmora_worker.engines.packed import PackedEncoder
 
 PASS_TOKENS: Final = 28
 """Fixed cost of a forward pass in tokens: 5 ms against 6,200 tokens a second, MiniLM on two cores."""
+PADDED_TOKENS: Final = 512
+PACKED_TOKENS: Final = 1024
+"""Tokens in a pass by default: about 90 ms of either profile. Larger ones are hardly faster and keep others waiting."""
 MAX_BATCH_TOKENS: Final = 8192
 MAX_BATCH_ENTRIES: Final = 256
 NO_LIMIT_TOKENS: Final = 1 << 20
 WARM_UP_TOKENS: Final = 64
+_TRIAL_TEXT: Final = "the queue of a model holds what nobody has computed yet, and every text in it waits alone; " * 8
 _LIBRARIES = ("torch", "sentence-transformers", "transformers", "tokenizers")
 
 
@@ -42,11 +50,14 @@ class SentenceTransformersEngine:
         self._prompt_tokens: int | None = None
         self._max_input_tokens = 0
         self._dimensions = 0
-        self._micro_batch_tokens = 0
+        self._padded_tokens = PADDED_TOKENS
+        self._packed_tokens = PACKED_TOKENS
+        self._packed: PackedEncoder | None = None
+        self._exact_profile = base.Profile("torch", "fp32")
 
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
         options = base.read_options(base.TABLE["sentence_transformers"], spec.options)
-        _check_spec(spec)
+        precision = _check_spec(spec)
         folder = Path(spec.artifact_path)
         weights_bytes = check_folder(folder)
         progress("libraries", 0, weights_bytes)
@@ -70,8 +81,11 @@ class SentenceTransformersEngine:
             )
             self._model.float().eval()
             self._read_model(options["max_input_tokens"])
-            self._micro_batch_tokens = options["micro_batch_tokens"]
+            self._padded_tokens = options["micro_batch_tokens"] or PADDED_TOKENS
+            self._packed_tokens = options["micro_batch_tokens"] or PACKED_TOKENS
             self._dimensions = self._warm_up()
+            if precision == "bf16":
+                self._pack()
         except (
             OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError
         ) as error:  # fmt: skip
@@ -79,16 +93,18 @@ class SentenceTransformersEngine:
                 raise MemoryError(str(error)) from error
             raise errors.InvalidModelFiles(f"{type(error).__name__}: {error}") from error
         progress("ready", weights_bytes, weights_bytes)
+        libraries = {name: version(name) for name in _LIBRARIES}
+        self._exact_profile = base.Profile("torch", "fp32", libraries, "padded")
         return base.Footprint(
             memory_bytes={},
-            profile=base.Profile("torch", "fp32", {name: version(name) for name in _LIBRARIES}, "padded"),
+            profile=base.Profile("torch", "bf16", libraries, "packed") if self._packed else self._exact_profile,
             max_input_tokens=self._max_input_tokens,
             embedding_dimensions=self._dimensions,
             max_batch_tokens=options["max_batch_tokens"] or MAX_BATCH_TOKENS,
             max_batch_entries=options["max_batch_entries"] or MAX_BATCH_ENTRIES,
         )
 
-    def prepare(self, texts: Sequence[base.Text]) -> base.Prepared:
+    def prepare(self, texts: Sequence[base.Text], exact: bool = False) -> base.Prepared:
         prepared = base.Prepared()
         limit = self._max_input_tokens
         encoded = self._encode([entry.text for entry in texts])
@@ -104,41 +120,48 @@ class SentenceTransformersEngine:
                 rows.append((position, True, self._truncated(entry.text), entry))
             else:
                 rows.append((position, False, tokens, entry))
-        rows.sort(key=lambda row: len(row[2]["input_ids"]))
+        padded = exact or self._packed is None
+        if padded:
+            rows.sort(key=lambda row: len(row[2]["input_ids"]))
         lengths = [len(tokens["input_ids"]) for _, _, tokens, _ in rows]
         start = 0
-        for end in cut(lengths, self._micro_batch_tokens, PASS_TOKENS):
+        for end in cut(lengths, self._padded_tokens, PASS_TOKENS) if padded else fill(lengths, self._packed_tokens):
             batch = base.MicroBatch(
                 positions=[position for position, _, _, _ in rows[start:end]],
                 input_tokens=lengths[start:end],
                 truncated=[truncated for _, truncated, _, _ in rows[start:end]],
                 items=[(tokens, entry) for _, _, tokens, entry in rows[start:end]],
+                exact=exact,
             )
             prepared.micro_batches.append(batch)
             start = end
         return prepared
 
     def infer(self, batch: base.MicroBatch) -> base.Rows:
-        vectors = self._forward([tokens for tokens, _ in batch.items])
+        tokens = [tokens for tokens, _ in batch.items]
+        if self._packed is None or batch.exact:
+            vectors, profile = self._forward(tokens), self._exact_profile if self._packed else None
+        else:
+            vectors, profile = self._packed(tokens, self._prompt_tokens), None
         normalise = self._torch.nn.functional.normalize
         first = batch.items[0][1]
         if all(e.dimensions == first.dimensions and e.normalize == first.normalize for _, e in batch.items):
             vectors = vectors[:, : first.dimensions or self._dimensions]
             if first.normalize:
                 vectors = normalise(vectors, dim=-1)
-            return base.Rows(_bytes(vectors), [vectors.shape[1]] * len(batch.items))
+            return base.Rows(_bytes(vectors), [vectors.shape[1]] * len(batch.items), profile=profile)
         parts, dimensions = [], []
         for vector, (_, entry) in zip(vectors, batch.items, strict=True):
             vector = vector[: entry.dimensions or self._dimensions]
             parts.append(_bytes(normalise(vector, dim=-1) if entry.normalize else vector))
             dimensions.append(vector.shape[0])
-        return base.Rows(b"".join(parts), dimensions)
+        return base.Rows(b"".join(parts), dimensions, profile=profile)
 
     def stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         raise errors.TaskNotSupported("engine sentence_transformers does not generate")
 
     def close(self) -> None:
-        self._model = self._tokenizer = None
+        self._model = self._tokenizer = self._packed = None
 
     # Helpers.
 
@@ -221,6 +244,15 @@ class SentenceTransformersEngine:
         words = " ".join(["warm"] * min(WARM_UP_TOKENS, self._max_input_tokens // 2))
         return int(self._forward([self._truncated(words)]).shape[1])
 
+    def _pack(self) -> None:
+        """Makes the bf16 model and tries it with texts of several lengths. Raises ProfileNotSupported."""
+        packed = PackedEncoder(self._model)
+        longest = min(WARM_UP_TOKENS, self._max_input_tokens // 2)
+        words = _TRIAL_TEXT.split()
+        rows = [self._truncated(" ".join(words[:count])) for count in (longest, 1, longest // 2, 3)]
+        packed.try_out(rows, self._torch.cat([self._forward([row]) for row in rows]), self._prompt_tokens)
+        self._packed = packed
+
 
 def cut(lengths: Sequence[int], budget_tokens: int, pass_tokens: int) -> list[int]:
     """Where to cut rows of ascending lengths into passes: the end index of each.
@@ -245,6 +277,18 @@ def cut(lengths: Sequence[int], budget_tokens: int, pass_tokens: int) -> list[in
         ends.append(count)
         count = begin[count]
     return ends[::-1]
+
+
+def fill(lengths: Sequence[int], budget_tokens: int) -> list[int]:
+    """Where to cut rows into passes of at most `budget_tokens`, or one row, without changing their order: the end index
+    of each."""
+    ends, tokens = [], 0
+    for index, length in enumerate(lengths):
+        if tokens and tokens + length > budget_tokens:
+            ends.append(index)
+            tokens = 0
+        tokens += length
+    return [*ends, len(lengths)] if lengths else []
 
 
 def fill_caches() -> None:
@@ -291,17 +335,19 @@ def usable_cores() -> int:
     return cores
 
 
-def _check_spec(spec: base.EngineSpec) -> None:
+def _check_spec(spec: base.EngineSpec) -> str:
+    """The precision to compute with. Raises InvalidArgument."""
     if spec.dtype not in ("", "fp32", "float32"):
         raise errors.InvalidArgument.at("dtype", f"this engine computes in fp32, not {spec.dtype}")
     for device, _ in spec.devices:
         if device not in ("host", "cpu"):
             raise errors.InvalidArgument.at("devices", f"this engine computes on the host, not on {device}")
-    if spec.profile is not None and (spec.profile.backend or "torch", spec.profile.precision or "fp32") != (
-        "torch",
-        "fp32",
-    ):
-        raise errors.InvalidArgument.at("engine_profile", "this engine has the profile torch fp32 only")
+    profile = spec.profile or base.Profile("", "")
+    backend, precision = profile.backend or "torch", profile.precision or "fp32"
+    offered = base.TABLE["sentence_transformers"].profiles
+    if f"{backend}/{precision}" not in offered:
+        raise errors.InvalidArgument.at("engine_profile", f"this engine has the profiles {', '.join(offered)}")
+    return precision
 
 
 def _bytes(vectors: Any) -> bytes:

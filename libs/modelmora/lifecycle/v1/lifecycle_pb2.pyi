@@ -644,6 +644,24 @@ class GetTuningResponse(_message.Message):
     tuning: Tuning
     def __init__(self, tuning: _Optional[_Union[Tuning, _Mapping]] = ...) -> None: ...
 
+class ListTuningsRequest(_message.Message):
+    __slots__ = ("model", "page_size", "page_token")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    page_size: int
+    page_token: str
+    def __init__(self, model: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListTuningsResponse(_message.Message):
+    __slots__ = ("tunings", "next_page_token")
+    TUNINGS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    tunings: _containers.RepeatedCompositeFieldContainer[Tuning]
+    next_page_token: str
+    def __init__(self, tunings: _Optional[_Iterable[_Union[Tuning, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
 class WatchTuningRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -130,6 +130,11 @@ class LifecycleServiceStub(object):
                 request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetTuningRequest.SerializeToString,
                 response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetTuningResponse.FromString,
                 _registered_method=True)
+        self.ListTunings = channel.unary_unary(
+                '/modelmora.lifecycle.v1.LifecycleService/ListTunings',
+                request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListTuningsRequest.SerializeToString,
+                response_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListTuningsResponse.FromString,
+                _registered_method=True)
         self.WatchTuning = channel.unary_stream(
                 '/modelmora.lifecycle.v1.LifecycleService/WatchTuning',
                 request_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.WatchTuningRequest.SerializeToString,
@@ -289,6 +294,13 @@ class LifecycleServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTunings(self, request, context):
+        """Tunings of this node, newest first; those of one version with `model`. Kept for a bounded time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchTuning(self, request, context):
         """Streams a tuning each time it changes, first as it is now, until it has ended.
         """
@@ -393,6 +405,11 @@ def add_LifecycleServiceServicer_to_server(servicer, server):
                     servicer.GetTuning,
                     request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetTuningRequest.FromString,
                     response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetTuningResponse.SerializeToString,
+            ),
+            'ListTunings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTunings,
+                    request_deserializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListTuningsRequest.FromString,
+                    response_serializer=modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListTuningsResponse.SerializeToString,
             ),
             'WatchTuning': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchTuning,
@@ -914,6 +931,33 @@ class LifecycleService(object):
             '/modelmora.lifecycle.v1.LifecycleService/GetTuning',
             modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetTuningRequest.SerializeToString,
             modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.GetTuningResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTunings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.lifecycle.v1.LifecycleService/ListTunings',
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListTuningsRequest.SerializeToString,
+            modelmora_dot_lifecycle_dot_v1_dot_lifecycle__pb2.ListTuningsResponse.FromString,
             options,
             channel_credentials,
             insecure,

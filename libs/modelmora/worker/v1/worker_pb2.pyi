@@ -146,7 +146,7 @@ class TextEntry(_message.Message):
     def __init__(self, text: _Optional[str] = ..., truncate: bool = ..., normalize: bool = ..., dimensions: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class InferReply(_message.Message):
-    __slots__ = ("positions", "rows", "row_dimensions", "input_tokens", "truncated", "errors", "tokenise", "compute", "done")
+    __slots__ = ("positions", "rows", "row_dimensions", "input_tokens", "truncated", "errors", "tokenise", "compute", "done", "engine_profile")
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     ROW_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +156,7 @@ class InferReply(_message.Message):
     TOKENISE_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_PROFILE_FIELD_NUMBER: _ClassVar[int]
     positions: _containers.RepeatedScalarFieldContainer[int]
     rows: bytes
     row_dimensions: _containers.RepeatedScalarFieldContainer[int]
@@ -165,7 +166,8 @@ class InferReply(_message.Message):
     tokenise: _duration_pb2.Duration
     compute: _duration_pb2.Duration
     done: bool
-    def __init__(self, positions: _Optional[_Iterable[int]] = ..., rows: _Optional[bytes] = ..., row_dimensions: _Optional[_Iterable[int]] = ..., input_tokens: _Optional[_Iterable[int]] = ..., truncated: _Optional[_Iterable[bool]] = ..., errors: _Optional[_Iterable[_Union[EntryError, _Mapping]]] = ..., tokenise: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compute: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., done: bool = ...) -> None: ...
+    engine_profile: _common_pb2.EngineProfile
+    def __init__(self, positions: _Optional[_Iterable[int]] = ..., rows: _Optional[bytes] = ..., row_dimensions: _Optional[_Iterable[int]] = ..., input_tokens: _Optional[_Iterable[int]] = ..., truncated: _Optional[_Iterable[bool]] = ..., errors: _Optional[_Iterable[_Union[EntryError, _Mapping]]] = ..., tokenise: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compute: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., done: bool = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ...) -> None: ...
 
 class EntryError(_message.Message):
     __slots__ = ("position", "reason", "message")
