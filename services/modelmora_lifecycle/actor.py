@@ -60,6 +60,8 @@ that the model is busy, so a busy one is looked at for so long."""
 SAMPLE_SECONDS = 0.25
 """Memory is measured so often, or as often as workers tell how they are."""
 _FOREIGN_STEP_BYTES = 64 * MIB
+_COMING = "it is loading"
+"""Of what is to be kept: nothing is wrong."""
 _SHARED_STEP_BYTES = 16 * MIB
 
 LOADS = Counter("modelmora_lifecycle_loads", "Loads by how they ended.", ["outcome"])
@@ -185,8 +187,6 @@ class Node:
     def __init__(
         self,
         *,
-        budget_bytes: int,
-        share: float,
         rules: Rules,
         worker_rules: WorkerRules,
         launcher: Launcher,
@@ -194,12 +194,9 @@ class Node:
         journal: Journal | None = None,
         on_health: Callable[[str, str], None] = lambda state, reason: None,
     ) -> None:
-        """`budget_bytes` 0: a `share` of what the machine or its container has, less what other programs use."""
+        """Nothing fits before `configure` has said what the budgets are."""
         self._loop = asyncio.get_running_loop()
-        self._measures_foreign = budget_bytes == 0
-        ceiling = budget_bytes or int(machine.total_bytes() * share)
-        self.scheduler = Scheduler(Ledger(ceiling={HOST: ceiling}), rules, self, lambda: str(uuid7()))
-        self.foreign_bytes = 0
+        self.scheduler = Scheduler(Ledger(ceiling={}), rules, self, lambda: str(uuid7()))
         self._worker_rules = worker_rules
         self._launcher = launcher
         self._hold = hold
@@ -212,6 +209,8 @@ class Node:
         self._event_count = 0
         self._boot = secrets.token_hex(4)
         self._ended: dict[str, Replica] = {}
+        self._drifted: dict[str, str] = {}
+        """Versions whose answers are not those of their fingerprint, and how much they differ."""
         self._news = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._sampler: asyncio.Task[None] | None = None
@@ -311,7 +310,6 @@ class Node:
     def configure(self, rules: Rules, budgets: Mapping[str, Budget], share: float) -> tuple[str, ...]:
         """Other rules and budgets from now on; the answer is what looks wrong, for people. InvalidArgument."""
         found = bounds(self.devices(), budgets, share)
-        self._measures_foreign = True  # what others may use before it shrinks our budget is in the bounds
         self._post(lambda now: self.scheduler.configure(rules, found, now))
         return found.warnings
 
@@ -323,6 +321,7 @@ class Node:
                 self.scheduler.uncordon(now)
             elif self.scheduler.cordoned != reason:
                 self.scheduler.cordon(reason, now)
+            self._tell_health()
 
         self._post(change)
 
@@ -362,12 +361,17 @@ class Node:
         )
 
     def devices(self) -> dict[str, Device]:
-        """What exists."""
-        return {HOST: Device(machine.total_bytes())}
+        """What exists, as last measured."""
+        limit = machine.limit()
+        return {
+            HOST: Device(limit.total_bytes, limit.limited_by),
+            **{name: Device(b, self.sample.limited_by.get(name, "device")) for name, b in self.sample.total.items()},
+        }
 
-    def total_bytes(self, device: str) -> int:
-        """Memory that exists on a device."""
-        return machine.total_bytes() if device == HOST else self.scheduler.ledger.ceiling.get(device, 0)
+    def measured_of(self, owner: str) -> Vector:
+        """What an owner of the ledger had when it was last measured; nothing before that."""
+        shared = self.sample.shared.get(owner)
+        return shared.memory if shared is not None else self.sample.private.get(owner, {})
 
     def deleted(self, version: str) -> None:
         """The registry knows this version no more: it goes from memory too."""
@@ -417,6 +421,8 @@ class Node:
         return self._event_count - len(self._events) <= seen <= self._event_count
 
     async def begin(self) -> None:
+        """Measures what exists, and from then on again and again."""
+        await self._measure()
         self._sampler = asyncio.create_task(self._sample(), name="memory sampler")
         tell_if_broken(self._sampler, partial(self._on_health, "degraded"))
 
@@ -482,12 +488,8 @@ class Node:
     async def _sample(self) -> None:
         interval = min(SAMPLE_SECONDS, self._worker_rules.watch_interval_seconds)
         while True:
+            await self._measure()
             ledger = self.scheduler.ledger
-            workers = [found for worker in self._workers.values() if (found := worker.described()) is not None]
-            sample = await self._loop.run_in_executor(
-                self._meter_thread, self._meter.measure, workers, self._launcher.fork_servers()
-            )
-            self._post(partial(self._measured, sample))
             for state in ReplicaState:
                 REPLICAS.labels(state.value).set(sum(r.state is state for r in self.scheduler.replicas()))
             for device, memory_bytes in ledger.budget.items():
@@ -495,6 +497,13 @@ class Node:
                 CHARGED.labels(device).set(ledger.charged.get(device, 0))
             self._tell_health()
             await asyncio.sleep(interval)
+
+    async def _measure(self) -> None:
+        workers = [found for worker in self._workers.values() if (found := worker.described()) is not None]
+        sample = await self._loop.run_in_executor(
+            self._meter_thread, self._meter.measure, workers, self._launcher.fork_servers()
+        )
+        self._post(partial(self._measured, sample))
 
     def _measured(self, sample: Sample, now: float) -> None:
         """What processes have taken, and what is left for them."""
@@ -507,20 +516,25 @@ class Node:
         gone = dict.fromkeys(before.shared.keys() - sample.shared.keys(), Shared({}))
         for owner, shared in {**gone, **sample.shared}.items():
             self.scheduler.charge_shared(owner, _in_steps(shared.memory, _SHARED_STEP_BYTES), now, shared.users)
-        self.foreign_bytes = _in_steps(sample.foreign, _FOREIGN_STEP_BYTES)[HOST]
-        if self._measures_foreign:
-            self.scheduler.observed({HOST: self.foreign_bytes}, now)
+        self.scheduler.observed(_in_steps(sample.foreign, _FOREIGN_STEP_BYTES), now)
 
     def _tell_health(self) -> None:
+        """UNHEALTHY: a model cannot be had though nothing forbids it. DEGRADED: someone should know."""
+        wrong = []
         unstable = self.scheduler.unstable(time.monotonic())
-        overdraft = self.scheduler.ledger.overdraft
         if unstable:
             names = ", ".join(f"{name} ({count} times in a row)" for name, count in sorted(unstable.items()))
-            self._on_health("degraded", f"keeps failing: {names}")
-        elif overdraft:
-            self._on_health("degraded", f"models use more memory than there is: {overdraft} bytes too many")
+            wrong.append(f"keeps failing: {names}")
+        if self.scheduler.cordoned is not None:
+            wrong.append(f"cordoned: {self.scheduler.cordoned}")
         else:
-            self._on_health("healthy", "")
+            unkept = {name: note for name, note in self.scheduler.unkept().items() if name not in unstable}
+            wrong += [f"{name} is to be kept in memory: {note}" for name, note in unkept.items() if note != _COMING]
+        overdraft = self.scheduler.ledger.overdraft
+        if overdraft:
+            wrong.append(f"models use more memory than there is: {overdraft} bytes too many")
+        wrong += [f"{name} {reason}" for name, reason in sorted(self._drifted.items()) if self.serves(name)]
+        self._on_health("unhealthy" if unstable else "degraded" if wrong else "healthy", "; ".join(wrong))
 
     def _cursor(self, number: int) -> str:
         return f"{self._boot}-{number}"

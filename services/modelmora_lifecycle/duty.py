@@ -34,14 +34,18 @@ class Duty:
     """Another process serves the node."""
     reason: str = "the database has not yet said whether another process serves this node"
 
-    async def check(self) -> None:
-        """Unavailable when another process serves this node, or while that is not known."""
+    async def settle(self) -> None:
+        """Returns when it is known who serves this node, or does not want to become known."""
         if not self.decided.is_set():
             try:
                 async with asyncio.timeout(DECIDING_SECONDS):
                     await self.decided.wait()
             except TimeoutError:
                 pass
+
+    async def check(self) -> None:
+        """Unavailable when another process serves this node, or while that is not known."""
+        await self.settle()
         if not self.on_duty:
             raise Unavailable(self.reason, retry_after_seconds=1.0)
 

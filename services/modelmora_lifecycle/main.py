@@ -15,7 +15,6 @@ from typing import Any
 from modelmora.errors import ModelMoraError, NotFound, Unavailable, VersionNotReady
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
-from modelmora_runtime import machine
 from modelmora_runtime.auth import OPERATORS, READERS, SERVICES
 from modelmora_runtime.db import Database
 from modelmora_runtime.health import tell_if_broken
@@ -38,6 +37,8 @@ from modelmora_lifecycle.store import Kept, LifecycleStore, StoreJournal
 from modelmora_lifecycle.workers import WorkerRules
 
 NAME = "lifecycle"
+MODELS = "models"
+"""The component of health that tells how the models in memory are."""
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = (0.1, 2.0)
@@ -119,8 +120,6 @@ class Settings(Section):
 @asynccontextmanager
 async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]:
     """Returns at once; who is on duty is settled in the background. On exit no worker is left."""
-    if settings.memory_budget_bytes > machine.total_bytes():
-        log.warning("lifecycle.memory_budget_bytes is more than the %d bytes there are", machine.total_bytes())
     registry = Registry(platform, f"{NAME}@{settings.node}")
     launcher = LocalLauncher(
         platform.run_dir,
@@ -142,9 +141,12 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
 
         return set_health
 
+    def report_models(level: str, reason: str) -> None:
+        # One model that keeps crashing is red, and takes no traffic from those that answer.
+        platform.health.set(MODELS, level, reason)  # type: ignore[arg-type]
+        report("models")("degraded" if level == "unhealthy" else level, reason)
+
     node = Node(
-        budget_bytes=settings.memory_budget_bytes,
-        share=settings.memory_share,
         rules=rules(settings),
         worker_rules=WorkerRules(
             launch_timeout_seconds=settings.launch_timeout_seconds,
@@ -162,7 +164,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         launcher=launcher,
         hold=registry.hold,
         journal=journal,
-        on_health=report("models"),
+        on_health=report_models,
     )
     orders = Orders(
         node,
@@ -184,6 +186,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
 
     registry.on_deleted = deleted
     report("duty")("unknown", duty.reason)
+    report_models("healthy", "")
     await node.begin()
     chores = {
         "node lock": serve_node(duty, node, orders, database, store, settings.node, report("duty")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -43,14 +44,20 @@ def replica_message(replica: Replica, node: Node, leases: tuple[int, int] | None
         leases=held,
         busy_leases=busy,
         revision=replica.revision,
+        start_mode=f"START_MODE_{replica.start_mode.name}" if replica.start_mode is not None else None,
+        predicted=memory_messages(replica.predicted),
     )
-    for field_name, time in (
+    if replica.state in (ReplicaState.LOADING, ReplicaState.UNLOADED) and node.scheduler.replica(replica.uid):
+        seconds = node.scheduler.ready_in(replica.version, time.monotonic())
+        if seconds is not None:
+            message.ready_in.FromTimedelta(timedelta(seconds=seconds))
+    for field_name, at in (
         ("create_time", replica.create_time),
         ("update_time", replica.update_time),
         ("last_used_time", replica.last_used_time),
     ):
-        if time:
-            getattr(message, field_name).FromDatetime(moment(node, time))
+        if at:
+            getattr(message, field_name).FromDatetime(moment(node, at))
     if replica.health.check_time:
         message.health.last_check_time.FromDatetime(moment(node, replica.health.check_time))
     if replica.load_seconds:

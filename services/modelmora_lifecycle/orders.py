@@ -160,6 +160,8 @@ class Orders:
             log.warning("there is no device %s any more; its budget is kept for when there is", device)
         known = {device: budget for device, budget in terms.budgets.items() if device in there}
         self.warnings = self._node.configure(rules, known, terms.share)
+        for warning in self.warnings:
+            log.warning("%s", warning)
         self._node.cordon(self.node.cordon_reason if self.node.cordoned else None)
 
     def _enforce(self, version: str, residency: Residency, facts: VersionFacts | None) -> None:

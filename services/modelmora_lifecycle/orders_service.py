@@ -36,6 +36,7 @@ class OrdersServicer(Servicer):
     _node_name: str
 
     async def GetResidency(self, request: pb.GetResidencyRequest, context: Context) -> pb.GetResidencyResponse:
+        await self._duty.settle()
         version = (
             request.model if request.model in self._orders.residencies else (await self._resolve(request.model)).name
         )
@@ -47,19 +48,18 @@ class OrdersServicer(Servicer):
         facts = await self._resolve(request.residency.model_version, "residency.model_version")
 
         def change(before: Residency) -> Residency:
-            after = replace(before, **changes)
-            if after.min_replicas > after.max_replicas:
+            least = changes.get("min_replicas", before.min_replicas)
+            most = changes.get("max_replicas", before.max_replicas)
+            if least > most:
                 field = "min_replicas" if "min_replicas" in changes else "max_replicas"
-                raise InvalidArgument.at(
-                    f"residency.{field}",
-                    f"min_replicas {after.min_replicas} is above max_replicas {after.max_replicas}",
-                )
-            return after
+                raise InvalidArgument.at(f"residency.{field}", f"min_replicas {least} is above max_replicas {most}")
+            return replace(before, **changes)
 
         order = await self._orders.change_residency(facts, change, request.residency.revision)
         return pb.UpdateResidencyResponse(residency=residency_message(facts.name, order))
 
     async def ListResidencies(self, request: pb.ListResidenciesRequest, context: Context) -> pb.ListResidenciesResponse:
+        await self._duty.settle()
         size, after = page_size(request.page_size), read_token(request.page_token)
         names = sorted(name for name in self._orders.residencies if name > after)
         return pb.ListResidenciesResponse(
@@ -68,6 +68,7 @@ class OrdersServicer(Servicer):
         )
 
     async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
+        await self._duty.settle()
         return pb.GetNodeResponse(node=self._node_message())
 
     async def UpdateNode(self, request: pb.UpdateNodeRequest, context: Context) -> pb.UpdateNodeResponse:

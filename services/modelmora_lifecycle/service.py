@@ -19,7 +19,7 @@ from modelmora_runtime import protomap
 from modelmora_runtime.interceptors import deadline_seconds
 
 from modelmora_lifecycle.actor import Granted, Invited, LeaseEnd, Loading, Message, Node, Revoked, Yielding
-from modelmora_lifecycle.domain import HOST, Replica, ReplicaState
+from modelmora_lifecycle.domain import Replica, ReplicaState
 from modelmora_lifecycle.duty import Duty, Servicer, Versions
 from modelmora_lifecycle.messages import (
     STATES,
@@ -132,22 +132,27 @@ class LifecycleServicer(PlacementServicer, OrdersServicer, lifecycle_pb2_grpc.Li
     async def GetMemory(
         self, request: lifecycle_pb2.GetMemoryRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> lifecycle_pb2.GetMemoryResponse:
-        ledger = self._node.scheduler.ledger
+        ledger, existing = self._node.scheduler.ledger, self._node.devices()
         devices = []
         for device, budget_bytes in sorted(ledger.budget.items()):
             charges = [
-                lifecycle_pb2.MemoryCharge(owner=f"replicas/{uid}", memory_bytes=charge[device])
-                for uid, charge in sorted(ledger.charges.items())
+                lifecycle_pb2.MemoryCharge(
+                    owner=owner if "/" in owner else f"replicas/{owner}",
+                    memory_bytes=charge[device],
+                    measured_bytes=self._node.measured_of(owner).get(device, 0),
+                )
+                for owner, charge in sorted(ledger.charges.items())
                 if charge.get(device, 0) > 0
             ]
             devices.append(
                 lifecycle_pb2.DeviceLedger(
                     device=device,
-                    total_bytes=self._node.total_bytes(device),
+                    total_bytes=existing[device].total_bytes if device in existing else 0,
                     budget_bytes=budget_bytes,
                     charged_bytes=ledger.charged.get(device, 0),
-                    foreign_bytes=self._node.foreign_bytes if device == HOST else ledger.foreign.get(device, 0),
+                    foreign_bytes=ledger.foreign.get(device, 0),
                     charges=charges,
+                    limited_by=existing[device].limited_by if device in existing else "",
                 )
             )
         return lifecycle_pb2.GetMemoryResponse(devices=devices)

@@ -72,6 +72,7 @@ class ObservabilityService:
         self._check = HealthCheck(
             {
                 **{name: self._asking(name, name) for name in CONTEXTS},
+                "models": self._asking("lifecycle", "models"),
                 DATABASE: self._database,
                 "devices": self._devices_health,
                 "storage": self._storage_health,

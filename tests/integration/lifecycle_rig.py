@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import modelmora_lifecycle.main as lifecycle_main
 import modelmora_registry.main as registry_main
@@ -25,6 +25,8 @@ from modelmora_runtime.host import Context, Host
 from modelmora_runtime.peers import Peers
 from modelmora_runtime.settings import PlatformSettings
 from modelmora_runtime.worker_channel import WorkerChannel
+
+T = TypeVar("T")
 
 MIB = 1024 * 1024
 WAIT_SECONDS = 30.0
@@ -204,6 +206,16 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
     except OSError:
         return False
+
+
+async def eventually(ask: Callable[[], Awaitable[T]], fits: Callable[[T], bool]) -> T:
+    """The first answer that fits, for what nobody announces."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while True:
+            answer = await ask()
+            if fits(answer):
+                return answer
+            await asyncio.sleep(0.02)
 
 
 async def refused(awaitable: Any, cls: type[ModelMoraError]) -> ModelMoraError:

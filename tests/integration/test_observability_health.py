@@ -90,6 +90,7 @@ async def test_get_health_says_what_each_component_says_and_why(data_dir: Path) 
             "observability",
             "database",
             "devices",
+            "models",
             "storage",
         }
         inference = answer.components["inference"]
