@@ -276,17 +276,15 @@ class LocalLauncher:
 
     async def close(self) -> None:
         self._closed = True
+        # The workers first, while those who report their ends are there.
+        servers = {pid for _, pid in self.fork_servers()}
+        await _end_all([process for process in self._workers.values() if process.pid not in servers])
         for server in self._families.values():
             server.hang_up("closed")
-        processes = list(self._workers.values())
-        for process in processes:
-            process.kill()
-        ends: list[asyncio.Future[Any]] = [
-            *(process.exited for process in processes),
-            *(server.starting for server in self._families.values() if server.starting),
-        ]
-        if ends:
-            await asyncio.wait(ends, timeout=10)
+        await _end_all(list(self._workers.values()))
+        starting = [server.starting for server in self._families.values() if server.starting]
+        if starting:
+            await asyncio.wait(starting, timeout=10)
         if self._root is not None:
             await self._root.close()
 
@@ -670,6 +668,13 @@ class _ForkServer:
         for process in self._processes.values():
             if process.reaper is self:
                 process.orphaned(self.parent)
+
+
+async def _end_all(processes: Sequence[LocalWorker]) -> None:
+    for process in processes:
+        process.kill()
+    if processes:
+        await asyncio.wait([process.exited for process in processes], timeout=10)
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -1,0 +1,210 @@
+"""Workers forked from the server of their family: what they are, and who is left when a fork server is killed."""
+# ruff: noqa: ASYNC240 - a test may look at a file in between
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from modelmora.worker.v1 import worker_pb2
+from modelmora_lifecycle.launcher import LaunchSpec, LocalLauncher, LocalWorker
+from modelmora_runtime.worker_channel import WorkerChannel
+
+SPEC = LaunchSpec(replica_uid="0123456789", engine="theirs", label="models/acme/theirs/versions/1", family="cheap")
+ENGINE = """
+from modelmora_worker.engines import base, echo
+ROW = base.EngineRow(
+    "theirs", "their_engine:Engine", frozenset({"txt2embed"}), needs_files=False,
+    family="cheap", preload=("their_library",), environment={"THEIR_LIBRARY": "set"},
+)
+class Engine(echo.EchoEngine): pass
+"""
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The module that the family `cheap` preloads, of an engine that a third party has installed."""
+    (tmp_path / "their_engine.py").write_text(ENGINE)
+    info = tmp_path / "their_engine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-engine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[modelmora.engines]\ntheirs = their_engine:ROW\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    file = tmp_path / "their_library.py"
+    file.write_text("import os; assert os.environ['THEIR_LIBRARY'] == 'set'")
+    return file
+
+
+@pytest.fixture
+async def launcher(data_dir: Path, library: Path) -> AsyncIterator[LocalLauncher]:
+    launcher = LocalLauncher(data_dir / "run", data_dir / "logs")
+    yield launcher
+    await launcher.close()
+    assert list((data_dir / "run").iterdir()) == []
+
+
+async def launch(launcher: LocalLauncher, spec: LaunchSpec = SPEC) -> LocalWorker:
+    return await launcher.launch(spec, timeout_seconds=30)
+
+
+async def works(worker: LocalWorker) -> None:
+    """It loads its engine and answers."""
+    control = await WorkerChannel.connect(worker.endpoint, worker.control_key)
+    await control.load(worker_pb2.LoadRequest(engine="theirs"), timeout_seconds=30)
+    replies = [r async for r in control.infer(worker_pb2.InferRequest(texts=[worker_pb2.TextEntry(text="a")]))]
+    assert replies[-1].done
+    await control.close()
+
+
+async def ended(pid: int) -> None:
+    """Returns when the process is gone and reaped."""
+    async with asyncio.timeout(20):
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0.01)
+
+
+def stat(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+
+
+def parent_of(pid: int) -> int:
+    return int(stat(pid)[1])
+
+
+def family_pid(launcher: LocalLauncher) -> int:
+    ((family, pid),) = launcher.fork_servers()
+    assert family == "cheap"
+    return pid
+
+
+async def test_a_forked_worker_is_a_process_of_its_own_with_nothing_of_its_parents(launcher, data_dir):
+    worker = await launch(launcher)
+    assert worker.start_mode == "forked"
+    assert parent_of(worker.pid) == family_pid(launcher) == worker.lender_pid
+    assert parent_of(worker.lender_pid) == launcher.fork_server_pid
+    assert os.getsid(worker.pid) == worker.pid
+    assert os.readlink(f"/proc/{worker.pid}/cwd") == str((data_dir / "run").resolve())
+    assert stat(worker.pid)[19] == b"%d" % worker.start_ticks
+    await works(worker)
+    lent = {os.readlink(entry) for entry in Path(f"/proc/{worker.lender_pid}/fd").iterdir()} - {"/dev/null"}
+    own = {os.readlink(entry) for entry in Path(f"/proc/{worker.pid}/fd").iterdir()}
+    # Names of sockets and pipes have their number in them; those of event polls have not.
+    assert own & lent <= {"anon_inode:[eventpoll]"}
+    status = dict(
+        line.split(":\t") for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    ignored = {n for n in signal.Signals if int(status["SigIgn"], 16) >> (n - 1) & 1}
+    # Of a Python program the first two; the third by the worker itself, for who stops it is its launcher.
+    assert ignored == {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT}
+
+
+async def test_launches_wait_for_one_fork_server_that_is_still_importing(launcher, library):
+    library.write_text("import time; time.sleep(0.3)")
+    workers = await asyncio.gather(*(launch(launcher) for _ in range(12)))
+    assert {worker.start_mode for worker in workers} == {"forked"}
+    assert {parent_of(worker.pid) for worker in workers} == {family_pid(launcher)}
+
+
+async def test_a_killed_family_server_touches_no_worker_and_comes_back(launcher):
+    worker = await launch(launcher)
+    first = family_pid(launcher)
+    os.kill(first, signal.SIGKILL)
+    await ended(first)
+    other = await launch(launcher)
+    assert family_pid(launcher) != first
+    assert other.lender_pid == family_pid(launcher)
+    await works(worker)
+    assert parent_of(worker.pid) == launcher.fork_server_pid, "nobody would reap it"
+    os.kill(worker.pid, signal.SIGSEGV)
+    exit_ = await asyncio.wait_for(worker.exited, 20)
+    assert exit_.signal == signal.SIGSEGV
+    await ended(worker.pid)
+
+
+async def test_a_killed_root_touches_nobody_and_forks_go_on_without_it(launcher):
+    worker = await launch(launcher)
+    family = family_pid(launcher)
+    os.kill(launcher.fork_server_pid, signal.SIGKILL)
+    other = await launch(launcher)
+    assert parent_of(other.pid) == family == family_pid(launcher)
+    worker.terminate()
+    assert (await asyncio.wait_for(worker.exited, 20)).code == 0
+    os.kill(family, signal.SIGKILL)
+    spawned = await launch(launcher, LaunchSpec("x", "theirs", "x"))
+    assert spawned.start_mode == "spawned"
+    other.kill()
+    assert str(await asyncio.wait_for(other.exited, 20)) == "ended with unknown status"
+
+
+async def test_a_fork_server_killed_during_launches_leaks_nobody(launcher, data_dir):
+    await launcher.warm("cheap")
+    tasks = [asyncio.create_task(launch(launcher)) for _ in range(4)]
+    while len(launcher._families["cheap"]._asked) < 4:
+        await asyncio.sleep(0)
+    os.kill(family_pid(launcher), signal.SIGKILL)
+    workers = await asyncio.gather(*tasks)
+    known = {worker.pid for worker in workers} | {family_pid(launcher)}
+    assert len(known) == 5
+    async with asyncio.timeout(20):
+        while children(launcher.fork_server_pid) | children(family_pid(launcher)) != known:
+            await asyncio.sleep(0.01)
+
+
+def children(pid: int) -> set[int]:
+    return {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+@pytest.mark.parametrize(
+    "library_code",
+    [
+        "import no_such_library",
+        "import os; os._exit(3)",
+        "import __main__; __main__._ACCELERATORS = ('/dev/zero',); DEVICE = open('/dev/zero')",
+    ],
+    ids=["missing", "crashes", "opens-a-device"],
+)
+async def test_where_nothing_can_be_forked_workers_are_spawned(launcher, library, library_code):
+    library.write_text(library_code)
+    worker = await launch(launcher)
+    assert worker.start_mode == "spawned"
+    assert parent_of(worker.pid) == launcher.fork_server_pid
+    await works(worker)
+
+
+async def test_a_worker_with_an_environment_of_its_own_is_spawned(launcher):
+    worker = await launch(launcher, LaunchSpec("x", "theirs", "x", {"EXTRA": "given"}, "cheap"))
+    assert worker.start_mode == "spawned"
+    assert launcher.fork_servers() == []
+
+
+async def test_an_idle_fork_server_ends_and_one_with_workers_stays(data_dir, library):
+    launcher = LocalLauncher(data_dir / "run", data_dir / "logs", fork_server_idle_seconds=0.1)
+    worker = await launch(launcher)
+    server = launcher._families["cheap"]
+    server.last_used = 0.0
+    launcher._look_for_idleness(server)
+    assert not server.gone
+    worker.kill()
+    await worker.exited
+    await ended(server.pid)
+    assert launcher.fork_servers() == []
+    again = await launch(launcher)
+    assert again.start_mode == "forked"
+    await launcher.close()
+
+
+async def test_closing_ends_a_fork_server_that_is_still_importing(data_dir, library):
+    library.write_text("import time; time.sleep(60)")
+    launcher = LocalLauncher(data_dir / "run", data_dir / "logs")
+    warming = asyncio.create_task(launcher.warm("cheap"))
+    async with asyncio.timeout(20):
+        while not launcher.fork_servers():
+            await asyncio.sleep(0.01)
+    pid = family_pid(launcher)
+    await asyncio.wait_for(launcher.close(), 10)
+    await asyncio.wait_for(warming, 10)
+    assert not Path(f"/proc/{pid}").exists()
