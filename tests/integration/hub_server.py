@@ -12,6 +12,7 @@ import hashlib
 import json
 import ssl
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class FakeHub:
     cdn_url: str = ""
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     """Method, path, Range and Authorization of every request."""
+    times: list[float] = field(default_factory=list)
     sent_bytes: dict[str, int] = field(default_factory=dict)
     """Bytes of bodies by path in the repository."""
 
@@ -111,6 +113,7 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
 
         def _answer(self, *, body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
+            fake.times.append(time.monotonic())
             fake.requests.append((self.command, path, self.headers.get("Range"), self.headers.get("Authorization")))
             if self.path.startswith("http://"):
                 fake.proxied.append((self.path, self.headers.get("Proxy-Authorization")))

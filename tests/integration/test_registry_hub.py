@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 from integration.hub_server import COMMIT, FakeHub, hub
 from integration.registry_rig import Rig, modes_below, registry, sentence_model, until
-from modelmora.errors import FailedPrecondition, SourceNotFound, SourceUnavailable, UnsafeFile
+from modelmora.errors import FailedPrecondition, IllegalTransition, SourceNotFound, SourceUnavailable, UnsafeFile
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora_registry import imports
 
@@ -147,6 +150,47 @@ async def test_a_restart_in_the_middle_goes_on_where_it_stopped(
         assert f"bytes={half}-" in [request[2] for request in fake.requests]
 
 
+TESTS = str(Path(__file__).resolve().parents[1])
+KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+from integration.registry_rig import registry, until
+from modelmora.registry.v1 import registry_pb2 as pb
+
+async def main(url, data_dir, endpoint, half):
+    async with registry(url, Path(data_dir), hub_endpoint=endpoint) as rig:
+        source = pb.ModelSource(hub=pb.HubSource(repo_id="org/repo"))
+        made = await rig.call(rig.registry.ImportModel, pb.ImportModelRequest(source=source))
+        part = Path(data_dir) / "artifacts" / "staging" / made.model_version.uid / "part"
+        await asyncio.to_thread(until, lambda: part.exists() and part.stat().st_size == int(half))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_kill_in_the_middle_costs_no_byte_that_had_arrived(
+    database_url: str, data_dir: Path, fake: FakeHub
+) -> None:
+    fake.hold[WEIGHTS] = threading.Event()
+    half = len(fake.files[WEIGHTS]) // 2
+    script = KILLED.format(tests=TESTS)
+    arguments = [sys.executable, "-c", script, database_url, str(data_dir), fake.url, str(half)]
+    killed = await asyncio.to_thread(subprocess.run, arguments, timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    fake.hold.pop(WEIGHTS).set()
+    asked = len(fake.requests)
+    async with registry(database_url, data_dir, hub_endpoint=fake.url) as rig:
+        version = await rig.final(f"org/repo@{COMMIT}")
+        assert version.state == pb.MODEL_VERSION_STATE_READY, version.failure
+    again = [request for request in fake.requests[asked:] if "/api/" not in request[1]]
+    assert {request[2] for request in again if request[1].endswith(WEIGHTS)} == {f"bytes={half}-"}
+    assert [request for request in fake.requests[asked:] if request[1].startswith("/api/")] == []  # By its own plan.
+    after = {path for path in fake.files if path > WEIGHTS}
+    assert {request[1].rpartition("/")[2] for request in again} == {Path(path).name for path in after | {WEIGHTS}}
+
+
 async def test_deleting_while_it_downloads_leaves_nothing(rig: Rig, fake: FakeHub) -> None:
     fake.hold[WEIGHTS] = threading.Event()
     made = await rig.call(rig.registry.ImportModel, pb.ImportModelRequest(source=source()))
@@ -155,6 +199,74 @@ async def test_deleting_while_it_downloads_leaves_nothing(rig: Rig, fake: FakeHu
     assert rig.files() == []
     assert not list((rig.artifacts / "staging").iterdir())
     assert (await rig.rows("model_version", "used_version")) == {"model_version": 0, "used_version": 0}
+
+
+async def test_cancelling_leaves_nothing_but_the_word_that_it_was_cancelled(rig: Rig, fake: FakeHub) -> None:
+    fake.hold[WEIGHTS] = threading.Event()
+    made = await rig.call(rig.registry.ImportModel, pb.ImportModelRequest(source=source()))
+    cancel = pb.CancelImportRequest(name=made.model_version.name)
+    await asyncio.to_thread(fake.half_sent.wait, 20)
+    ended = (await rig.call(rig.registry.CancelImport, cancel)).model_version
+    assert (ended.state, ended.failure.reason) == (pb.MODEL_VERSION_STATE_FAILED, "Cancelled")
+    assert (await rig.final(made.model_version.name)).failure == ended.failure
+    assert rig.files() == []
+    assert not list((rig.artifacts / "staging").iterdir())
+    assert (await rig.sql("SELECT DISTINCT state FROM registry.model_version")) == [("failed",)]
+    await rig.refused(lambda: rig.call(rig.registry.CancelImport, cancel), IllegalTransition)
+    fake.hold.pop(WEIGHTS).set()
+    version = await rig.import_model(source=source())  # It never was anything, so there is room for another try.
+    assert version.state == pb.MODEL_VERSION_STATE_READY, version.failure
+    await rig.refused(lambda: rig.call(rig.registry.CancelImport, cancel), IllegalTransition)
+
+
+async def test_a_watch_tells_bytes_file_rate_and_what_is_left(rig: Rig, fake: FakeHub) -> None:
+    fake.hold[WEIGHTS] = threading.Event()
+    made = await rig.call(rig.registry.ImportModel, pb.ImportModelRequest(source=source()))
+    total = sum(map(len, fake.files.values()))
+    seen: list[pb.ImportProgress] = []
+    request = pb.WatchModelVersionRequest(name=made.model_version.name)
+    async for answer in rig.registry.WatchModelVersion(request, timeout=20):
+        seen.append(answer.model_version.progress)
+        if seen[-1].done_bytes:
+            fake.hold.pop(WEIGHTS, threading.Event()).set()
+    assert {progress.total_bytes for progress in seen[:-1]} == {total}
+    told = [progress for progress in seen if progress.done_bytes]
+    assert told[0].current_file == WEIGHTS
+    assert 50_000 <= told[0].done_bytes < total
+    done = [progress.done_bytes for progress in told]
+    assert done == sorted(done)
+    assert not answer.model_version.HasField("progress")
+    assert answer.model_version.state == pb.MODEL_VERSION_STATE_READY
+
+
+async def test_the_delay_that_a_hub_asks_for_is_waited_for(rig: Rig, fake: FakeHub) -> None:
+    go_on = await _planned(rig, fake)
+    fake.refuse.append((429, {"Retry-After": "0.6"}))
+    refused = len(fake.times)
+    version = await go_on()
+    assert version.state == pb.MODEL_VERSION_STATE_READY, version.failure
+    assert fake.times[refused + 1] - fake.times[refused] >= 0.6
+    go_on = await _planned(rig, fake, model_id="org/again")
+    fake.refuse.append((429, {"Retry-After": "3000"}))
+    version = await go_on()
+    assert version.failure.reason == "SourceUnavailable"
+    assert "asks to wait 3000 s" in version.failure.message
+
+
+async def _planned(rig: Rig, fake: FakeHub, **fields: Any) -> Callable[[], Any]:
+    """An import that has been planned and waits with its first file; the call lets it go on and waits for its end."""
+    first = min(path for path in fake.files if path != WEIGHTS)
+    fake.hold[first] = threading.Event()
+    fake.half_sent.clear()
+    fake.truncate[first] = 0
+    made = await rig.call(rig.registry.ImportModel, pb.ImportModelRequest(source=source(), **fields))
+    await asyncio.to_thread(fake.half_sent.wait, 20)
+
+    async def go_on() -> pb.ModelVersion:
+        fake.hold.pop(first).set()
+        return await rig.final(made.model_version.name)
+
+    return go_on
 
 
 async def test_too_many_requests_are_waited_for(rig: Rig, fake: FakeHub) -> None:
