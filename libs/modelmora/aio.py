@@ -11,18 +11,18 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 import grpc
 import grpc.aio
 
 from modelmora import errors, requests
-from modelmora.client import CONNECTED_SECONDS, WATCH_SECONDS, Connection
+from modelmora.client import CONNECTED_SECONDS, LONG_SECONDS, WATCH_SECONDS, Connection
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.observability.v1 import observability_pb2, observability_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
-from modelmora.requests import Embeddings
+from modelmora.requests import Embeddings, EmbedOptions
 from modelmora.status import error_from_rpc
 
 if TYPE_CHECKING:
@@ -72,60 +72,32 @@ class AsyncClient(Connection):
         model: str,
         texts: str | Sequence[str],
         *,
-        normalize: bool | None = None,
-        truncate: bool | None = None,
-        dimensions: int | None = None,
-        priority: str | int | None = None,
-        precision: str | None = None,
         timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> FloatArray:
         """One vector for each text, in order: float32 [texts, dimensions]; [dimensions] when `texts` is a plain string.
 
         Where numpy is not installed: a list of `array('f')`, or one. Any number of texts; more than 2048 go in several
-        calls, all to the same version. `normalize` (default true) scales to length 1; `truncate` (default true) cuts
-        texts over the model's limit, else TextTooLong; `dimensions` keeps the first n; `priority` is low, medium or
-        high; `precision="exact"` demands the engine's exact profile.
+        calls, all to the same version. The options are those of `modelmora.requests.EmbedOptions`: `normalize`,
+        `truncate`, `dimensions`, `priority`, `precision`, `cold`, `fallback`, `request_id`.
         """
-        return (
-            await self.embed_detailed(
-                model,
-                texts,
-                normalize=normalize,
-                truncate=truncate,
-                dimensions=dimensions,
-                priority=priority,
-                precision=precision,
-                timeout=timeout,
-            )
-        ).vectors
+        return (await self.embed_detailed(model, texts, timeout=timeout, **options)).vectors
 
     async def embed_detailed(
         self,
         model: str,
         texts: str | Sequence[str],
         *,
-        normalize: bool | None = None,
-        truncate: bool | None = None,
-        dimensions: int | None = None,
-        priority: str | int | None = None,
-        precision: str | None = None,
         timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> Embeddings:
         """`embed` with tokens, timings, the version and engine profile that answered, and the energy estimate."""
         deadline = self._deadline(timeout)
         answers: list[inference_pb2.EmbedResponse] = []
         single = isinstance(texts, str)
-        for request in requests.embed_requests(
-            model,
-            [texts] if isinstance(texts, str) else texts,
-            normalize=normalize,
-            truncate=truncate,
-            dimensions=dimensions,
-            priority=priority,
-            precision=precision,
-        ):
+        for request in requests.embed_requests(model, [texts] if isinstance(texts, str) else texts, **options):
             if answers:
-                request.model = answers[0].model_version  # an alias may move between two calls
+                requests.follow(request, answers[0])
             answers.append(await self._until(deadline, self.inference.Embed, request))
         return requests.embeddings_of(answers, single=single)
 
@@ -133,6 +105,20 @@ class AsyncClient(Connection):
         """What waits for each version, or for one."""
         request = requests.build(inference_pb2.GetQueueRequest, model=model)
         return list((await self._call(self.inference.GetQueue, request, timeout)).queues)
+
+    async def explain_request(
+        self, request_id: str, *, timeout: float | None = None
+    ) -> inference_pb2.ExplainRequestResponse:
+        """Where the call with this `request_id` is now, and what it waits for. RequestNotFound once it ended."""
+        request = requests.build(inference_pb2.ExplainRequestRequest, request_id=request_id)
+        return await self._call(self.inference.ExplainRequest, request, timeout)
+
+    async def set_tenant_weight(
+        self, tenant: str, weight: float | None = None, *, timeout: float | None = None
+    ) -> inference_pb2.SetTenantWeightResponse:
+        """Changes a tenant's share against the others until the server ends; None: back to 1."""
+        request = requests.build(inference_pb2.SetTenantWeightRequest, tenant=tenant, weight=weight)
+        return await self._call(self.inference.SetTenantWeight, request, timeout)
 
     # Registry: models.
 
@@ -363,6 +349,85 @@ class AsyncClient(Connection):
         """VersionIsCurrent unless `force`; VersionInUse while it is loaded."""
         request = requests.build(registry_pb2.DeleteModelVersionRequest, name=name, etag=etag, force=force)
         await self._call(self.registry.DeleteModelVersion, request, timeout, idempotent=False)
+
+    async def verify_version(
+        self, name: str, *, full: bool = False, timeout: float | None = None
+    ) -> AsyncIterator[registry_pb2.VerifyModelVersionResponse]:
+        """What was found of each file of a version, then one answer with `done`. `full` hashes every file. Without
+        `timeout` it takes what it takes.
+        """
+        request = requests.build(registry_pb2.VerifyModelVersionRequest, name=name, full=full)
+        async for answer in self._stream(self.registry.VerifyModelVersion, request, timeout or LONG_SECONDS):
+            yield answer
+
+    # Locks. A lock is given by its name or by its YAML.
+
+    async def create_lock(
+        self,
+        *models: str,
+        lock_id: str = "",
+        yaml: str = "",
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> registry_pb2.CreateModelLockResponse:
+        """The lock of these models (none: all current versions), or one from YAML, with its text. LockExists."""
+        request = requests.build(
+            registry_pb2.CreateModelLockRequest,
+            models=models,
+            lock_id=lock_id,
+            yaml=yaml,
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        return await self._call(self.registry.CreateModelLock, request, timeout)
+
+    async def get_lock(self, name: str, *, timeout: float | None = None) -> registry_pb2.ModelLock:
+        """LockNotFound."""
+        request = requests.build(registry_pb2.GetModelLockRequest, name=name)
+        return (await self._call(self.registry.GetModelLock, request, timeout)).model_lock
+
+    async def render_lock(self, name: str, *, timeout: float | None = None) -> str:
+        """The lock as YAML. LockNotFound."""
+        request = requests.build(registry_pb2.RenderModelLockRequest, name=name)
+        return (await self._call(self.registry.RenderModelLock, request, timeout)).yaml
+
+    async def list_locks(
+        self, *, page_size: int = 100, timeout: float | None = None
+    ) -> AsyncIterator[registry_pb2.ModelLock]:
+        """All locks by name, without their models, fetched page by page."""
+        request = requests.build(registry_pb2.ListModelLocksRequest, page_size=page_size)
+        async for page in self._pages(self.registry.ListModelLocks, request, timeout):
+            for item in page.model_locks:
+                yield item
+
+    async def delete_lock(self, name: str, *, timeout: float | None = None) -> None:
+        """LockNotFound."""
+        request = requests.build(registry_pb2.DeleteModelLockRequest, name=name)
+        await self._call(self.registry.DeleteModelLock, request, timeout, idempotent=False)
+
+    async def verify_lock(
+        self, lock: str, *, full: bool = False, timeout: float | None = None
+    ) -> AsyncIterator[registry_pb2.VerifyModelLockResponse]:
+        """What drifted of each model, then one answer with `done`. Without `timeout` it takes what it takes."""
+        fields = requests.lock_fields(lock, "name", "yaml")
+        request = requests.build(registry_pb2.VerifyModelLockRequest, full=full, **fields)
+        async for answer in self._stream(self.registry.VerifyModelLock, request, timeout or LONG_SECONDS):
+            yield answer
+
+    async def diff_locks(self, left: str, right: str, *, timeout: float | None = None) -> list[registry_pb2.Drift]:
+        """What differs between two locks."""
+        fields = requests.lock_fields(left, "left_name", "left_yaml")
+        fields |= requests.lock_fields(right, "right_name", "right_yaml")
+        request = requests.build(registry_pb2.DiffModelLocksRequest, **fields)
+        return list((await self._call(self.registry.DiffModelLocks, request, timeout)).drifts)
+
+    async def apply_lock(
+        self, lock: str, *, mirror: str = "", promote: bool = False, timeout: float | None = None
+    ) -> AsyncIterator[registry_pb2.ApplyModelLockResponse]:
+        """Imports what is missing; tells how far it is, what became of each model, then one answer with `done`."""
+        fields = requests.lock_fields(lock, "name", "yaml")
+        request = requests.build(registry_pb2.ApplyModelLockRequest, mirror=mirror, promote=promote, **fields)
+        async for answer in self._stream(self.registry.ApplyModelLock, request, timeout or LONG_SECONDS):
+            yield answer
 
     # Lifecycle.
 

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 import grpc
 
@@ -22,7 +22,7 @@ from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.observability.v1 import observability_pb2, observability_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
-from modelmora.requests import Embeddings
+from modelmora.requests import Embeddings, EmbedOptions
 from modelmora.retry import RetryBudget, RetryPolicy
 from modelmora.status import error_from_rpc
 
@@ -35,6 +35,8 @@ MAX_MESSAGE_BYTES = 128 * 1024 * 1024
 """Twice the server's default bound: the server's own error says more than a refusal on this side."""
 WATCH_SECONDS = 300.0
 """One stream of a watch lasts this long at most; it resumes by its cursor. A peer that vanished is noticed by then."""
+LONG_SECONDS = 86400.0
+"""Of calls that take as long as the files are large."""
 CONNECTED_SECONDS = 5.0
 """A stream that lasted longer was connected, even if there was nothing to tell."""
 
@@ -167,58 +169,32 @@ class Client(Connection):
         model: str,
         texts: str | Sequence[str],
         *,
-        normalize: bool | None = None,
-        truncate: bool | None = None,
-        dimensions: int | None = None,
-        priority: str | int | None = None,
-        precision: str | None = None,
         timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> FloatArray:
         """One vector for each text, in order: float32 [texts, dimensions]; [dimensions] when `texts` is a plain string.
 
         Where numpy is not installed: a list of `array('f')`, or one. Any number of texts; more than 2048 go in several
-        calls, all to the same version. `normalize` (default true) scales to length 1; `truncate` (default true) cuts
-        texts over the model's limit, else TextTooLong; `dimensions` keeps the first n; `priority` is low, medium or
-        high; `precision="exact"` demands the engine's exact profile.
+        calls, all to the same version. The options are those of `modelmora.requests.EmbedOptions`: `normalize`,
+        `truncate`, `dimensions`, `priority`, `precision`, `cold`, `fallback`, `request_id`.
         """
-        return self.embed_detailed(
-            model,
-            texts,
-            normalize=normalize,
-            truncate=truncate,
-            dimensions=dimensions,
-            priority=priority,
-            precision=precision,
-            timeout=timeout,
-        ).vectors
+        return self.embed_detailed(model, texts, timeout=timeout, **options).vectors
 
     def embed_detailed(
         self,
         model: str,
         texts: str | Sequence[str],
         *,
-        normalize: bool | None = None,
-        truncate: bool | None = None,
-        dimensions: int | None = None,
-        priority: str | int | None = None,
-        precision: str | None = None,
         timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> Embeddings:
         """`embed` with tokens, timings, the version and engine profile that answered, and the energy estimate."""
         deadline = self._deadline(timeout)
         answers: list[inference_pb2.EmbedResponse] = []
         single = isinstance(texts, str)
-        for request in requests.embed_requests(
-            model,
-            [texts] if isinstance(texts, str) else texts,
-            normalize=normalize,
-            truncate=truncate,
-            dimensions=dimensions,
-            priority=priority,
-            precision=precision,
-        ):
+        for request in requests.embed_requests(model, [texts] if isinstance(texts, str) else texts, **options):
             if answers:
-                request.model = answers[0].model_version  # an alias may move between two calls
+                requests.follow(request, answers[0])
             answers.append(self._until(deadline, self.inference.Embed, request))
         return requests.embeddings_of(answers, single=single)
 
@@ -226,6 +202,18 @@ class Client(Connection):
         """What waits for each version, or for one."""
         request = requests.build(inference_pb2.GetQueueRequest, model=model)
         return list(self._call(self.inference.GetQueue, request, timeout).queues)
+
+    def explain_request(self, request_id: str, *, timeout: float | None = None) -> inference_pb2.ExplainRequestResponse:
+        """Where the call with this `request_id` is now, and what it waits for. RequestNotFound once it ended."""
+        request = requests.build(inference_pb2.ExplainRequestRequest, request_id=request_id)
+        return self._call(self.inference.ExplainRequest, request, timeout)
+
+    def set_tenant_weight(
+        self, tenant: str, weight: float | None = None, *, timeout: float | None = None
+    ) -> inference_pb2.SetTenantWeightResponse:
+        """Changes a tenant's share against the others until the server ends; None: back to 1."""
+        request = requests.build(inference_pb2.SetTenantWeightRequest, tenant=tenant, weight=weight)
+        return self._call(self.inference.SetTenantWeight, request, timeout)
 
     # Registry: models.
 
@@ -450,6 +438,79 @@ class Client(Connection):
         """VersionIsCurrent unless `force`; VersionInUse while it is loaded."""
         request = requests.build(registry_pb2.DeleteModelVersionRequest, name=name, etag=etag, force=force)
         self._call(self.registry.DeleteModelVersion, request, timeout, idempotent=False)
+
+    def verify_version(
+        self, name: str, *, full: bool = False, timeout: float | None = None
+    ) -> Iterator[registry_pb2.VerifyModelVersionResponse]:
+        """What was found of each file of a version, then one answer with `done`. `full` hashes every file. Without
+        `timeout` it takes what it takes.
+        """
+        request = requests.build(registry_pb2.VerifyModelVersionRequest, name=name, full=full)
+        yield from self._stream(self.registry.VerifyModelVersion, request, timeout or LONG_SECONDS)
+
+    # Locks. A lock is given by its name or by its YAML.
+
+    def create_lock(
+        self,
+        *models: str,
+        lock_id: str = "",
+        yaml: str = "",
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> registry_pb2.CreateModelLockResponse:
+        """The lock of these models (none: all current versions), or one from YAML, with its text. LockExists."""
+        request = requests.build(
+            registry_pb2.CreateModelLockRequest,
+            models=models,
+            lock_id=lock_id,
+            yaml=yaml,
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        return self._call(self.registry.CreateModelLock, request, timeout)
+
+    def get_lock(self, name: str, *, timeout: float | None = None) -> registry_pb2.ModelLock:
+        """LockNotFound."""
+        request = requests.build(registry_pb2.GetModelLockRequest, name=name)
+        return self._call(self.registry.GetModelLock, request, timeout).model_lock
+
+    def render_lock(self, name: str, *, timeout: float | None = None) -> str:
+        """The lock as YAML. LockNotFound."""
+        request = requests.build(registry_pb2.RenderModelLockRequest, name=name)
+        return self._call(self.registry.RenderModelLock, request, timeout).yaml
+
+    def list_locks(self, *, page_size: int = 100, timeout: float | None = None) -> Iterator[registry_pb2.ModelLock]:
+        """All locks by name, without their models, fetched page by page."""
+        request = requests.build(registry_pb2.ListModelLocksRequest, page_size=page_size)
+        for page in self._pages(self.registry.ListModelLocks, request, timeout):
+            yield from page.model_locks
+
+    def delete_lock(self, name: str, *, timeout: float | None = None) -> None:
+        """LockNotFound."""
+        request = requests.build(registry_pb2.DeleteModelLockRequest, name=name)
+        self._call(self.registry.DeleteModelLock, request, timeout, idempotent=False)
+
+    def verify_lock(
+        self, lock: str, *, full: bool = False, timeout: float | None = None
+    ) -> Iterator[registry_pb2.VerifyModelLockResponse]:
+        """What drifted of each model, then one answer with `done`. Without `timeout` it takes what it takes."""
+        fields = requests.lock_fields(lock, "name", "yaml")
+        request = requests.build(registry_pb2.VerifyModelLockRequest, full=full, **fields)
+        yield from self._stream(self.registry.VerifyModelLock, request, timeout or LONG_SECONDS)
+
+    def diff_locks(self, left: str, right: str, *, timeout: float | None = None) -> list[registry_pb2.Drift]:
+        """What differs between two locks."""
+        fields = requests.lock_fields(left, "left_name", "left_yaml")
+        fields |= requests.lock_fields(right, "right_name", "right_yaml")
+        request = requests.build(registry_pb2.DiffModelLocksRequest, **fields)
+        return list(self._call(self.registry.DiffModelLocks, request, timeout).drifts)
+
+    def apply_lock(
+        self, lock: str, *, mirror: str = "", promote: bool = False, timeout: float | None = None
+    ) -> Iterator[registry_pb2.ApplyModelLockResponse]:
+        """Imports what is missing; tells how far it is, what became of each model, then one answer with `done`."""
+        fields = requests.lock_fields(lock, "name", "yaml")
+        request = requests.build(registry_pb2.ApplyModelLockRequest, mirror=mirror, promote=promote, **fields)
+        yield from self._stream(self.registry.ApplyModelLock, request, timeout or LONG_SECONDS)
 
     # Lifecycle.
 

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 
@@ -115,15 +115,39 @@ def check_timeout(timeout: float) -> float:
     return timeout
 
 
+class EmbedOptions(TypedDict, total=False):
+    """How to embed; what is absent or None is left to the server."""
+
+    normalize: bool | None
+    """Scale to length 1. Default true."""
+    truncate: bool | None
+    """Cut texts over the model's limit, else TextTooLong. Default true."""
+    dimensions: int | None
+    """Keep the first n. Default: all."""
+    priority: str | int | None
+    """low, medium or high."""
+    precision: str | None
+    """`exact` demands the engine's exact profile."""
+    cold: str | int | None
+    """When the model is not in memory: `wait` (default) until it is, or `fail_fast` with ModelLoading."""
+    fallback: str | None
+    """A model that answers while the one asked for is not in memory; the answer names the version that served."""
+    request_id: str | None
+    """Names the call for `explain_request` while it lasts."""
+
+
 def embed_requests(
     model: str,
     texts: Sequence[str],
     *,
-    normalize: bool | None,
-    truncate: bool | None,
-    dimensions: int | None,
-    priority: str | int | None,
-    precision: str | None,
+    normalize: bool | None = None,
+    truncate: bool | None = None,
+    dimensions: int | None = None,
+    priority: str | int | None = None,
+    precision: str | None = None,
+    cold: str | int | None = None,
+    fallback: str | None = None,
+    request_id: str | None = None,
 ) -> Iterator[inference_pb2.EmbedRequest]:
     """One request for every group of texts that fits into a call; no texts still make one request, for its error."""
     for group in _groups(texts):
@@ -138,7 +162,16 @@ def embed_requests(
             priority=priority_value(priority),
             encoding=inference_pb2.VECTOR_ENCODING_BYTES,
             precision=precision or "",
+            cold_policy=cold_policy_value(cold),
+            fallback_model=fallback,
+            request_id=request_id,
         )
+
+
+def follow(request: inference_pb2.EmbedRequest, first: inference_pb2.EmbedResponse) -> None:
+    """All groups of one call go to the version that answered the first: an alias may move between, a model may load."""
+    request.model = first.model_version
+    request.fallback_model = ""
 
 
 def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -206,6 +239,11 @@ def embeddings_of(answers: Sequence[inference_pb2.EmbedResponse], *, single: boo
 def priority_value(priority: str | int | None) -> common_pb2.Priority:
     """`low`, `medium`, `high`, or the enum's number."""
     return _enum_value(common_pb2.Priority, "PRIORITY_", "priority", priority)  # type: ignore[no-any-return]
+
+
+def cold_policy_value(cold: str | int | None) -> inference_pb2.ColdPolicy:
+    """`wait`, `fail_fast`, or the enum's number."""
+    return _enum_value(inference_pb2.ColdPolicy, "COLD_POLICY_", "cold_policy", cold)  # type: ignore[no-any-return]
 
 
 def task_type_value(task_type: str | int | None) -> common_pb2.TaskType:
@@ -352,3 +390,8 @@ def health_check(service: str) -> bytes:
 def is_serving(answer: bytes) -> bool:
     """Whether a grpc.health.v1.HealthCheckResponse says SERVING (field 1, value 1)."""
     return answer == b"\x08\x01"
+
+
+def lock_fields(lock: str, name: str, yaml: str) -> dict[str, str]:
+    """The request's field for a lock that is given by its name or by its text, which has more than one line."""
+    return {yaml if "\n" in lock else name: lock}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from modelmora.errors import (
     DatabaseUnavailable,
+    ModelLoading,
     ModelMoraError,
     ResourceExhausted,
     ShuttingDown,
@@ -48,8 +49,11 @@ def is_retryable(error: ModelMoraError) -> bool:
     """Whether the same call may succeed later without anybody changing anything.
 
     RESOURCE_EXHAUSTED counts only with a delay from the server (a message over the limit stays over it), UNAVAILABLE
-    only with a delay, from the transport itself, or for a cause that is known to pass.
+    only with a delay, from the transport itself, or for a cause that is known to pass. Who did not want to wait for a
+    model (ModelLoading) is not made to.
     """
+    if isinstance(error, ModelLoading):
+        return False
     if isinstance(error, ResourceExhausted):
         return error.retry_after_seconds is not None
     if isinstance(error, Unavailable):

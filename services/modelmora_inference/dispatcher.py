@@ -706,7 +706,7 @@ class Dispatcher:
                 call.seen = reply
                 call.compute_seconds += compute
                 call.tokenise_seconds += tokenise
-                call.profile = lease.profile
+                call.profile = reply.engine_profile if reply.HasField("engine_profile") else lease.profile
             call.missing -= 1
             if not call.missing:
                 self._counts.queue_seconds[call.priority].observe(call.started - call.arrival)

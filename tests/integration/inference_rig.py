@@ -40,8 +40,13 @@ class Granted:
     """One lease that inference holds."""
 
     version: str
+    holder: str
+    worker: Loaded
     inbox: asyncio.Queue[lifecycle_pb2.AcquireResponse | None]
     in_use: list[int] = field(default_factory=list)
+    """What the holder said of itself that was not about waiting."""
+    waiting: list[tuple[int, float]] = field(default_factory=list)
+    """Entries that wait, and how long the first has."""
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ask_to_yield(self, in_seconds: float = 0.0) -> None:
@@ -50,6 +55,9 @@ class Granted:
         asked.by.FromNanoseconds(time.time_ns() + int(in_seconds * 1e9))
         asked.reason = "the test wants it"
         self.inbox.put_nowait(message)
+
+    def invite(self, replica: str) -> None:
+        self.inbox.put_nowait(lifecycle_pb2.AcquireResponse(invite=lifecycle_pb2.Invite(replica=replica)))
 
     def revoke(self, *, crashed: bool = False) -> None:
         revoked = lifecycle_pb2.Revoked(reason="the test wants it", crashed=crashed)
@@ -61,9 +69,14 @@ class Granted:
 class Loaded:
     """One worker process with its control connection."""
 
+    replica: str
     process: WorkerProcess
     control: WorkerChannel
     reply: worker_pb2.LoadReply
+
+    @property
+    def alive(self) -> bool:
+        return not self.process.exited.done() and not self.control.closed.is_set()
 
     async def seen(self) -> worker_pb2.WatchReply:
         """What the worker counted."""
@@ -75,14 +88,19 @@ class Loaded:
         os.kill(self.process.pid, signal.SIGKILL)
 
 
-class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer):
-    """Loads on demand, one worker for each version; says what became of a worker that dies."""
+class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grpc.LifecycleServiceServicer):
+    """Loads on demand, one worker for each version until a test wants more; says what became of a worker that dies."""
 
     def __init__(self, launcher: LocalLauncher, models: Mapping[str, Mapping[str, object]]) -> None:
         self._launcher = launcher
         self._models = models
         self._locks: dict[str, asyncio.Lock] = {}
         self.loaded: dict[str, Loaded] = {}
+        self.further: dict[str, list[Loaded]] = {}
+        """Replicas beyond the first."""
+        self.estimate_seconds: float | None = None
+        """What it says of the time until a cold version is loaded."""
+        self._loads: set[asyncio.Task[Loaded]] = set()
         self.launches = 0
         self.wants: list[lifecycle_pb2.Want] = []
         self.leases: list[Granted] = []
@@ -96,23 +114,59 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer):
             await self.changed.wait_for(lambda: len(self.leases) > number)
         return self.leases[number]
 
+    async def scale_up(self, version: str) -> Loaded:
+        """One more replica; every holder is invited."""
+        one = await self._launch(version)
+        self.further.setdefault(version, []).append(one)
+        for lease in self.leases:
+            if lease.version == version and not lease.closed.is_set():
+                lease.invite(one.replica)
+        return one
+
+    async def close(self) -> None:
+        for load in self._loads:
+            load.cancel()
+        for loaded in (*self.loaded.values(), *(one for some in self.further.values() for one in some)):
+            await loaded.control.close()
+
+    def _free(self, version: str, holder: str) -> Loaded | None:
+        """A replica that the holder does not have yet."""
+        held = [lease.worker for lease in self.leases if lease.holder == holder and not lease.closed.is_set()]
+        there = [self.loaded[version]] if version in self.loaded else []
+        free = [one for one in there + self.further.get(version, []) if one.alive and one not in held]
+        return free[0] if free else None
+
+    async def ListReplicas(self, request: Any, context: Any) -> lifecycle_pb2.ListReplicasResponse:
+        version = request.filter.split('"')[3]
+        alive = version in self.loaded and self.loaded[version].alive
+        return lifecycle_pb2.ListReplicasResponse(replicas=[lifecycle_pb2.Replica()] * alive)
+
     async def Acquire(self, requests: AsyncIterator[Any], context: Any) -> None:
         first = await anext(requests)
         self.wants.append(first.want)
-        version = first.want.model_version
+        version, holder = first.want.model_version, first.want.holder
         if self.refuse_with:
             raise self.refuse_with.pop(0)
-        loading = lifecycle_pb2.Loading(reason="loading")
-        await context.write(lifecycle_pb2.AcquireResponse(loading=loading))
-        worker = await self._load(version)
+        worker = self._free(version, holder)
+        if worker is None:
+            load = asyncio.create_task(self._load(version))
+            self._loads.add(load)
+            load.add_done_callback(self._loads.discard)
+            if first.want.if_loaded:
+                raise errors.ModelLoading(retry_after_seconds=self.estimate_seconds)
+            loading = lifecycle_pb2.Loading(reason="loading")
+            if self.estimate_seconds is not None:
+                loading.estimate.FromNanoseconds(int(self.estimate_seconds * 1e9))
+            await context.write(lifecycle_pb2.AcquireResponse(loading=loading))
+            worker = await asyncio.shield(load)
         key = secrets.token_bytes(32)
         await worker.control.allow(key)
-        granted = Granted(version, asyncio.Queue())
+        granted = Granted(version, holder, worker, asyncio.Queue())
         reply = worker.reply
         message = lifecycle_pb2.Loaded(
             endpoint=worker.process.endpoint,
             key=key,
-            replica="replicas/x",
+            replica=worker.replica,
             engine_profile=reply.engine_profile,
             max_in_flight_batches=2,
             limits=lifecycle_pb2.EngineLimits(
@@ -130,7 +184,11 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer):
 
         async def listen() -> None:
             async for request in requests:
-                granted.in_use.append(request.in_use.in_flight)
+                told = request.in_use
+                if told.waiting_entries:
+                    granted.waiting.append((told.waiting_entries, told.oldest_wait.ToNanoseconds() / 1e9))
+                if not granted.in_use or bool(granted.in_use[-1]) != bool(told.in_flight):
+                    granted.in_use.append(told.in_flight)
                 async with self.changed:
                     self.changed.notify_all()
             granted.inbox.put_nowait(None)
@@ -151,16 +209,20 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer):
     async def _load(self, version: str) -> Loaded:
         async with self._locks.setdefault(version, asyncio.Lock()):
             there = self.loaded.get(version)
-            if there is not None and not there.process.exited.done() and not there.control.closed.is_set():
-                return there
-            self.launches += 1
-            spec = LaunchSpec(replica_uid=f"{self.launches:010}", engine="echo", label=version)
-            process = await self._launcher.launch(spec, timeout_seconds=30)
-            control = await WorkerChannel.connect(process.endpoint, process.control_key)
-            request = worker_pb2.LoadRequest(engine="echo", model_version=version)
-            request.options.update(dict(self._models[version]))
-            self.loaded[version] = Loaded(process, control, await control.load(request, timeout_seconds=30))
-            return self.loaded[version]
+            if there is None or not there.alive:
+                there = self.loaded[version] = await self._launch(version)
+            return there
+
+    async def _launch(self, version: str) -> Loaded:
+        self.launches += 1
+        replica = f"{self.launches:010}"
+        process = await self._launcher.launch(
+            LaunchSpec(replica_uid=replica, engine="echo", label=version), timeout_seconds=30
+        )
+        control = await WorkerChannel.connect(process.endpoint, process.control_key)
+        request = worker_pb2.LoadRequest(engine="echo", model_version=version)
+        request.options.update(dict(self._models[version]))
+        return Loaded(f"replicas/{replica}", process, control, await control.load(request, timeout_seconds=30))
 
 
 class Resolver(registry_pb2_grpc.RegistryServiceServicer):
@@ -170,6 +232,8 @@ class Resolver(registry_pb2_grpc.RegistryServiceServicer):
         self._models = models
         self.lookups = 0
         self.task_type = common_pb2.TASK_TYPE_TXT2EMBED
+        self.task_types: dict[str, common_pb2.TaskType] = {}
+        """Of the versions that do something else."""
         self.fail_with: errors.ModelMoraError | None = None
         self.cache_ttl_seconds = 5.0
 
@@ -180,7 +244,7 @@ class Resolver(registry_pb2_grpc.RegistryServiceServicer):
         name = version_of(request.reference)
         if name not in self._models:
             raise errors.ModelNotFound(name=request.reference)
-        version = registry_pb2.ModelVersion(name=name, task_type=self.task_type)
+        version = registry_pb2.ModelVersion(name=name, task_type=self.task_types.get(name, self.task_type))
         version.artifact.digest = DIGEST
         response = registry_pb2.ResolveModelResponse(model_version=version)
         response.cache_ttl.FromNanoseconds(int(self.cache_ttl_seconds * 1e9))
@@ -252,10 +316,13 @@ async def rig(
     launcher = LocalLauncher(data_dir / "w", data_dir / "logs")
     lessor, resolver = Lessor(launcher, versions), Resolver(versions)
 
-    def context(name: str, full_name: str, add: Any, servicer: object, *methods: str) -> Context:
+    def service(full_name: str, add: Any, servicer: object, *methods: str) -> Service:
+        return Service(full_name, only(add, methods), servicer, dict.fromkeys(methods, SERVICES))
+
+    def context(name: str, *services: Service) -> Context:
         @asynccontextmanager
         async def open_context(_: Section, platform: Platform) -> AsyncIterator[Mounted]:
-            yield Mounted([Service(full_name, only(add, methods), servicer, dict.fromkeys(methods, SERVICES))])
+            yield Mounted(services)
 
         return Context(name, Section(), open_context)
 
@@ -264,17 +331,27 @@ async def rig(
         [
             context(
                 "registry",
-                "modelmora.registry.v1.RegistryService",
-                registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-                resolver,
-                "ResolveModel",
+                service(
+                    "modelmora.registry.v1.RegistryService",
+                    registry_pb2_grpc.add_RegistryServiceServicer_to_server,
+                    resolver,
+                    "ResolveModel",
+                ),
             ),
             context(
                 "lifecycle",
-                "modelmora.lifecycle.v1.LifecycleLeaseService",
-                lifecycle_pb2_grpc.add_LifecycleLeaseServiceServicer_to_server,
-                lessor,
-                "Acquire",
+                service(
+                    "modelmora.lifecycle.v1.LifecycleLeaseService",
+                    lifecycle_pb2_grpc.add_LifecycleLeaseServiceServicer_to_server,
+                    lessor,
+                    "Acquire",
+                ),
+                service(
+                    "modelmora.lifecycle.v1.LifecycleService",
+                    lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server,
+                    lessor,
+                    "ListReplicas",
+                ),
             ),
             Context("inference", inference.Settings(**settings), inference.open),
         ],
@@ -288,6 +365,5 @@ async def rig(
     finally:
         if channel is not None:  # after the host: what it says last should still be heard
             await channel.close()
-        for loaded in lessor.loaded.values():
-            await loaded.control.close()
+        await lessor.close()
         await launcher.close()

@@ -23,6 +23,13 @@ from modelmora_app.cli.session import Session, remote
 @click.option("--no-normalize", is_flag=True, help="Leave the vectors as long as they come.")
 @click.option("--no-truncate", is_flag=True, help="Refuse texts over the model's limit instead of cutting them.")
 @click.option("--exact", is_flag=True, help="Demand the engine's exact profile.")
+@click.option(
+    "--cold",
+    type=click.Choice(["wait", "fail-fast"]),
+    help="When the model is not in memory: wait until it is (the default), or fail at once while it is loaded.",
+)
+@click.option("--fallback", metavar="MODEL", help="Answers while MODEL is not in memory.")
+@click.option("--request-id", help="Names the call for `modelmora queue --request`.")
 @remote
 def embed(
     session: Session,
@@ -34,6 +41,9 @@ def embed(
     no_normalize: bool,
     no_truncate: bool,
     exact: bool,
+    cold: str | None,
+    fallback: str | None,
+    request_id: str | None,
 ) -> None:
     """Turn TEXTS into vectors, one for each."""
     asked = [*texts, *(line.rstrip("\n") for line in file or () if line.strip())]
@@ -47,6 +57,9 @@ def embed(
         dimensions=dimensions,
         priority=priority,
         precision="exact" if exact else None,
+        cold=cold,
+        fallback=fallback,
+        request_id=request_id,
     )
     if session.as_json:
         show.print_json(

@@ -1,0 +1,125 @@
+"""What a call does when its model is not in memory: wait, fail at once, or be answered by another one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration.inference_rig import Rig, assert_right, rig, version_of
+from modelmora import errors
+from modelmora.common.v1 import common_pb2
+from modelmora.inference.v1 import inference_pb2
+
+FAIL_FAST = inference_pb2.COLD_POLICY_FAIL_FAST
+READY_IN = "modelmora-ready-in"
+
+
+@pytest.fixture
+async def two(data_dir: Path) -> AsyncIterator[Rig]:
+    async with rig(data_dir, {"acme/echo": {"load_seconds": 0.3}, "acme/small": {}}) as made:
+        made.lessor.estimate_seconds = 2.5
+        yield made
+
+
+async def ready_in(made: Rig, *texts: str, **fields: Any) -> tuple[inference_pb2.EmbedResponse, float | None]:
+    """The answer and what its trailing metadata say."""
+    call = made.stub.Embed(inference_pb2.EmbedRequest(model="acme/echo", texts=texts, **fields), timeout=20)
+    answer = await call
+    told = dict(await call.trailing_metadata()).get(READY_IN)
+    return answer, None if told is None else float(told)
+
+
+async def test_a_call_that_would_not_wait_fails_at_once_and_the_load_goes_on(two: Rig) -> None:
+    with pytest.raises(errors.ModelLoading) as caught:
+        await two.embed("hasty", cold_policy=FAIL_FAST)
+    assert caught.value.retry_after_seconds == 2.5
+    assert two.lessor.wants[0].if_loaded
+    while not (loaded := two.lessor.loaded.get(version_of("acme/echo"))) or not loaded.alive:
+        await asyncio.gather(*two.lessor._loads)
+    await two.right("hasty again", cold_policy=FAIL_FAST)
+    assert two.lessor.launches == 1
+    await two.right("and once more", cold_policy=FAIL_FAST)
+
+
+async def test_a_call_that_would_not_wait_fails_while_another_waits_for_the_load(two: Rig) -> None:
+    patient = asyncio.create_task(two.right("patient"))
+    await two.waiting(1)
+    with pytest.raises(errors.ModelLoading) as caught:
+        await two.embed("hasty", cold_policy=FAIL_FAST)
+    assert 0 < (caught.value.retry_after_seconds or 0) <= 2.5
+    assert not patient.done()
+    await patient
+    assert two.lessor.launches == 1
+
+
+async def test_a_call_that_waits_is_not_failed_by_one_that_would_not(two: Rig) -> None:
+    hasty = asyncio.create_task(two.embed("hasty", cold_policy=FAIL_FAST))
+    patient = asyncio.create_task(two.right("patient"))
+    with pytest.raises(errors.ModelLoading):
+        await hasty
+    await patient
+
+
+async def test_a_call_that_met_a_cold_model_is_told_how_long_it_should_take(two: Rig) -> None:
+    answer, seconds = await ready_in(two, "cold")
+    assert_right(answer, ("cold",))
+    assert seconds == 2.5
+    answer, seconds = await ready_in(two, "warm")
+    assert seconds is None
+
+
+async def test_a_call_that_fails_fast_tells_it_too(two: Rig) -> None:
+    request = inference_pb2.EmbedRequest(model="acme/echo", texts=["x"], cold_policy=FAIL_FAST)
+    call = two.stub.Embed(request, timeout=20)
+    with pytest.raises(errors.ModelLoading):
+        await call
+    assert dict(await call.trailing_metadata())[READY_IN] == "2.500"
+
+
+async def test_the_fallback_answers_while_the_model_is_cold(two: Rig) -> None:
+    await two.right("warm", model="acme/small")
+    answer, seconds = await ready_in(two, "in its place", fallback_model="acme/small")
+    assert_right(answer, ("in its place",))
+    assert answer.model_version == version_of("acme/small")
+    assert seconds == 2.5
+    await asyncio.gather(*two.lessor._loads)
+    answer, seconds = await ready_in(two, "itself", fallback_model="acme/small")
+    assert (answer.model_version, seconds) == (version_of("acme/echo"), None)
+
+
+async def test_a_fallback_that_was_let_go_but_is_in_memory_still_answers(data_dir: Path) -> None:
+    models = {"acme/echo": {"load_seconds": 0.3}, "acme/small": {}}
+    async with rig(data_dir, models, idle_keep_seconds=0.1) as made:
+        await made.right("warm", model="acme/small")
+        lease = await made.lessor.lease(0)
+        await asyncio.wait_for(lease.closed.wait(), 5)
+        answer = await made.right("in its place", fallback_model="acme/small")
+        assert answer.model_version == version_of("acme/small")
+
+
+async def test_a_cold_fallback_is_not_loaded_and_the_policy_decides(two: Rig) -> None:
+    with pytest.raises(errors.ModelLoading):
+        await two.embed("x", fallback_model="acme/small", cold_policy=FAIL_FAST)
+    answer = await two.right("y", fallback_model="acme/small")
+    assert answer.model_version == version_of("acme/echo")
+    assert version_of("acme/small") not in two.lessor.loaded
+
+
+async def test_a_bad_fallback_is_refused_though_the_model_is_there(two: Rig) -> None:
+    await two.right("warm")
+    with pytest.raises(errors.ModelNotFound) as missing:
+        await two.embed("x", fallback_model="acme/nothing")
+    assert missing.value.metadata["name"] == "acme/nothing"
+    two.resolver.task_types[version_of("acme/small")] = common_pb2.TaskType.Value("TASK_TYPE_CLASSIFICATION")
+    with pytest.raises(errors.TaskNotSupported) as other:
+        await two.embed("x", fallback_model="acme/small")
+    assert "fallback_model" in other.value.message
+    with pytest.raises(errors.InvalidArgument) as long:
+        await two.embed("x", fallback_model="x" * 500)
+    assert [violation.field for violation in long.value.fields] == ["fallback_model"]
+    with pytest.raises(errors.InvalidArgument) as unknown:
+        await two.embed("x", cold_policy=7)
+    assert [violation.field for violation in unknown.value.fields] == ["cold_policy"]

@@ -1,0 +1,111 @@
+"""Several replicas of one version: how work is shared between them, and what the end of one means for the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from integration.inference_rig import Loaded, Rig, rig, version_of
+from modelmora import errors
+from modelmora.common.v1 import common_pb2
+
+VERSION = version_of("acme/echo")
+
+
+@pytest.fixture
+async def slow(data_dir: Path) -> AsyncIterator[Rig]:
+    """A twentieth of a second for each batch of one text."""
+    async with rig(data_dir, {"acme/echo": {"delay_seconds": 0.05}}, max_batch_entries=1) as made:
+        yield made
+
+
+async def load(made: Rig, calls: int) -> list[asyncio.Task[None]]:
+    async def call(number: int) -> None:
+        await made.right(f"text {number}")
+
+    return [asyncio.create_task(call(number)) for number in range(calls)]
+
+
+async def entries(worker: Loaded) -> int:
+    return (await worker.seen()).entries
+
+
+async def test_invited_to_a_second_replica_it_shares_the_work_between_both(slow: Rig) -> None:
+    await slow.right("warm up")
+    calls = await load(slow, 40)
+    second = await slow.lessor.scale_up(VERSION)
+    lease = await slow.lessor.lease(1)
+    assert lease.worker is second
+    first_want, second_want = slow.lessor.wants
+    assert first_want.holder == second_want.holder != ""
+    assert second_want.if_loaded
+    await slow.until(lambda queue: queue.replicas == 2)
+    await asyncio.gather(*calls)
+    shares = sorted([await entries(slow.worker), await entries(second)])
+    assert sum(shares) == 41
+    assert shares[0] >= 10
+
+
+async def test_lifecycle_hears_what_waits(slow: Rig) -> None:
+    calls = await load(slow, 45)
+    lease = await slow.lessor.lease(0)
+    async with slow.lessor.changed, asyncio.timeout(10):
+        await slow.lessor.changed.wait_for(lambda: len(lease.waiting) >= 2)
+    await asyncio.gather(*calls)
+    (entries_first, _), (entries_then, oldest) = lease.waiting[:2]
+    assert entries_first > entries_then > 0
+    assert oldest >= 0.9, "not more often than once a second"
+
+
+async def test_the_end_of_one_lease_does_not_disturb_the_other(slow: Rig) -> None:
+    await slow.right("warm up")
+    second = await slow.lessor.scale_up(VERSION)
+    lease = await slow.lessor.lease(1)
+    calls = await load(slow, 20)
+    await slow.running()
+    lease.ask_to_yield()
+    await asyncio.wait_for(lease.closed.wait(), 5)
+    first = await slow.lessor.lease(0)
+    assert not first.closed.is_set()
+    await asyncio.gather(*calls)
+    assert len(slow.lessor.leases) == 2, "no lease is asked for while another serves"
+    assert not second.process.exited.done()
+
+
+async def test_the_first_lease_may_end_while_a_further_one_goes_on(slow: Rig) -> None:
+    await slow.right("warm up")
+    await slow.lessor.scale_up(VERSION)
+    await slow.lessor.lease(1)
+    calls = await load(slow, 20)
+    await slow.running()
+    (await slow.lessor.lease(0)).revoke()
+    await asyncio.gather(*calls)
+    assert len(slow.lessor.leases) == 2
+    assert (await slow.queue()).replicas == 1
+    await slow.right("and later")
+
+
+async def test_what_a_dead_replica_had_goes_to_the_other_one(slow: Rig) -> None:
+    await slow.right("warm up")
+    second = await slow.lessor.scale_up(VERSION)
+    lease = await slow.lessor.lease(1)
+    calls = await load(slow, 20)
+    await slow.running()
+    second.kill()
+    await lease.closed.wait()
+    await asyncio.gather(*calls)
+    assert slow.lessor.launches == 2
+
+
+async def test_a_poisonous_text_is_condemned_alone_whichever_replica_it_kills(data_dir: Path) -> None:
+    options = {"crash_on_text": "poison", "delay_seconds": 0.02}
+    async with rig(data_dir, {"acme/echo": options}, max_batch_entries=4) as made:
+        await made.right("warm up")
+        await made.lessor.scale_up(VERSION)
+        await made.lessor.lease(1)
+        good = await load(made, 20)
+        with pytest.raises(errors.RequestCrashedWorker):
+            await made.embed("poison", priority=common_pb2.PRIORITY_HIGH)
+        await asyncio.gather(*good)
