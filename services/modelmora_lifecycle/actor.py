@@ -670,6 +670,17 @@ class Node:
         if health.state is not HealthState.UNKNOWN:
             self._post(lambda now: self.scheduler.health(uid, health, now))
 
+    def recognised(self, uid: str, difference: str) -> None:
+        replica = self.scheduler.replica(uid)
+        if replica is None:
+            return
+        if difference:
+            log.error("%s %s", replica.version, difference)
+            self._drifted[replica.version] = difference
+        else:
+            self._drifted.pop(replica.version, None)
+        self._tell_health()
+
     def exited(self, uid: str, reason: str) -> None:
         def report(now: float) -> None:
             self._workers.pop(uid, None)

@@ -12,7 +12,14 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from modelmora.errors import ModelMoraError, NotFound, Unavailable, VersionNotReady
+from modelmora.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    ModelMoraError,
+    NotFound,
+    Unavailable,
+    VersionNotReady,
+)
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 from modelmora_runtime.auth import OPERATORS, READERS, SERVICES
@@ -43,6 +50,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = (0.1, 2.0)
 _RPC_SECONDS = 10.0
+_KNOWN_SECONDS = 2.0
+"""So long is waited for an answer that is known from before."""
 _STOP_GRACE_SECONDS = 1.0
 _FACTS_KEPT = 10_000
 _ACCELERATOR = "cuda:0"
@@ -331,7 +340,8 @@ async def serve_node(
 
 
 class Registry:
-    """What lifecycle asks the registry: facts of versions, which never change, and holds."""
+    """What lifecycle asks the registry: facts of versions, and holds. Files never change; profile and needs may, so the
+    last answer counts only while there is none."""
 
     def __init__(self, platform: Platform, holder: str) -> None:
         self._platform = platform
@@ -345,11 +355,15 @@ class Registry:
         return self._remember(facts_of(response.model_version))
 
     async def facts(self, name: str) -> VersionFacts:
-        if name in self._facts:
-            self._facts.move_to_end(name)
-            return self._facts[name]
+        known = self._facts.get(name)
         request = registry_pb2.GetModelVersionRequest(name=name)
-        response = await self._service().GetModelVersion(request, timeout=_RPC_SECONDS)
+        try:
+            timeout = _KNOWN_SECONDS if known else _RPC_SECONDS
+            response = await self._service().GetModelVersion(request, timeout=timeout)
+        except (Unavailable, DeadlineExceeded):
+            if known is None:
+                raise
+            return known
         return self._remember(facts_of(response.model_version))
 
     def hold(self, name: str) -> RegistryHold:
@@ -369,14 +383,17 @@ class Registry:
     def forget(self, name: str) -> None:
         self._facts.pop(name, None)
 
-    async def keep_hold(self, name: str, in_force: Callable[[], None]) -> None:
-        """Holds until cancelled. Raises NotFound when the version is gone, Unavailable when the stream breaks."""
+    def hold_service(self) -> Any:
         channel = self._platform.peers.channel("registry")
-        stub = registry_pb2_grpc.RegistryHoldServiceStub(channel)  # type: ignore[no-untyped-call]
-        call = stub.AcquireHold(registry_pb2.AcquireHoldRequest(name=name, holder=self._holder))
+        return registry_pb2_grpc.RegistryHoldServiceStub(channel)  # type: ignore[no-untyped-call]
+
+    async def keep_hold(self, name: str, in_force: Callable[[registry_pb2.AcquireHoldResponse], None]) -> None:
+        """Holds until cancelled. Raises NotFound when the version is gone, FailedPrecondition when it is not to be
+        loaded, Unavailable when the stream breaks."""
+        call = self.hold_service().AcquireHold(registry_pb2.AcquireHoldRequest(name=name, holder=self._holder))
         try:
-            async for _ in call:
-                in_force()
+            async for response in call:
+                in_force(response)
         finally:
             call.cancel()
         raise Unavailable("the registry ended the hold")
@@ -388,24 +405,41 @@ class RegistryHold:
     def __init__(self, registry: Registry, name: str) -> None:
         self._registry = registry
         self._name = name
-        self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._first: asyncio.Future[None] = loop.create_future()
         self._first.add_done_callback(lambda first: first.cancelled() or first.exception())  # heard or not
+        self._golden: asyncio.Future[registry_pb2.GoldenInputs | None] = loop.create_future()
         self._task = asyncio.create_task(self._keep(), name=f"hold of {name}")
 
     async def acquired(self) -> None:
         """In force, or the registry is away: what it cannot delete now, it will not delete behind our back, for the
-        hold is asked for again as soon as it is there. Raises VersionNotFound, ModelNotFound."""
+        hold is asked for again as soon as it is there. Raises VersionNotFound, ModelNotFound, VersionDrifted."""
         await asyncio.shield(self._first)
+
+    async def golden(self) -> registry_pb2.GoldenInputs | None:
+        return await asyncio.shield(self._golden)
+
+    async def record(self, fingerprint: registry_pb2.Fingerprint) -> registry_pb2.RecordFingerprintResponse:
+        request = registry_pb2.RecordFingerprintRequest(name=self._name, fingerprint=fingerprint)
+        answer: registry_pb2.RecordFingerprintResponse = await self._registry.hold_service().RecordFingerprint(
+            request, timeout=_RPC_SECONDS
+        )
+        return answer
 
     def release(self) -> None:
         self._task.cancel()
         self._first.cancel()
+        self._golden.cancel()
 
     async def _keep(self) -> None:
         pause, longest = _RETRY_SECONDS
         while True:
             try:
-                await self._registry.keep_hold(self._name, self._settle)
+                await self._registry.keep_hold(self._name, self._in_force)
+            except FailedPrecondition as error:
+                # What may not be loaded is not loaded; what is in memory already goes on.
+                log.error("%s is not to be loaded: %s", self._name, error.message)
+                self._settle(error)
             except NotFound as error:
                 self._registry.forget(self._name)
                 if self._first.done():
@@ -419,6 +453,11 @@ class RegistryHold:
                 self._settle()
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
+
+    def _in_force(self, response: registry_pb2.AcquireHoldResponse) -> None:
+        self._settle()
+        if not self._golden.done():
+            self._golden.set_result(response.golden if response.HasField("golden") else None)
 
     def _settle(self, error: ModelMoraError | None = None) -> None:
         if self._first.done():
@@ -442,6 +481,7 @@ def facts_of(version: registry_pb2.ModelVersion) -> VersionFacts:
         artifact_path=version.artifact.path,
         artifact_bytes=version.artifact.size_bytes,
         artifact_digest=version.artifact.digest,
+        weight_bytes=sum(version.metadata.weight_bytes.values()),
         task_type=version.task_type,
         cpu_threads=required.cpu_threads,
         declared={device: memory_bytes for device, memory_bytes in declared.items() if memory_bytes > 0},

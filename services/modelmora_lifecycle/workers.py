@@ -15,12 +15,13 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from modelmora.common.v1 import common_pb2
 from modelmora.errors import LoadFailed, ModelMoraError, NonsenseFootprint, OutOfMemory, WorkerUnavailable
+from modelmora.registry.v1 import registry_pb2
 from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime import machine
 from modelmora_runtime.worker_channel import WorkerChannel
@@ -40,6 +41,7 @@ _TAIL_CHARS = 4000
 _AFTER_DRAIN_SECONDS = 2.0
 _AFTER_TERM_SECONDS = 2.0
 _KEY_SECONDS = 5.0
+_FINGERPRINT_SECONDS = 120.0
 _PROBE_TEXT = "a real question"
 _EXIT_OUT_OF_MEMORY = 70
 """What a worker says with its status; see modelmora_worker.pipeline."""
@@ -89,6 +91,12 @@ class Hold(Protocol):
     async def acquired(self) -> None:
         """Returns once it is in force. Raises VersionNotFound, or Unavailable while the registry is away."""
 
+    async def golden(self) -> registry_pb2.GoldenInputs | None:
+        """What the registry wants answered for a fingerprint, once the hold is in force; None: nothing."""
+
+    async def record(self, fingerprint: registry_pb2.Fingerprint) -> registry_pb2.RecordFingerprintResponse:
+        """Raises what the registry raises."""
+
     def release(self) -> None: ...
 
 
@@ -102,6 +110,9 @@ class Reports(Protocol):
     def load_failed(self, uid: str, error: ModelMoraError) -> None: ...
 
     def watched(self, uid: str, health: Health) -> None: ...
+
+    def recognised(self, uid: str, difference: str) -> None:
+        """What it answers to golden inputs was compared. `difference`: how it is not as it was; empty when it is."""
 
     def exited(self, uid: str, reason: str) -> None: ...
 
@@ -134,6 +145,7 @@ class Worker:
         self._last_sign = 0.0
         self._counted = (0, 0)
         self._dimensions = 0
+        self._profile: common_pb2.EngineProfile | None = None
         self._problem = ""
         """What real requests have shown; empty: nothing is wrong."""
         self._private_bytes = 0
@@ -283,7 +295,12 @@ class Worker:
         wrong = nonsense_limits(reply)
         if wrong:
             raise NonsenseFootprint(f"the engine tells of {wrong}", model_version=self._facts.name)
+        taken = sum(item.memory_bytes for item in reply.footprint if item.device == HOST)
+        if self._facts.declared.get(HOST, 0) > 0 and taken > self._allowed_bytes:
+            self._private_bytes = taken
+            raise OutOfMemory("it took more memory than it may")
         self._dimensions = reply.embedding_dimensions
+        self._profile = reply.engine_profile
         self._reports.loaded(self.uid, reply, time.monotonic() - start)
 
     async def _serve(self) -> None:
@@ -293,12 +310,34 @@ class Worker:
         watch = asyncio.create_task(self._watch())
         pulse = asyncio.create_task(self._take_pulse())
         probe = asyncio.create_task(self._probe())
+        fingerprint = asyncio.create_task(self._take_fingerprint())
         try:
             await asyncio.wait((stop, self._process.exited), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (stop, watch, pulse, probe):
+            for task in (stop, watch, pulse, probe, fingerprint):
                 task.cancel()
-            await asyncio.wait((stop, watch, pulse, probe))
+            await asyncio.wait((stop, watch, pulse, probe, fingerprint))
+
+    async def _take_fingerprint(self) -> None:
+        """Tells the registry what it answers to the golden inputs. That this fails harms nobody."""
+        try:
+            golden = await self._hold.golden()
+            if golden is None:
+                return
+            request = worker_pb2.InferRequest(
+                task_type=self._facts.task_type,  # type: ignore[arg-type]
+                texts=[worker_pb2.TextEntry(text=text, truncate=True, normalize=True) for text in golden.texts],
+            )
+            replies = await self.ask(request, timeout_seconds=_FINGERPRINT_SECONDS)
+            made = registry_pb2.Fingerprint(
+                golden=golden.golden, outputs=tensor_of(replies, len(golden.texts)), engine_profile=self._profile
+            )
+            answer = await self._hold.record(made)
+        except (ModelMoraError, TimeoutError) as error:
+            log.warning("no fingerprint of %s: %s", self._facts.name, error or "timeout")
+        else:
+            difference = f"answers otherwise than it did: least cosine {answer.similarity:.6f}"
+            self._reports.recognised(self.uid, "" if answer.matches else difference)
 
     async def _watch(self) -> None:
         assert self._process is not None
@@ -445,6 +484,21 @@ def nonsense_limits(reply: worker_pb2.LoadReply) -> str:
         if (value := getattr(reply, name)) < 0:
             return f"{name} {value}"
     return ""
+
+
+def tensor_of(replies: Iterable[worker_pb2.InferReply], count: int) -> common_pb2.Tensor:
+    """The rows of one batch in the order of its entries, float32. LoadFailed when one is missing or is longer."""
+    rows: dict[int, bytes] = {}
+    for reply in replies:
+        at = 0
+        for position, length in zip(reply.positions, reply.row_dimensions, strict=True):
+            rows[position] = reply.rows[at : at + 4 * length]
+            at += 4 * length
+    lengths = {len(row) for row in rows.values()}
+    if sorted(rows) != list(range(count)) or len(lengths) != 1 or not (length := lengths.pop()):
+        raise LoadFailed(f"of {count} golden inputs {len(rows)} were answered, with rows of {sorted(lengths)} bytes")
+    data = b"".join(rows[position] for position in range(count))
+    return common_pb2.Tensor(data_type=common_pb2.DATA_TYPE_FP32, shape=[count, length // 4], data=data)
 
 
 def load_request(facts: VersionFacts, need: Mapping[str, int]) -> worker_pb2.LoadRequest:
