@@ -93,12 +93,14 @@ class Shelf:
         self.away = False
         self.answers = asyncio.Event()
         self.answers.set()
+        self.written = asyncio.Event()
 
     async def write(self, entries: Sequence[Entry]) -> None:
         await self.answers.wait()
         if self.away:
             raise DatabaseUnavailable
         self.entries += entries
+        self.written.set()
 
 
 def entry(number: int) -> Entry:
@@ -123,9 +125,7 @@ async def test_what_cannot_be_written_waits_in_order_and_fails_no_call(monkeypat
     await record.record(entry(1))
     await record.record(entry(2))
     shelf.away = False
-    async with asyncio.timeout(5):
-        while len(shelf.entries) < 2:
-            await asyncio.sleep(0)
+    await asyncio.wait_for(shelf.written.wait(), 5)
     running.cancel()
     assert [each.resource for each in shelf.entries] == ["a/1", "a/2"]
 
