@@ -80,6 +80,7 @@ class Verifier:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="registry-verify")
         self._scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="registry-scrub")
         self._closed = threading.Event()
+        self._drifted = 0
 
     def close(self) -> None:
         self._closed.set()
@@ -142,21 +143,20 @@ class Verifier:
             verdicts.append(FileVerdict(path=path, verdict="extra"))
             yield Looked(verdicts[-1], done, total)
         await self._locks.record_hashed(hashed)
-        if why != "load" or hashed or any(verdict.verdict != "intact" for verdict in verdicts):
+        if why != "load" or hashed or self._drifted or any(verdict.verdict != "intact" for verdict in verdicts):
             await self._record(version, verdicts, inodes)
 
     async def report(self) -> None:
         """Tells how many versions are drifted."""
-        words, count = await self._locks.drifted()
-        DRIFTED.set(count)
-        self._say(words, count)
+        words, self._drifted = await self._locks.drifted()
+        DRIFTED.set(self._drifted)
+        self._say(words, self._drifted)
 
     async def _record(self, version: ModelVersion, verdicts: list[FileVerdict], inodes: dict[str, int]) -> None:
         """Also for the versions that have the same file: a blob that changed has changed for all of them."""
         by_uid = {version.uid: verdicts}
-        _, drifted = await self._locks.drifted(limit=1)
         for verdict in verdicts:
-            if verdict.path in inodes and (verdict.verdict == "changed" or drifted):
+            if verdict.path in inodes and (verdict.verdict == "changed" or self._drifted):
                 places = [
                     place for place in await self._locks.places_of(verdict.expected_sha256) if place.uid != version.uid
                 ]
