@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol, TypeVar
@@ -373,6 +373,27 @@ class Node:
         shared = self.sample.shared.get(owner)
         return shared.memory if shared is not None else self.sample.private.get(owner, {})
 
+    def renew(self, facts: VersionFacts) -> None:
+        """What the registry says of a version now; see `Scheduler.renew`."""
+        self._post(lambda now: self.scheduler.renew(facts, now))
+
+    async def dismiss(self, version: str) -> None:
+        """Unloads a version and returns when it is gone; nothing happens when it is not there."""
+        try:
+            uids = await self.unload(version, force=True)
+        except ReplicaNotFound:
+            return
+        await self.gone(uids)
+
+    def learned(self, candidate: str, version: str) -> None:
+        """What a tuning's candidate took is what the version will take with that profile."""
+        measured = self.scheduler.measurement(candidate)
+        if measured is not None:
+            measured = replace(measured, version=version)
+            self.scheduler.remember(measured)
+            if self._journal is not None:
+                self._journal.measured(measured)
+
     def deleted(self, version: str) -> None:
         """The registry knows this version no more: it goes from memory too."""
         self._spawn(asyncio.create_task(self._forget(version)))
@@ -542,7 +563,8 @@ class Node:
     # Effects.
 
     def start(self, replica: Replica, facts: VersionFacts, need: Vector) -> None:
-        worker = Worker(replica.uid, facts, need, self._launcher, self._hold(facts.name), self._worker_rules, self)
+        hold = self._hold(facts.name.partition("#")[0])
+        worker = Worker(replica.uid, facts, need, self._launcher, hold, self._worker_rules, self)
         self._workers[replica.uid] = worker
         self._spawn(worker.begin())
 
@@ -650,7 +672,7 @@ class Node:
         self._post(lambda now: self.scheduler.launched(uid, pid, now, start_mode))
 
     def loaded(self, uid: str, reply: worker_pb2.LoadReply, seconds: float) -> None:
-        memory = {item.device: item.memory_bytes for item in reply.footprint if item.memory_bytes > 0}
+        memory = {item.device: item.memory_bytes for item in reply.footprint if item.memory_bytes}
         profile = EngineProfile(
             reply.engine_profile.backend,
             reply.engine_profile.precision,

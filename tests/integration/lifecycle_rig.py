@@ -87,11 +87,11 @@ class Rig:
     registry: Any
     leases: Any
 
-    async def echo(self, model_id: str, *, memory_bytes: int = 0, **options: object) -> str:
-        """A READY version of the echo engine; the answer is its name."""
+    async def echo(self, model_id: str, *, memory_bytes: int = 0, takes_bytes: int = 0, **options: object) -> str:
+        """A READY version of the echo engine, declared to take `memory_bytes`; the answer is its name."""
         request = registry_pb2.ImportModelRequest(model_id=model_id, version="1.0.0", engine="echo")
         request.source.empty.SetInParent()
-        ParseDict(options, request.engine_options)
+        ParseDict({**options, **({"memory_bytes": takes_bytes} if takes_bytes else {})}, request.engine_options)
         if memory_bytes:
             request.resource_requirements.memory_bytes = memory_bytes
         response = await self.registry.ImportModel(request, timeout=WAIT_SECONDS)

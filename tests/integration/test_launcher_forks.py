@@ -1,5 +1,5 @@
 """Workers forked from the server of their family: what they are, and who is left when a fork server is killed."""
-# ruff: noqa: ASYNC240 - a test may look at a file in between
+# ruff: noqa: ASYNC110, ASYNC240 - a test may look at /proc in between, and wait until it says so
 
 from __future__ import annotations
 

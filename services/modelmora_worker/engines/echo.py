@@ -155,7 +155,10 @@ class EchoEngine:
 
 def _touched(size: int) -> mmap.mmap:
     """So much private memory, every page written."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{size} bytes: {error.strerror}") from error
     for start in range(0, size, mmap.PAGESIZE):
         memory[start] = 1
     return memory
