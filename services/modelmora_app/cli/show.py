@@ -22,6 +22,8 @@ _ADVICE = {
     "ReplicaNotFound": "`modelmora ps` lists what is in memory.",
     "VersionIsCurrent": "Move the alias first (`modelmora models alias`), or use --force.",
     "VersionInUse": "Run `modelmora unload MODEL` first.",
+    "VersionDrifted": "`modelmora models verify MODEL` says which files differ.",
+    "LockNotFound": "`modelmora lock list` lists what the registry keeps.",
     "VersionNotReady": "`modelmora models show MODEL` says how far it is.",
     "NeverFits": "`modelmora explain MODEL` has the arithmetic; `modelmora node set --budget` changes the budget.",
     "NodeCordoned": "`modelmora uncordon` lets it load models again.",
