@@ -46,7 +46,10 @@ class Accounts:
         self._accounts: dict[str, Account] = {}
         self._purge_at = _PURGE_AT
         self.time = 0.0
-        """Where the tenant stood that was served last."""
+        """Where the tenant stood that was served last; who comes begins there."""
+        self._latest = 0.0
+        """Where the tenant stands that was given most."""
+        self._waiting = 0
 
     def weight(self, tenant: str) -> float:
         return self._weights.get(tenant, 1.0)
@@ -56,6 +59,9 @@ class Accounts:
         return self._accounts[tenant].time
 
     def wait(self, entry: Entry) -> Account:
+        if not self._waiting:
+            self.time = self._latest  # nobody is owed anything
+        self._waiting += 1
         account = self._accounts.get(entry.tenant)
         if account is None:
             if len(self._accounts) >= self._purge_at:
@@ -69,6 +75,7 @@ class Accounts:
         return account
 
     def leave(self, entry: Entry) -> None:
+        self._waiting -= 1
         account = self._accounts[entry.tenant]
         account.entries -= 1
         account.tokens -= entry.tokens
@@ -83,6 +90,7 @@ class Accounts:
         if cost > 0:
             account.time += cost / self.weight(entry.tenant)
             account.correction = 0.0
+            self._latest = max(self._latest, account.time)
         else:
             account.correction = cost
 

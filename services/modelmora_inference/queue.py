@@ -105,7 +105,7 @@ class EntryQueue:
         self._offsets = {priority: aging.offset(priority) for priority in Priority}
         self._fairness_seconds = aging.fairness_seconds
         self._lanes: dict[Hashable, dict[Priority, Line]] = {}
-        self._accounts = {priority: Accounts(weights or {}) for priority in Priority}
+        self._accounts = {priority: Accounts({} if weights is None else weights) for priority in Priority}
         self._waiting = {priority: _Charge() for priority in Priority}
         self._waiting_entries = 0
         self._waiting_tokens = 0

@@ -9,11 +9,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from modelmora.errors import QueueFull
-from modelmora_inference.domain import Aging, Batch, BatchLimits, Bounds, Entry, Place, Priority
+from modelmora_inference.domain import Aging, Batch, BatchLimits, Bounds, ByteBudget, Entry, Place, Priority, Worker
 from modelmora_inference.queue import EntryQueue
 
-AGING = Aging(medium_seconds=3, low_seconds=8)
+AGING = Aging(medium_seconds=3, low_seconds=8, fairness_seconds=4)
 OFFSET = {Priority.HIGH: 0.0, Priority.MEDIUM: 3.0, Priority.LOW: 8.0}
+BOUND = {priority: max(offset, 4.0) for priority, offset in OFFSET.items()}
+"""An entry is overtaken only by entries that arrive at most so long after it."""
 BOUNDS = Bounds(max_entries=12, max_tokens=60, max_bytes=600)
 
 
@@ -28,16 +30,24 @@ class Told:
 class QueueUnderTraffic(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.queue = EntryQueue(BOUNDS, AGING)
+        self.budget = ByteBudget(700)
+        self.queue = EntryQueue(BOUNDS, AGING, budget=self.budget, weights={"b": 3.0})
+        self.workers = [Worker(), Worker()]
         self.now = 0.0
         self.told: list[Told] = []
         self.batches: list[Batch] = []
+        self.elsewhere = 0
 
     def of(self, entry: Entry) -> Told:
         return next(told for told in self.told if told.entry is entry)
 
     def live(self) -> list[Entry]:
         return [told.entry for told in self.told if not told.ended]
+
+    def held(self) -> list[Entry]:
+        """What counts against the bounds: also what nobody wants any more, until the worker has let go of it."""
+        running = [entry for batch in self.batches for entry in batch.entries if entry.batch is batch]
+        return self.live() + [entry for entry in running if self.of(entry).ended]
 
     def waiting(self) -> list[Entry]:
         running = {id(entry) for batch in self.batches for entry in batch.entries if entry.batch is batch}
@@ -54,21 +64,23 @@ class QueueUnderTraffic(RuleBasedStateMachine):
                 st.integers(1, 20),
                 st.sampled_from([1.0, 4.0, 100.0]),
                 st.sampled_from(["x", "x", "y"]),
+                st.sampled_from("aab"),
             ),
             min_size=1,
             max_size=5,
         )
     )
-    def push(self, units: list[tuple[Priority, int, float, str]]) -> None:
+    def push(self, units: list[tuple[Priority, int, float, str, str]]) -> None:
         entries = [
-            Entry(None, None, i, priority, "", self.now, self.now + patience, tokens, tokens * 10, lane)
-            for i, (priority, tokens, patience, lane) in enumerate(units)
+            Entry(None, None, i, priority, tenant, self.now, self.now + patience, tokens, tokens * 10, lane)
+            for i, (priority, tokens, patience, lane, tenant) in enumerate(units)
         ]
-        live = self.live()
+        held = self.held()
         over = (
-            len(live) + len(entries) > BOUNDS.max_entries
-            or sum(e.tokens for e in live + entries) > BOUNDS.max_tokens
-            or sum(e.size_bytes for e in live + entries) > BOUNDS.max_bytes
+            len(held) + len(entries) > BOUNDS.max_entries
+            or sum(e.tokens for e in held + entries) > BOUNDS.max_tokens
+            or sum(e.size_bytes for e in held + entries) > BOUNDS.max_bytes
+            or self.elsewhere + sum(e.size_bytes for e in held + entries) > self.budget.limit_bytes
         )
         if over:
             with pytest.raises(QueueFull) as full:
@@ -78,12 +90,18 @@ class QueueUnderTraffic(RuleBasedStateMachine):
             self.queue.push(entries, self.now)
             self.told += [Told(entry) for entry in entries]
 
-    @rule(entries=st.integers(1, 6), tokens=st.integers(1, 40), places=st.integers(1, 2))
-    def pop(self, entries: int, tokens: int, places: int) -> None:
-        limits = BatchLimits(max_entries=entries, max_tokens=tokens, max_batches=places, split_tokens=5)
-        in_flight = len(self.batches)
+    @rule(size_bytes=st.integers(0, 400))
+    def other_queues_hold(self, size_bytes: int) -> None:
+        self.budget.held_bytes += size_bytes - self.elsewhere
+        self.elsewhere = size_bytes
+
+    @rule(which=st.integers(0, 1), entries=st.integers(1, 6), tokens=st.integers(1, 40), places=st.integers(1, 2))
+    def pop(self, which: int, entries: int, tokens: int, places: int) -> None:
+        worker = self.workers[which]
+        worker.limits = BatchLimits(max_entries=entries, max_tokens=tokens, max_batches=places, split_tokens=5)
+        there = list(worker.running)
         before = self.waiting()
-        popped = self.queue.pop_batch(limits, self.now)
+        popped = self.queue.pop_batch(worker, self.now)
         for entry in popped.expired:
             assert entry in before
             assert entry.deadline <= self.now
@@ -91,32 +109,43 @@ class QueueUnderTraffic(RuleBasedStateMachine):
         batch = popped.batch
         if batch is None:
             alive = [entry for entry in before if entry.deadline > self.now]
-            assert not alive or in_flight, "something waits while the worker is idle"
+            assert not alive or there, "something waits while a worker is idle"
             return
-        assert in_flight < places
+        assert batch.worker is worker
+        assert worker.running == [*there, batch]
         assert 1 <= len(batch.entries) <= entries
         assert len(batch.entries) == 1 or batch.tokens <= tokens
         assert batch.tokens == sum(entry.tokens for entry in batch.entries)
         assert len({entry.lane for entry in batch.entries}) == 1
+        assert {entry.priority for entry in batch.entries} == {batch.priority}
         assert batch.alone == any(entry.suspect for entry in batch.entries)
         if batch.alone:
             assert len(batch.entries) == 1
-            assert not self.batches
-        assert not any(other.alone for other in self.batches)
+            assert not there
+        assert not any(other.alone for other in there)
         for entry in batch.entries:
             assert entry in before
             assert entry.deadline > self.now, "an expired entry is handed out"
+        if batch.rank:
+            assert all(other.rank < batch.rank for other in there)
+            for entry in batch.entries[:1]:
+                for other in there:
+                    self.check_bound(entry, [waits for waits in other.entries if waits.batch is other])
+        else:
+            assert len(there) < places
         left = [entry for entry in before if entry not in batch.entries and entry.deadline > self.now]
-        first = batch.entries[0]
-        for other in left:
-            # The bound: whoever is handed out first arrived at most the offset after anyone who still waits.
-            assert first.arrival + OFFSET[first.priority] <= other.arrival + OFFSET[other.priority]
-            for entry in batch.entries:
-                if entry.lane == other.lane:
-                    assert entry.arrival < other.arrival + OFFSET[other.priority] or entry.arrival <= other.arrival
-                    if entry.priority is other.priority:
-                        assert entry.sequence < other.sequence, "order within a priority"
+        self.check_bound(batch.entries[0], left)
+        for entry in batch.entries:
+            same_lane = [other for other in left if other.lane == entry.lane]
+            self.check_bound(entry, same_lane)
+            for other in same_lane:
+                if (entry.priority, entry.tenant) == (other.priority, other.tenant):
+                    assert entry.sequence < other.sequence, "order within a tenant and priority"
         self.batches.append(batch)
+
+    def check_bound(self, goes: Entry, others: list[Entry]) -> None:
+        for other in others:
+            assert goes.arrival <= other.arrival + BOUND[other.priority], "overtaken by one that came too late"
 
     @precondition(lambda self: self.batches)
     @rule(data=st.data())
@@ -125,7 +154,8 @@ class QueueUnderTraffic(RuleBasedStateMachine):
         position = data.draw(st.integers(0, len(batch.entries) - 1))
         entry = batch.entries[position]
         wanted = entry.batch is batch and not self.of(entry).ended
-        assert self.queue.answer(batch, position, self.now) is (entry if wanted else None)
+        cost = data.draw(st.sampled_from([None, 0.0, 1.0, 50.0]))
+        assert self.queue.answer(batch, position, self.now, cost) is (entry if wanted else None)
         if wanted:
             self.of(entry).ended.append("answered")
 
@@ -147,11 +177,17 @@ class QueueUnderTraffic(RuleBasedStateMachine):
             assert len(batch.entries) == 1
             self.of(entry).ended.append("failed")
 
-    @rule(crashed=st.booleans())
-    def worker_dies(self, crashed: bool) -> None:
-        alone = len(self.batches) == 1 and len(self.batches[0].entries) == 1
-        self.batches = []
-        for entry in self.queue.worker_gone(crashed=crashed):
+    @rule(which=st.integers(0, 1), crashed=st.booleans())
+    def worker_dies(self, which: int, crashed: bool) -> None:
+        worker = self.workers[which]
+        alone = len(worker.running) == 1 and len(worker.running[0].entries) == 1
+        others = [batch for batch in self.batches if batch.worker is not worker]
+        order = [list(batch.entries) for batch in others]
+        self.batches = others
+        gone = self.queue.worker_gone(worker, crashed=crashed)
+        assert [batch.entries for batch in others] == order, "what the other worker has is not disturbed"
+        assert not any(entry.suspect for batch in others if not batch.alone for entry in batch.entries)
+        for entry in gone:
             assert crashed
             assert alone
             self.of(entry).ended.append("condemned")
@@ -173,7 +209,16 @@ class QueueUnderTraffic(RuleBasedStateMachine):
         assert sum(level.entries for level in self.queue.levels(self.now)) == len(waiting)
         assert sum(level.tokens for level in self.queue.levels(self.now)) == sum(entry.tokens for entry in waiting)
         assert self.queue.in_flight == len(self.live()) - len(waiting)
-        assert self.queue.running == self.batches
+        assert {id(batch) for batch in self.queue.running} == {id(batch) for batch in self.batches}
+        held = self.held()
+        assert self.queue._held_entries == len(held)
+        assert self.budget.held_bytes == self.elsewhere + sum(entry.size_bytes for entry in held)
+        levels = self.queue.levels(self.now)
+        assert sum(tenant.entries for level in levels for tenant in level.tenants) == len(waiting)
+        for level in levels:
+            ages = [self.now - entry.arrival for entry in waiting if entry.priority is level.priority]
+            assert level.oldest_age_seconds == max(ages, default=0.0)
+        assert self.queue.oldest_age(self.now) == max((level.oldest_age_seconds for level in levels), default=0.0)
         for batch in self.batches:
             wanted = [entry for entry in batch.entries if entry.batch is batch and not self.of(entry).ended]
             assert batch.wanted == len(wanted)
@@ -189,15 +234,16 @@ class QueueUnderTraffic(RuleBasedStateMachine):
         for _ in range(1000):
             if not self.waiting():
                 break
-            self.pop(6, 40, 1)
+            self.pop(0, 6, 40, 1)
             if self.batches:
                 self.worker_finishes()
         assert self.queue.empty
         assert all(len(told.ended) == 1 for told in self.told)
         assert self.queue._held_entries == self.queue._held_tokens == self.queue._held_bytes == 0
+        assert self.budget.held_bytes == self.elsewhere
 
 
 class TestQueueUnderTraffic(QueueUnderTraffic.TestCase):  # type: ignore[misc]
     settings = settings(
-        max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
