@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -179,6 +180,7 @@ class WorkerService:
         self._load_asked = True
         footprints: list[base.Footprint] = []
         rows: list[base.EngineRow] = []
+        modules_before: set[str] = set()
 
         def progress(stage: str, done_bytes: int, total_bytes: int) -> None:
             message = worker_pb2.LoadProgress(done_bytes=done_bytes, total_bytes=total_bytes, stage=stage)
@@ -190,6 +192,7 @@ class WorkerService:
             spec = _spec(load)
             base.read_options(row, spec.options)
             log.info("loading %s with engine %s", load.model_version or "a model", row.name)
+            modules_before.update(sys.modules)
             try:
                 engine = base.open_engine(row)
                 footprints.append(engine.load(spec, progress))
@@ -200,7 +203,13 @@ class WorkerService:
         def loaded(engine: base.Engine) -> None:
             self._loaded = True
             reply = _load_reply(rows[0], footprints[0])
-            log.info("loaded: %d bytes on the host", sum(d.memory_bytes for d in reply.footprint))
+            imported = [name for name in list(sys.modules) if name not in modules_before]
+            log.info(
+                "loaded: %d bytes on the host; %d modules imported%s",
+                sum(d.memory_bytes for d in reply.footprint),
+                len(imported),
+                f": {', '.join(imported)}" if len(imported) <= 20 else "",
+            )
             connection.send(request_id, worker_pb2.WorkerReply(load=reply).SerializeToString())
             session.jobs.pop(request_id, None)
 

