@@ -158,10 +158,20 @@ class AsyncClient(Connection):
         ).model
 
     async def list_models(
-        self, *, filter: str = "", order_by: str = "", page_size: int = 100, timeout: float | None = None
+        self,
+        *,
+        filter: str = "",
+        order_by: str = "",
+        query: str = "",
+        page_size: int = 100,
+        timeout: float | None = None,
     ) -> AsyncIterator[registry_pb2.Model]:
-        """All models, fetched page by page; `timeout` is that of one page."""
-        request = requests.build(registry_pb2.ListModelsRequest, page_size=page_size, filter=filter, order_by=order_by)
+        """All models, fetched page by page; `timeout` is that of one page. With a `query` (words of name, family
+        and description) the best come first.
+        """
+        request = requests.build(
+            registry_pb2.ListModelsRequest, page_size=page_size, filter=filter, order_by=order_by, query=query
+        )
         async for page in self._pages(self.registry.ListModels, request, timeout):
             for item in page.models:
                 yield item
@@ -209,6 +219,24 @@ class AsyncClient(Connection):
         """Points an alias at a version; an empty `version` removes it."""
         request = requests.build(registry_pb2.SetAliasRequest, name=name, alias=alias, version=version, etag=etag)
         return (await self._call(self.registry.SetAlias, request, timeout, idempotent=not etag)).model
+
+    async def alias_changes(
+        self, model: str, *, alias: str = "", page_size: int = 100, timeout: float | None = None
+    ) -> AsyncIterator[registry_pb2.AliasChange]:
+        """Every move of a model's aliases, newest first, also after it was deleted; of one alias, or of all."""
+        request = requests.build(registry_pb2.ListAliasChangesRequest, parent=model, alias=alias, page_size=page_size)
+        async for page in self._pages(self.registry.ListAliasChanges, request, timeout):
+            for item in page.changes:
+                yield item
+
+    async def audit_entries(
+        self, *, filter: str = "", page_size: int = 100, timeout: float | None = None
+    ) -> AsyncIterator[registry_pb2.AuditEntry]:
+        """Who did which admin RPC on what, newest first. For admins."""
+        request = requests.build(registry_pb2.ListAuditEntriesRequest, filter=filter, page_size=page_size)
+        async for page in self._pages(self.registry.ListAuditEntries, request, timeout):
+            for item in page.entries:
+                yield item
 
     async def resolve(self, reference: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:
         """The immutable version that a reference means now. VersionNotReady."""
@@ -265,6 +293,8 @@ class AsyncClient(Connection):
         path: str | None = None,
         hub: str | None = None,
         revision: str | None = None,
+        url: str | None = None,
+        files: Sequence[str] = (),
         empty: bool = False,
         engine: str = "",
         task_type: str | int | None = None,
@@ -278,13 +308,14 @@ class AsyncClient(Connection):
         timeout: float | None = None,
     ) -> registry_pb2.ModelVersion:
         """Registers the model if it is new and a version from a folder of the server (`path`), the Hub (`hub`,
-        `revision`) or without files (`empty`). Answers at once, in CREATING; see `wait_ready` and `watch_version`.
+        `revision`), a folder at a URL (`url`, s3:// or https://, `files` below it) or without files (`empty`).
+        Answers at once, in CREATING; see `wait_ready` and `watch_version`.
         """
         request = requests.build(
             registry_pb2.ImportModelRequest,
             model_id=model_id,
             version=version,
-            source=requests.source_of(path=path, hub=hub, revision=revision, empty=empty),
+            source=requests.source_of(path=path, hub=hub, revision=revision, empty=empty, url=url, files=files),
             engine=engine,
             task_type=requests.task_type_value(task_type),
             engine_options=requests.options_of(engine_options),
@@ -342,6 +373,54 @@ class AsyncClient(Connection):
             if event.model_version.state == registry_pb2.MODEL_VERSION_STATE_FAILED:
                 raise requests.error_from_failure(event.model_version.failure)
         raise errors.VersionNotReady(f"the server ended the watch of {name} before it was ready")
+
+    async def update_version(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        archived: bool | None = None,
+        etag: str = "",
+        timeout: float | None = None,
+    ) -> registry_pb2.ModelVersion:
+        """Changes what is given. What is archived is neither `latest` nor selected. Conflict when `etag` is stale."""
+        changes = {"labels": labels, "metrics": metrics, "archive_time": archived}
+        request = requests.build(
+            registry_pb2.UpdateModelVersionRequest,
+            model_version=requests.build(
+                registry_pb2.ModelVersion, _at="model_version", name=name, labels=labels or {}, metrics=metrics or {}
+            ),
+            update_mask={"paths": [field for field, value in changes.items() if value is not None]},
+            archived=bool(archived),
+            etag=etag,
+        )
+        return (await self._call(self.registry.UpdateModelVersion, request, timeout, idempotent=not etag)).model_version
+
+    async def select_version(
+        self,
+        model: str,
+        *,
+        metric: str = "",
+        threshold: float | None = None,
+        secondary: Mapping[str, float] | None = None,
+        max_size_bytes: int = 0,
+        prefer_latest: bool = True,
+        lower_is_better: bool = False,
+        timeout: float | None = None,
+    ) -> registry_pb2.SelectModelVersionResponse:
+        """The version that meets the criteria best, and why each other one does not."""
+        request = requests.build(
+            registry_pb2.SelectModelVersionRequest,
+            name=model,
+            primary_metric=metric,
+            metric_threshold=threshold,
+            secondary_metrics=secondary or {},
+            max_size_bytes=max_size_bytes,
+            prefer_latest=prefer_latest,
+            lower_is_better=lower_is_better,
+        )
+        return await self._call(self.registry.SelectModelVersion, request, timeout)
 
     async def delete_version(
         self, name: str, *, force: bool = False, etag: str = "", timeout: float | None = None
@@ -428,6 +507,54 @@ class AsyncClient(Connection):
         request = requests.build(registry_pb2.ApplyModelLockRequest, mirror=mirror, promote=promote, **fields)
         async for answer in self._stream(self.registry.ApplyModelLock, request, timeout or LONG_SECONDS):
             yield answer
+
+    # Links to other registries.
+
+    async def create_link(
+        self, model: str, registry_type: str, external_id: str, *, timeout: float | None = None
+    ) -> registry_pb2.ExternalLink:
+        """`registry_type` is `huggingface` (`external_id` org/repo) or `folder` (a path of the server). LinkExists."""
+        wanted = requests.build(
+            registry_pb2.ExternalLink, _at="external_link", registry_type=registry_type, external_id=external_id
+        )
+        request = requests.build(registry_pb2.CreateExternalLinkRequest, parent=model, external_link=wanted)
+        return (await self._call(self.registry.CreateExternalLink, request, timeout, idempotent=False)).external_link
+
+    async def get_link(self, name: str, *, timeout: float | None = None) -> registry_pb2.ExternalLink:
+        """LinkNotFound."""
+        request = requests.build(registry_pb2.GetExternalLinkRequest, name=name)
+        return (await self._call(self.registry.GetExternalLink, request, timeout)).external_link
+
+    async def list_links(
+        self, model: str, *, page_size: int = 100, timeout: float | None = None
+    ) -> AsyncIterator[registry_pb2.ExternalLink]:
+        """All links of a model, oldest first, fetched page by page."""
+        request = requests.build(registry_pb2.ListExternalLinksRequest, parent=model, page_size=page_size)
+        async for page in self._pages(self.registry.ListExternalLinks, request, timeout):
+            for link in page.external_links:
+                yield link
+
+    async def delete_link(self, name: str, *, etag: str = "", timeout: float | None = None) -> None:
+        """LinkNotFound, Conflict."""
+        request = requests.build(registry_pb2.DeleteExternalLinkRequest, name=name, etag=etag)
+        await self._call(self.registry.DeleteExternalLink, request, timeout, idempotent=False)
+
+    async def check_link(self, name: str, *, timeout: float | None = None) -> registry_pb2.ExternalLink:
+        """Compares the other side with what is here. SourceUnavailable."""
+        request = requests.build(registry_pb2.CheckExternalLinkRequest, name=name)
+        return (await self._call(self.registry.CheckExternalLink, request, timeout)).external_link
+
+    async def export_version(
+        self, version: str, link: str, *, timeout: float | None = None
+    ) -> registry_pb2.ExternalLink:
+        """Copies a version to the other side, whole or not at all. After `timeout` it still runs to its end there."""
+        request = requests.build(registry_pb2.ExportModelVersionRequest, name=version, external_link=link)
+        return (await self._call(self.registry.ExportModelVersion, request, timeout)).external_link
+
+    async def cancel_import(self, name: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:
+        """Ends an import; nothing of its files stays. IllegalTransition when it is not CREATING."""
+        request = requests.build(registry_pb2.CancelImportRequest, name=name)
+        return (await self._call(self.registry.CancelImport, request, timeout, idempotent=False)).model_version
 
     # Lifecycle.
 

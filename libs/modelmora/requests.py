@@ -266,10 +266,20 @@ def word(name: str, prefix: str) -> str:
     return name.removeprefix(prefix).lower()
 
 
-def source_of(*, path: str | None, hub: str | None, revision: str | None, empty: bool) -> registry_pb2.ModelSource:
-    """Exactly one of a folder on the registry's machine, a Hub repository, or no files."""
-    if sum((path is not None, hub is not None, empty)) != 1:
-        raise errors.InvalidArgument.at("source", "give exactly one of path, hub and empty")
+def source_of(
+    *,
+    path: str | None,
+    hub: str | None,
+    revision: str | None,
+    empty: bool,
+    url: str | None = None,
+    files: Sequence[str] = (),
+) -> registry_pb2.ModelSource:
+    """Exactly one of a folder on the registry's machine, a Hub repository, a folder at a URL, or no files."""
+    if sum((path is not None, hub is not None, url is not None, empty)) != 1:
+        raise errors.InvalidArgument.at("source", "give exactly one of path, hub, url and empty")
+    if files and url is None:
+        raise errors.InvalidArgument.at("source.url.files", "only a URL has a list of files")
     if revision is not None and hub is None:
         raise errors.InvalidArgument.at("source.hub.revision", "only a Hub source has a revision")
     if path is not None:
@@ -278,6 +288,8 @@ def source_of(*, path: str | None, hub: str | None, revision: str | None, empty:
         return registry_pb2.ModelSource(
             hub=build(registry_pb2.HubSource, _at="source.hub", repo_id=hub, revision=revision)
         )
+    if url is not None:
+        return registry_pb2.ModelSource(url=build(registry_pb2.UrlSource, _at="source.url", url=url, files=files))
     return registry_pb2.ModelSource(empty=registry_pb2.EmptySource())
 
 

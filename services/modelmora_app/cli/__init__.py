@@ -12,8 +12,9 @@ import click
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "up": ("platform", "Start the whole platform on this machine."),
     "serve": ("platform", "Start some of its services only."),
-    "import": ("models", "Register a model from a folder, the Hugging Face Hub, or without files."),
+    "import": ("models", "Register a model from a folder, S3, HTTP, the Hugging Face Hub, or without files."),
     "models": ("models", "List, show and delete models, and move their aliases."),
+    "links": ("links", "Link models to other registries, compare with them, export to them."),
     "lock": ("lock", "Lock models, see what drifted, bring a machine to a lock."),
     "load": ("memory", "Bring a model into memory."),
     "unload": ("memory", "Take a model out of memory."),

@@ -10,6 +10,7 @@ import click
 from modelmora.registry.v1 import registry_pb2
 
 from modelmora_app.cli import show
+from modelmora_app.cli.bars import bar
 from modelmora_app.cli.session import Session, key_values, memory_size, remote
 
 
@@ -17,7 +18,11 @@ from modelmora_app.cli.session import Session, key_values, memory_size, remote
 @click.argument("source", required=False)
 @click.option("--name", default="", metavar="ORG/REPO", help="Name in the registry. Default for the Hub: its own.")
 @click.option("--version", default="", help="Version string, unique for ever. Default for the Hub: the commit.")
+@click.option("--from", "from_", metavar="SOURCE", help="The same as SOURCE.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repository. Default: main.")
+@click.option(
+    "--file", "files", multiple=True, metavar="PATH", help="File below a URL. Default: listed, or SHA256SUMS."
+)
 @click.option("--empty", is_flag=True, help="No files at all, for engines such as echo.")
 @click.option("--engine", default="", help="Engine that runs it. Default: read from the files.")
 @click.option("--task", metavar="TASK", help="What it does, for example txt2embed. Default: read from the files.")
@@ -26,18 +31,36 @@ from modelmora_app.cli.session import Session, key_values, memory_size, remote
 @click.option("--sha256", "checksums", multiple=True, callback=key_values, metavar="FILE=DIGEST", help="Must match.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the files are there and verified.")
 @click.option("--validate-only", is_flag=True, help="Check everything, change nothing.")
+@click.option("--cancel", metavar="REFERENCE", help="End the import of org/repo@version; nothing of it stays.")
 @remote
 def import_(session: Session, source: str | None, **given: Any) -> None:
-    """Register a model from SOURCE: a folder of the server's machine, or a Hugging Face repository as `hub:org/repo`,
-    `hub:org/repo@revision` or a plain `org/repo` that is no folder here.
+    """Register a model from SOURCE: a folder of the server's machine, `s3://bucket/prefix`, `https://host/path`, or a
+    Hugging Face repository as `hub:org/repo`, `hub:org/repo@revision` or a plain `org/repo` that is no folder here.
+
+    An import goes on when this command is interrupted: `models show` tells how far it is, `--cancel` ends it.
     """
-    path, hub, revision = _source(source, given["revision"], given["empty"])
+    if source is not None and given["from_"] is not None:
+        raise click.UsageError("The source is given twice.")
+    source = given["from_"] if source is None else source
+    if given["cancel"] is not None:
+        if source is not None:
+            raise click.UsageError("Give either a SOURCE or --cancel.")
+        ended = session.client.cancel_import(given["cancel"])
+        if session.as_json:
+            show.print_json(ended)
+        else:
+            click.echo(f"cancelled {show.short(ended.name)}")
+        return
+    url = source if source is not None and source.startswith(("s3://", "http://", "https://")) else None
+    path, hub, revision = (None, None, given["revision"]) if url else _source(source, given["revision"], given["empty"])
     version = session.client.import_model(
         given["name"],
         given["version"],
         path=path,
         hub=hub,
         revision=revision,
+        url=url,
+        files=given["files"],
         empty=given["empty"],
         engine=given["engine"],
         task_type=given["task"],
@@ -92,17 +115,16 @@ def _follow(session: Session, version: registry_pb2.ModelVersion) -> registry_pb
     console = show.console(err=True)
     if session.as_json or not console.is_terminal:
         return session.client.wait_ready(version.name, timeout=session.timeout_given)
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[pace]}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(show.short(version.name), total=None)
+        bar = progress.add_task(show.short(version.name), total=None, pace="")
 
         def advance(now: registry_pb2.ModelVersion) -> None:
             state = now.progress
@@ -111,9 +133,23 @@ def _follow(session: Session, version: registry_pb2.ModelVersion) -> registry_pb
                 completed=state.done_bytes,
                 total=state.total_bytes or None,
                 description=state.current_file or show.short(now.name),
+                pace=_pace(state),
             )
 
         return session.client.wait_ready(version.name, on_change=advance, timeout=session.timeout_given)
+
+
+def _progress(progress: registry_pb2.ImportProgress) -> str:
+    done = f"{show.size(progress.done_bytes)} of {show.size(progress.total_bytes)}"
+    return "  ".join(filter(None, (done, _pace(progress), progress.current_file)))
+
+
+def _pace(progress: registry_pb2.ImportProgress) -> str:
+    """As the server measures it: what an earlier attempt had brought does not count."""
+    if not progress.bytes_per_second:
+        return ""
+    left = f", {progress.remaining.seconds // 60}:{progress.remaining.seconds % 60:02} left"
+    return f"{show.size(round(progress.bytes_per_second))}/s" + (left if progress.HasField("remaining") else "")
 
 
 def _show_version(version: registry_pb2.ModelVersion) -> None:
@@ -131,8 +167,9 @@ def _show_version(version: registry_pb2.ModelVersion) -> None:
                 "source",
                 f"hub {hub.repo_id} {hub.commit}"
                 if kind == "hub"
-                else f"{kind or ''} {version.source.local.path}".strip(),
+                else f"{kind or ''} {version.source.local.path or version.source.url.url}".strip(),
             ),
+            ("progress", _progress(version.progress) if version.HasField("progress") else ""),
             ("size", show.size(version.artifact.size_bytes) if version.artifact.size_bytes else ""),
             ("digest", version.artifact.digest),
             ("dimensions", str(limits.embedding_dimensions or "")),
@@ -241,6 +278,32 @@ def delete(session: Session, reference: str, force: bool) -> None:
         click.echo(f"deleted {reference}")
 
 
+@models.command("verify")
+@click.argument("reference")
+@click.option("--full", is_flag=True, help="Hash every file, whatever the file system says.")
+@remote
+def verify(session: Session, reference: str, full: bool) -> None:
+    """Compare the files of a version with what was registered. Exit code 1 when one differs."""
+    found, intact = [], False
+    with bar(session, reference) as advance:
+        for answer in session.client.verify_version(reference, full=full, timeout=session.timeout_given):
+            if answer.done:
+                intact = answer.intact
+                break
+            found.append(answer.file)
+            advance(answer.file.path, answer.done_bytes, answer.total_bytes)
+    if session.as_json:
+        show.print_json({"intact": intact, "files": found})
+    else:
+        wrong = [file for file in found if file.verdict != "intact"]
+        for file in wrong:
+            told = f" (is {file.found_sha256}, was {file.expected_sha256})" if file.found_sha256 else ""
+            click.echo(f"{file.path}: {file.verdict}{told}")
+        click.echo(f"{len(found) - len(wrong)} of {len(found)} files as registered")
+    if not intact:
+        raise SystemExit(1)
+
+
 @models.command("alias")
 @click.argument("model")
 @click.argument("alias")
@@ -257,5 +320,7 @@ def alias(session: Session, model: str, alias: str, version: str | None, remove:
     else:
         click.echo(f"{show.short(changed.name)}@{alias} " + (f"is {version}" if version else "is removed"))
 
+
+models.add_command(import_, "import")
 
 COMMANDS: dict[str, click.Command] = {"import": import_, "models": models}
