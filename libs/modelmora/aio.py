@@ -238,6 +238,10 @@ class AsyncClient(Connection):
             for item in page.entries:
                 yield item
 
+    async def storage_use(self, *, timeout: float | None = None) -> registry_pb2.GetStorageUseResponse:
+        """How many models and versions there are, and what their files take."""
+        return await self._call(self.registry.GetStorageUse, registry_pb2.GetStorageUseRequest(), timeout)
+
     async def resolve(self, reference: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:
         """The immutable version that a reference means now. VersionNotReady."""
         request = requests.build(registry_pb2.ResolveModelRequest, reference=reference)

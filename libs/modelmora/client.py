@@ -328,6 +328,10 @@ class Client(Connection):
         for page in self._pages(self.registry.ListAuditEntries, request, timeout):
             yield from page.entries
 
+    def storage_use(self, *, timeout: float | None = None) -> registry_pb2.GetStorageUseResponse:
+        """How many models and versions there are, and what their files take."""
+        return self._call(self.registry.GetStorageUse, registry_pb2.GetStorageUseRequest(), timeout)
+
     def resolve(self, reference: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:
         """The immutable version that a reference means now. VersionNotReady."""
         request = requests.build(registry_pb2.ResolveModelRequest, reference=reference)

@@ -65,7 +65,7 @@ def test_a_model_is_imported_loaded_listed_and_taken_away(up: Up) -> None:
     assert (made["state"], made["task_type"]) == ("ready", "txt2embed")
     assert "cli/one" in modelmora(up, "models").stdout
     assert answer(up, "models", "show", "cli/one")["versions"][0]["version"] == "1.0.0"
-    assert answer(up, "models", "alias", "cli/one", "production", "1.0.0")["aliases"]["production"] == "1.0.0"
+    assert answer(up, "models", "alias", "set", "cli/one", "production", "1.0.0")["aliases"]["production"] == "1.0.0"
     loaded = answer(up, "load", "cli/one@production", "--pin")
     assert (loaded["state"], loaded["pinned"]) == ("loaded", True)
     assert "cli/one@1.0.0 (pinned)" in modelmora(up, "ps").stdout

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from modelmora.registry.v1 import registry_pb2
 
-from modelmora_app.cli import show
+from modelmora_app.cli import catalog, show
 from modelmora_app.cli.bars import bar
 from modelmora_app.cli.session import Session, key_values, memory_size, remote
 
@@ -174,46 +174,27 @@ def _show_version(version: registry_pb2.ModelVersion) -> None:
             ("digest", version.artifact.digest),
             ("dimensions", str(limits.embedding_dimensions or "")),
             ("longest input", f"{limits.max_input_tokens} tokens" if limits.max_input_tokens else ""),
+            *catalog.facts_of(version.metadata),
+            ("metrics", " ".join(f"{name}={value:g}" for name, value in sorted(version.metrics.items()))),
+            ("labels", " ".join(f"{key}={value}" for key, value in sorted(version.labels.items()))),
+            ("training job", version.training_job),
+            ("verified", show.ago(version.verify_time)),
+            ("archived", show.ago(version.archive_time)),
         ]
     )
 
 
 @click.group("models", invoke_without_command=True)
-@click.option("--filter", "filter_", default="", metavar="EXPR", help='For example: task_type = "txt2embed"')
+@catalog.listing
 @remote
-def models(session: Session, filter_: str) -> None:
-    """List models; with a command, show, delete or alias one."""
+def models(session: Session, filter_: str, order_by: str, everything: bool) -> None:
+    """List models; with a command, find, show, describe, choose, archive or delete one."""
     if click.get_current_context().invoked_subcommand is None:
-        _list(session, filter_)
+        catalog.print_models(session, filter_, order_by, everything)
 
 
-@models.command("list")
-@click.option("--filter", "filter_", default="", metavar="EXPR", help='For example: task_type = "txt2embed"')
-@remote
-def list_(session: Session, filter_: str) -> None:
-    """List all models."""
-    _list(session, filter_)
-
-
-def _list(session: Session, filter_: str) -> None:
-    found = list(session.client.list_models(filter=filter_))
-    if session.as_json:
-        show.print_json(found)
-        return
-    show.table(
-        ["model", "task", "current", "aliases", "updated"],
-        [
-            [
-                show.short(model.name),
-                show.field_word(model, "task_type"),
-                model.current_version.rpartition("/")[2],
-                " ".join(f"{alias}={version}" for alias, version in sorted(model.aliases.items())),
-                show.ago(model.update_time),
-            ]
-            for model in found
-        ],
-        empty="no models yet; `modelmora import` registers one",
-    )
+for _command in catalog.COMMANDS:
+    models.add_command(_command)
 
 
 @models.command("show")
@@ -239,6 +220,8 @@ def show_(session: Session, reference: str) -> None:
             ("display name", model.display_name),
             ("description", model.description),
             ("task", show.field_word(model, "task_type")),
+            ("family", model.family),
+            ("base model", show.short(model.base_model)),
             ("labels", " ".join(f"{key}={value}" for key, value in sorted(model.labels.items()))),
             ("aliases", " ".join(f"{alias}={version}" for alias, version in sorted(model.aliases.items()))),
             ("current", model.current_version.rpartition("/")[2]),
@@ -246,14 +229,16 @@ def show_(session: Session, reference: str) -> None:
     )
     click.echo()
     show.table(
-        ["version", "state", "engine", "size>", "created", "failure"],
+        ["version", "state", "engine", "parameters>", "size>", "created", "metrics", "failure"],
         [
             [
                 version.version,
-                show.field_word(version, "state"),
+                "archived" if version.HasField("archive_time") else show.field_word(version, "state"),
                 version.engine,
+                show.count(version.metadata.parameter_count) if version.metadata.parameter_count else "",
                 show.size(version.artifact.size_bytes),
                 show.ago(version.create_time),
+                " ".join(f"{name}={value:g}" for name, value in sorted(version.metrics.items())),
                 version.failure.reason,
             ]
             for version in versions
@@ -303,24 +288,5 @@ def verify(session: Session, reference: str, full: bool) -> None:
     if not intact:
         raise SystemExit(1)
 
-
-@models.command("alias")
-@click.argument("model")
-@click.argument("alias")
-@click.argument("version", required=False)
-@click.option("--remove", is_flag=True, help="Remove the alias.")
-@remote
-def alias(session: Session, model: str, alias: str, version: str | None, remove: bool) -> None:
-    """Point ALIAS of MODEL at VERSION; `production` is what a plain reference means."""
-    if remove == (version is not None):
-        raise click.UsageError("Give either a VERSION or --remove.")
-    changed = session.client.set_alias(model, alias, version or "")
-    if session.as_json:
-        show.print_json(changed)
-    else:
-        click.echo(f"{show.short(changed.name)}@{alias} " + (f"is {version}" if version else "is removed"))
-
-
-models.add_command(import_, "import")
 
 COMMANDS: dict[str, click.Command] = {"import": import_, "models": models}

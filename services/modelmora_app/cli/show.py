@@ -20,7 +20,7 @@ _ADVICE = {
     "ModelNotFound": "`modelmora models` lists what is registered.",
     "VersionNotFound": "`modelmora models show MODEL` lists its versions and aliases.",
     "ReplicaNotFound": "`modelmora ps` lists what is in memory.",
-    "VersionIsCurrent": "Move the alias first (`modelmora models alias`), or use --force.",
+    "VersionIsCurrent": "Move the alias first (`modelmora models alias set`), or use --force.",
     "VersionInUse": "Run `modelmora unload MODEL` first.",
     "VersionDrifted": "`modelmora models verify MODEL` says which files differ.",
     "LockNotFound": "`modelmora lock list` lists what the registry keeps.",
@@ -176,6 +176,16 @@ def size(size_bytes: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
+
+
+def count(number: int) -> str:
+    """A number for people: 22.7 M."""
+    amount, units = float(number), ("", " k", " M", " B", " T")
+    for unit in units:
+        if amount < 1000 or unit == units[-1]:
+            break
+        amount /= 1000
+    return f"{amount:.0f}{unit}" if not unit or amount >= 100 else f"{amount:.1f}{unit}"
 
 
 def ago(time: Any, *, now: datetime | None = None) -> str:
