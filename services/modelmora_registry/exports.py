@@ -111,7 +111,7 @@ class Exports:
         target = Path(parent, target.name)
         if target.is_symlink() or not target.name or not self._may_write(str(target)):
             raise FailedPrecondition(f"{target} lies outside the configured export roots (registry.export_roots)")
-        _check_replaceable(target)
+        check_replaceable(target)
         spare = target.with_name(f".{target.name}.modelmora")
         shutil.rmtree(spare, ignore_errors=True)  # Of an export that was killed; there is one at a time.
         try:
@@ -147,7 +147,7 @@ def _look_at_folder(folder: Path, here: Mapping[str, ArtifactFile]) -> Look:
     return Look(differences(changed, list(here.keys() - there), list(there - here.keys())))
 
 
-def _check_replaceable(target: Path) -> None:
+def check_replaceable(target: Path) -> None:
     """Raises FailedPrecondition when there is anything in the way that no export has put there."""
     if not target.exists():
         return

@@ -101,7 +101,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     if platform.database_url is None:
         raise FailedPrecondition("the registry needs a database; set platform.database_url")
     database = Database(platform.database_url, NAME)
-    sources = _sources(settings)
+    sources = sources_of(settings)
     artifacts = Artifacts(
         platform.settings.data_dir / "artifacts",
         sources,
@@ -217,7 +217,8 @@ async def _note_import(links: LinkStore, version: ModelVersion) -> None:
         await links.record_import(version.model_id, *came, version.version)
 
 
-def _sources(settings: Settings) -> Sources:
+def sources_of(settings: Settings) -> Sources:
+    """The sources that the settings open."""
     for library in _TALKATIVE:
         logging.getLogger(library).setLevel(logging.WARNING)
     web = Web(

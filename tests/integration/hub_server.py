@@ -35,6 +35,8 @@ class FakeHub:
     """What the listing says of a path instead of the truth: size, sha256, blobId, rfilename."""
     truncate: dict[str, int] = field(default_factory=dict)
     """Close after so many bytes, once for each entry."""
+    breaks: dict[str, int] = field(default_factory=dict)
+    """Close after so many bytes, every time."""
     refuse: list[tuple[int, Mapping[str, str]]] = field(default_factory=list)
     """Status and headers for the next requests, whatever they ask."""
     hold: dict[str, threading.Event] = field(default_factory=dict)
@@ -241,6 +243,10 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
                 fake.half_sent.set()
                 fake.hold[path].wait(20)
                 rest = rest[len(rest) // 2 :]
+            if len(rest) > fake.breaks.get(path, len(rest)):
+                self._send(path, rest[: fake.breaks[path]])
+                self.close_connection = True
+                return
             if path in fake.truncate:
                 self._send(path, rest[: fake.truncate.pop(path)])
                 self.close_connection = True

@@ -1,4 +1,4 @@
-"""Links to other registries: a folder, and a Hub that speaks the routes of the real client; both ways, and the states."""
+"""Links to other registries: a folder, and a Hub that speaks the routes of the real client; both ways."""
 
 from __future__ import annotations
 

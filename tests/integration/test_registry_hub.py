@@ -343,3 +343,15 @@ async def test_offline_asks_nobody(database_url: str, data_dir: Path, fake: Fake
         request = pb.ImportModelRequest(source=source())
         await rig.refused(lambda: rig.call(rig.registry.ImportModel, request), FailedPrecondition)
     assert fake.requests == []
+
+
+async def test_a_line_that_breaks_again_and_again_still_brings_a_large_file(
+    rig: Rig, fake: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More often than it is asked again after failures that brought nothing."""
+    monkeypatch.setattr(imports, "GAIN_BYTES", 9_000)
+    fake.breaks[WEIGHTS] = 10_000
+    version = await rig.import_model(source=source())
+    assert version.state == pb.MODEL_VERSION_STATE_READY, version.failure
+    assert fake.sent_bytes[WEIGHTS] == len(fake.files[WEIGHTS])
+    assert len([request for request in fake.requests if request[1].endswith(f"/cdn/{WEIGHTS}")]) == 10

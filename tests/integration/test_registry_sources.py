@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import ssl
 import threading
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import modelmora_registry.main as registry_main
 import pytest
 from integration.hub_server import COMMIT, FakeHub, hub
 from integration.registry_rig import safetensors, sentence_model, until
@@ -384,6 +386,23 @@ async def test_keys_open_what_is_private_and_are_read_anew_when_they_change(
     keys.write_text("[default]\naws_access_key_id = test\naws_secret_access_key = test\n")
     os.utime(keys, (1, 1))
     assert stored(await fetch(store, url_source("s3://private"), "v")) == files
+
+
+async def test_a_signed_address_stands_in_no_log(
+    tmp_path: Path, s3: S3Server, files: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It opens the object for an hour."""
+    s3.bucket("logged", files, public=False)
+    (tmp_path / "keys").write_text("[default]\naws_access_key_id = test\naws_secret_access_key = test\n")
+    caplog.set_level(logging.DEBUG)
+    settings = registry_main.Settings(s3_endpoint=s3.url, s3_credentials_file=tmp_path / "keys")
+    store = Artifacts(tmp_path / "artifacts", registry_main.sources_of(settings))
+    try:
+        assert stored(await fetch(store, url_source("s3://logged"))) == files
+    finally:
+        store.close()
+    assert "Signature" not in caplog.text
+    assert "Authorization" not in caplog.text
 
 
 async def test_poisoned_keys_are_refused(make: Make, s3: S3Server) -> None:

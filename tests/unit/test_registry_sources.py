@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelmora.errors import InvalidModelFiles, ModelMoraError, UnsafeFile
+from modelmora.errors import FailedPrecondition, InvalidModelFiles, ModelMoraError, UnsafeFile
 from modelmora_registry import contents
 from modelmora_registry.domain import ImportProgress, UrlSource, file_paths_problem
+from modelmora_registry.exports import check_replaceable
 from modelmora_registry.sources import parse_sums, render_sums
 from modelmora_registry.web import Asked, refusal
 from pydantic import ValidationError
@@ -189,6 +190,24 @@ def test_a_pickle_under_another_name_is_refused_unless_allowed(tmp_path: Path, h
     contents.check(tmp_path / "f", "weights.dat", allow_pickle=True)
     with pytest.raises(UnsafeFile):
         contents.check(tmp_path / "f", "weights.dat", allow_pickle=False)
+
+
+def test_only_what_an_export_put_there_makes_way(tmp_path: Path) -> None:
+    target = tmp_path / "m"
+    check_replaceable(target)
+    target.mkdir()
+    check_replaceable(target)
+    (target / "sub").mkdir()
+    (target / "sub" / "a.json").write_text("{}")
+    with pytest.raises(FailedPrecondition, match=r"sub/a\.json"):
+        check_replaceable(target)
+    (target / "SHA256SUMS").write_text(f"{DIGEST}  sub/a.json\n")
+    check_replaceable(target)
+    (target / "mine").write_text("")
+    with pytest.raises(FailedPrecondition, match="mine"):
+        check_replaceable(target)
+    with pytest.raises(FailedPrecondition, match="no folder"):
+        check_replaceable(target / "mine")
 
 
 @pytest.mark.parametrize(
