@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from modelmora.errors import InvalidArgument, MemoryBusy
 
+A_PETABYTE = 2**50
 Vector = Mapping[str, int]
 """Bytes by device name. A device that is not named has 0."""
 
@@ -151,8 +152,8 @@ class Ledger:
 
     @property
     def exists(self) -> Vector:
-        """Bytes by device: what exists where that is known, else the ceiling."""
-        return {**self.ceiling, **self.total}
+        """Bytes by device: the most that there can be of it."""
+        return {device: self.total.get(device, A_PETABYTE) for device in self.ceiling}
 
     @property
     def standing(self) -> dict[str, int]:

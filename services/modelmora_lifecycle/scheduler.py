@@ -208,6 +208,8 @@ class Scheduler:
         self._ending: set[str] = set()
         """Their process was told to end; nothing but `exited` follows."""
         self._going: dict[str, _Going] = {}
+        self._outdated: set[str] = set()
+        """Loaded with a profile that is no longer that of their version."""
         self._sick_since: dict[str, float] = {}
         self._invited: set[tuple[str, str]] = set()
         """Holder and replica."""
@@ -455,6 +457,20 @@ class Scheduler:
                     self._effects.changed(replica, replica.state)
             if residency.preload and not before.preload and not self._resting():
                 self._want_later(version, LOW_PRIORITY, ENDLESS, now)
+        self._step(now)
+
+    def renew(self, facts: VersionFacts, now: float) -> None:
+        """A version as the registry has it now. Replicas that were loaded with another engine profile than its present
+        one go as soon as they are idle; the next load has the new one. Nothing happens for a version unknown here."""
+        known = self._known.get(facts.name)
+        if known is None:
+            return
+        known.see(facts)
+        for replica in self._of(facts.name, _IN_MEMORY):
+            if _other_profile(replica.profile, facts.profile):
+                self._outdated.add(replica.uid)
+            else:
+                self._outdated.discard(replica.uid)
         self._step(now)
 
     def configure(self, rules: Rules, bounds: Bounds | Vector, now: float) -> None:
@@ -757,7 +773,7 @@ class Scheduler:
             elif known.pressed_since is None:
                 known.pressed_since = now
             if (
-                all(replica.state is ReplicaState.LOADED for replica in there)
+                all(replica.state is ReplicaState.LOADED and self.leases(replica.uid)[1] for replica in there)
                 and len(there) < self.residency(version).max_replicas
                 and one_more(known.pressed_since, known.scale_time, self.rules.scaling, now)
             ):
@@ -778,6 +794,7 @@ class Scheduler:
         # The same less what those who wait before will get, plus their victims to come: what the others may use. Both
         # bounds hold for a newcomer: victims to come are no memory yet, and what is kept for others is not his.
         rest, kept = dict(room), set[str]()
+        candidates: list[Candidate] | None = None
         for short in shortages:
             version = short.version
             known = self._known[version]
@@ -805,7 +822,9 @@ class Scheduler:
                     self._promised[replica.uid] = need
                     self._changes += 1
                 continue
-            outcome = self._plan(short, need, available, kept, now)
+            if candidates is None:
+                candidates = self._candidates(kept)
+            outcome = self._plan(short, need, available, candidates, now)
             if isinstance(outcome, Impossible) or (isinstance(outcome, Wait) and short.kind == "scaled"):
                 self._hinder(short, there, outcome)
                 continue
@@ -817,6 +836,7 @@ class Scheduler:
                 self._changes += 1
                 for uid in outcome.victims:
                     self._claim(self._replicas[uid], replica.uid, version, now)
+                candidates = None
                 room, rest = plus(room, change), plus(rest, change)
                 continue
             known.note = f"waiting for memory: {outcome.reason}"
@@ -825,6 +845,7 @@ class Scheduler:
                 known.wait_until = outcome.until
             if outcome.attainable:
                 kept.update(outcome.victims)
+                candidates = [replace(c, evictable=False) if c.uid in outcome.victims else c for c in candidates]
                 rest = plus(rest, change)
 
     def _hinder(self, short: _Shortage, there: Replica | None, outcome: Wait | Impossible) -> None:
@@ -853,6 +874,10 @@ class Scheduler:
             if self._overdrawn_since is None:
                 self._overdrawn_since = now
             self._make_good(overdraft, now)
+        for replica in [self._replicas[uid] for uid in sorted(self._outdated)]:
+            if replica.state in (ReplicaState.LOADED, ReplicaState.UNHEALTHY) and not self.leases(replica.uid)[1]:
+                profile = self._known[replica.version].facts.profile
+                self._send_away(replica, f"replaced: its profile is {profile.backend}/{profile.precision} now", now)
         if self._time_counts():
             for replica in self.replicas():
                 if replica.state is not ReplicaState.LOADED or replica.pinned or self.leases(replica.uid)[1]:
@@ -1082,6 +1107,7 @@ class Scheduler:
         self._ending.discard(uid)
         self._going.pop(uid, None)
         self._sick_since.pop(uid, None)
+        self._outdated.discard(uid)
 
     def _forget_invitations(self, uid: str) -> None:
         self._invited = {(holder, replica) for holder, replica in self._invited if replica != uid}
@@ -1163,18 +1189,16 @@ class Scheduler:
         )
 
     def _plan(
-        self, short: _Shortage, need: Vector, available: Vector, kept: set[str], now: float
+        self, short: _Shortage, need: Vector, available: Vector, candidates: list[Candidate], now: float
     ) -> Plan | Wait | Impossible:
         version = short.version
         ceiling = minus(self.ledger.ceiling, self.ledger.standing)
         asked = Need(need, available, ceiling, self.ledger.budget, short.priority)
-        candidates = self._candidates(kept)
-        if short.kind != "asked":
-            candidates = [c if c.version != version else replace(c, evictable=False) for c in candidates]
         if short.kind == "scaled":
             idle = now - self.rules.scaling.idle_seconds
             candidates = [
-                replace(c, evictable=c.evictable and not c.busy and c.last_used_time <= idle) for c in candidates
+                replace(c, evictable=c.evictable and not c.busy and c.last_used_time <= idle and c.version != version)
+                for c in candidates
             ]
         outcome = plan(asked, candidates, self.rules.policy, now)
         # What stays the same is told once, not at every look.
@@ -1295,7 +1319,9 @@ class Scheduler:
             self.rules.idle_ttl_seconds > 0
             or self.rules.policy.name == "ttl"
             or bool(self._residencies)
+            or len(self._versions) < len(self._replicas)
             or bool(self.ledger.overdraft)
+            or bool(self._outdated)
         )
 
     def _cordoned_error(self) -> NodeCordoned:
@@ -1315,7 +1341,7 @@ class Scheduler:
         twin._replicas, twin._residencies = dict(self._replicas), dict(self._residencies)
         twin._promised, twin._decided, twin._told = dict(self._promised), dict(self._decided), dict(self._told)
         twin._leaving, twin._ending, twin._invited = set(self._leaving), set(self._ending), set(self._invited)
-        twin._sick_since, twin._wakes = dict(self._sick_since), []
+        twin._sick_since, twin._outdated, twin._wakes = dict(self._sick_since), set(self._outdated), []
         return twin, notes
 
     def _placement(self, facts: VersionFacts, lease: str, notes: Notes, now: float) -> Placement:
@@ -1377,6 +1403,13 @@ _DEFAULTS = Residency()
 def _may_pass(error: ModelMoraError) -> bool:
     """Whether waiting can help: files that no engine reads stay as they are."""
     return isinstance(error, ResourceExhausted | Unavailable)
+
+
+def _other_profile(loaded: EngineProfile, current: EngineProfile) -> bool:
+    """Whether a worker with the profile `loaded` is not what `current` asks for; what that leaves open does not
+    count."""
+    asked = ((loaded.backend, current.backend), (loaded.precision, current.precision))
+    return any(has != wanted for has, wanted in asked if wanted)
 
 
 def _again(error: ModelMoraError, seconds: float) -> ModelMoraError:

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelmora_lifecycle.eviction import Candidate, Impossible, Need, Plan, Policy, Wait, plan, relief
+from modelmora_lifecycle.eviction import (
+    POLICIES,
+    Candidate,
+    Impossible,
+    Need,
+    Plan,
+    Policy,
+    PolicyName,
+    Wait,
+    plan,
+    relief,
+    verdicts,
+)
 from modelmora_lifecycle.ledger import covers, minus, plus
 
 NOW = 100.0
@@ -161,3 +176,64 @@ def test_a_plan_keeps_every_promise_of_the_policy(
 def test_nothing_goes_when_there_is_room(available: int) -> None:
     assert plan(need(10, available=available), [candidate("a")], POLICY, NOW) == Plan(())
     assert minus({"host": available}, {"host": 10})["host"] >= 0
+
+
+def test_shared_memory_is_freed_with_the_last_of_its_users() -> None:
+    shares = {"artifacts/x": {"host": 50}}
+    a, b = (replace(candidate(uid, 10, used=used), shares=shares) for uid, used in (("a", 1.0), ("b", 2.0)))
+    other = candidate("c", 30, used=3.0)
+    assert plan(need(30), [a, b, other], POLICY, NOW) == Plan(("a", "b"))
+    assert plan(need(60), [a, other], POLICY, NOW) == Plan(("a",))
+    kept = replace(b, pinned=True)
+    assert plan(need(30), [a, kept, other], POLICY, NOW) == Plan(("a", "c"))
+    assert plan(need(45), [a, kept, other], POLICY, NOW) == Impossible("host", 45, 100, 40, 60)
+
+
+def test_gdsf_weighs_use_and_load_time_against_size() -> None:
+    gib = 2**30
+    policy = Policy("gdsf")
+    small = replace(candidate("small", gib), uses=2, load_seconds=3.0)
+    assert policy.score(small) == 6.0
+    assert policy.score(replace(small, charge={"host": 4 * gib})) == 1.5
+    assert policy.score(replace(small, clock=10.0)) == 16.0
+    assert policy.score(replace(small, charge={"host": gib, "cuda:0": gib})) == 3.0
+
+
+def test_ttl_goes_by_the_end_of_the_keep_alive() -> None:
+    policy = Policy("ttl", ttl_seconds=100.0)
+    assert policy.score(replace(candidate("a", used=50.0), keep_until=60.0)) == 60.0
+    assert policy.score(candidate("a", used=50.0)) == 150.0
+
+
+@pytest.mark.parametrize(
+    ("replica", "reason"),
+    [
+        (candidate("a"), ""),
+        (candidate("a", pinned=True), "it is pinned, or one of the minimum number of replicas"),
+        (candidate("a", evictable=False), "it is not loaded, or its memory is kept for another load"),
+        (candidate("a", 0), "it has nothing on the devices that are needed"),
+        (candidate("a", until=NOW + 3), "its minimum residency is not over"),
+        (candidate("a", busy=30), "it serves requests of higher priority"),
+        (candidate("a", busy=10), ""),
+    ],
+)
+def test_a_verdict_says_why_a_replica_may_not_go(replica: Candidate, reason: str) -> None:
+    wanted = need(5)
+    (verdict,) = verdicts(wanted, [replica], plan(wanted, [replica], POLICY, NOW), POLICY, NOW)
+    assert verdict.reason == reason
+    assert verdict.victim == (reason == "")
+
+
+def test_relief_takes_those_at_work_only_when_it_must_and_the_least_urgent_first() -> None:
+    replicas = [candidate("high", busy=30, used=1.0), candidate("low", busy=10, used=9.0), candidate("idle", used=50.0)]
+    assert relief({"host": 15}, replicas, POLICY, NOW) == ("idle",)
+    assert relief({"host": 15}, replicas, POLICY, NOW, busy=True) == ("idle", "low")
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(st.lists(CANDIDATES, max_size=8), st.randoms(use_true_random=False), st.integers(0, 150))
+def test_every_policy_is_deterministic(name: PolicyName, replicas: list[Candidate], random: Random, host: int) -> None:
+    shuffled = list(replicas)
+    random.shuffle(shuffled)
+    wanted = Need({"host": host}, {}, {"host": 200}, {"host": 200}, 20)
+    assert plan(wanted, replicas, Policy(name), NOW) == plan(wanted, shuffled, Policy(name), NOW)

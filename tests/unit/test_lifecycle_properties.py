@@ -1,0 +1,489 @@
+"""The whole scheduler under random days: holders, operators, crashes, growth and other programs, on a simulated node.
+
+`World` keeps the contract of leases (or breaks it on purpose) and checks after every event what must hold always; the
+tests check what must hold in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import pytest
+from fakes import FakeClock, FakeEffects, FakeWorker
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from modelmora.errors import (
+    DeadlineExceeded,
+    LoadFailed,
+    MemoryBusy,
+    ModelLoading,
+    ModelMoraError,
+    NeverFits,
+    NodeCordoned,
+    ReplicaNotFound,
+    VersionInUse,
+)
+from modelmora_lifecycle.domain import HOST, Health, HealthState, Replica, ReplicaState, Residency, VersionFacts
+from modelmora_lifecycle.eviction import POLICIES, Policy
+from modelmora_lifecycle.ledger import positive
+from modelmora_lifecycle.placement import PlacementOutcome
+from modelmora_lifecycle.scaling import Scaling
+from modelmora_lifecycle.scheduler import Rules
+
+FOREVER = float("inf")
+BUDGET = {HOST: 100, "cuda:0": 50}
+S = ReplicaState
+IN_MEMORY = (S.LOADING, S.LOADED, S.UNHEALTHY)
+
+
+@dataclass
+class Held:
+    """One lease as its holder sees it."""
+
+    lease: str
+    model: str
+    holder: str
+    replica: str = ""
+    busy: bool = False
+    yielded_at: float | None = None
+    over: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One random day."""
+
+    sizes: list[dict[str, int]]
+    workers: list[FakeWorker]
+    actions: list[tuple[Any, ...]]
+    rules: Rules
+    saturating: bool
+    stubborn: bool
+
+
+class World(FakeEffects):
+    """A node, its holders, and the checks that hold after every event."""
+
+    def play(self, case: Case) -> None:
+        self.case = case
+        self.holders: dict[str, Held] = {}
+        self.excused: set[str] = set()
+        """Replicas that may go without a word: killed, or sick for too long."""
+        self.quiet = False
+        self.count = 0
+        self.starts: list[float] = []
+        self.removing = False
+        """An operator or an overdraft makes versions go that are otherwise kept."""
+        self.workers = {f"m{index}": worker for index, worker in enumerate(case.workers)}
+        self.models = [VersionFacts(f"m{i}", "echo", declared=size) for i, size in enumerate(case.sizes)]
+        self.on_event = self.check
+        for action in case.actions:
+            getattr(self, f"do_{action[0]}")(*action[1:])
+            self.check()
+
+    def end_of_day(self, seconds: float = 900.0) -> None:
+        """Everybody finishes what he does, nothing new happens, and nobody stands in the way."""
+        self.quiet = True
+        self.removing = True  # what was begun may still end
+        self.scheduler.uncordon(self.clock.now)
+        self.scheduler.observed({}, self.clock.now)
+        self.scheduler.configure(self.rules, BUDGET, self.clock.now)
+        for held in self.open_leases():
+            if held.busy and held.yielded_at is None and not self.case.stubborn:
+                self.later(0.5, lambda held=held: self.finish(held))  # type: ignore[misc]
+        self.run_for(seconds)
+
+    def facts(self, index: int) -> VersionFacts:
+        return self.models[index % len(self.models)]
+
+    def open_leases(self) -> list[Held]:
+        return [held for held in self.holders.values() if not held.over]
+
+    def pick(self, index: int) -> Replica | None:
+        uids = sorted(self.alive)
+        return self.scheduler.replica(uids[index % len(uids)]) if uids else None
+
+    # What may happen.
+
+    def do_ask(self, index: int, priority: int, seconds: float, holder: int, if_loaded: bool) -> None:
+        if index < 0:
+            self.ask(self.facts(index), priority, seconds, "", if_loaded)
+        else:
+            self.ask(self.facts(index), priority, seconds, f"h{holder}", if_loaded)
+
+    def ask(self, facts: VersionFacts, priority: int, seconds: float, holder: str, if_loaded: bool = False) -> None:
+        self.count += 1
+        lease = f"{facts.name}#{self.count}"
+        self.holders[lease] = Held(lease, facts.name, holder)
+        now = self.clock.now
+        self.scheduler.want(
+            lease, facts, priority=priority, deadline=now + seconds, now=now, holder=holder, if_loaded=if_loaded
+        )
+        assert not if_loaded or self.holders[lease].over or self.holders[lease].replica, "who would not wait waits"
+
+    def do_pass(self, seconds: float) -> None:
+        self.run_for(seconds)
+
+    def do_go(self, index: int) -> None:
+        there = self.open_leases()
+        if there:
+            gone = there[index % len(there)]
+            gone.over = True
+            self.scheduler.release(gone.lease, self.clock.now)
+
+    def do_report(self, index: int, waiting: int, seconds: float) -> None:
+        busy = [held for held in self.open_leases() if held.busy]
+        if busy:
+            held = busy[index % len(busy)]
+            for _ in range(4):
+                if held.busy and not held.over:
+                    self.scheduler.in_use(held.lease, 1, waiting, seconds, self.clock.now)
+                    self.run_for(1.0)
+
+    def do_kill(self, index: int) -> None:
+        replica = self.pick(index)
+        if replica is not None:
+            self.excused.add(replica.uid)
+            self.crash(replica.uid)
+
+    def do_sick(self, index: int, sick: bool) -> None:
+        replica = self.pick(index)
+        if replica is not None:
+            if sick:
+                self.excused.add(replica.uid)
+            state = HealthState.UNHEALTHY if sick else HealthState.HEALTHY
+            self.scheduler.health(replica.uid, Health(state, "asked", self.clock.now), self.clock.now)
+
+    def do_grow(self, index: int, factor: float, tokens: int) -> None:
+        replica = self.pick(index)
+        if replica is not None:
+            self.removing = True
+            self.excused.add(replica.uid)  # who takes far more than it said is stopped
+            memory = {device: int(b * factor) for device, b in self.alive[replica.uid].items()}
+            self.scheduler.measured(replica.uid, memory, self.clock.now, tokens)
+
+    def do_share(self, index: int, memory_bytes: int) -> None:
+        self.removing = True
+        replica = self.pick(index)
+        if replica is None or index % 4 == 0:
+            self.scheduler.charge_shared("fork-servers/echo", {HOST: memory_bytes // 4}, self.clock.now)
+        else:
+            users = [r.uid for r in self.scheduler.replicas() if r.version == replica.version and r.uid in self.alive]
+            self.scheduler.charge_shared(f"artifacts/{replica.version}", {HOST: memory_bytes}, self.clock.now, users)
+
+    def do_unload(self, index: int, force: bool) -> None:
+        self.removing = True
+        try:
+            self.scheduler.unload(self.facts(index).name, force=force, now=self.clock.now)
+        except (ReplicaNotFound, VersionInUse):
+            pass
+        self.removing = False
+
+    def do_residency(self, index: int, pinned: bool, keep: float | None, least: int, most: int, preload: bool) -> None:
+        facts = self.facts(index)
+        residency = Residency(pinned, keep, min(least, most), most, preload)
+        self.removing = True
+        self.scheduler.set_residency(facts.name, residency, facts, self.clock.now)
+        self.removing = False
+
+    def do_cordon(self, seconds: float) -> None:
+        self.removing = True
+        self.scheduler.cordon("maintenance", self.clock.now)
+        starts = len(self.starts)
+        self.ask(self.facts(int(seconds)), 30, FOREVER, "")
+        assert isinstance(self.log[-1][2], NodeCordoned)
+        self.run_for(seconds)
+        assert len(self.starts) == starts, "a cordoned node loads"
+        if seconds > self.rules.holder_grace_seconds + 2.0:
+            assert self.scheduler.replicas() == [], "a cordoned node is not empty after the grace"
+        self.scheduler.uncordon(self.clock.now)
+        self.removing = False
+
+    def do_budget(self, host: int) -> None:
+        self.removing = True
+        self.scheduler.configure(self.rules, {**BUDGET, HOST: host}, self.clock.now)
+        self.run_for(1.0)
+
+    def do_foreign(self, host: int) -> None:
+        self.removing = True
+        self.scheduler.observed({HOST: host}, self.clock.now)
+        self.run_for(1.0)
+
+    def do_explain(self, index: int, priority: int) -> None:
+        """Explaining changes nothing and says what then happens."""
+        facts, now = self.facts(index), self.clock.now
+        before = self.snapshot()
+        placement = self.scheduler.explain(facts, priority, now)
+        assert self.snapshot() == before, "explaining has changed something"
+        log = len(self.log)
+        victims = {verdict.candidate.uid for verdict in placement.verdicts if verdict.victim}
+        self.ask(facts, priority, FOREVER, "")
+        happened = self.log[log:]
+        lease = next(reversed(self.holders))
+        replicas = [
+            r for r in self.scheduler.replicas() if r.version == facts.name and r.state in (*IN_MEMORY, S.UNLOADED)
+        ]
+        match placement.outcome:
+            case PlacementOutcome.LOADED:
+                assert self.holders[lease].replica
+                assert placement.ready_in_seconds == 0
+            case PlacementOutcome.FITS:
+                assert any(r.state is S.LOADING for r in replicas)
+            case PlacementOutcome.FITS_AFTER_EVICTION:
+                claimed = {r.uid for r in self.scheduler.replicas() if r.claimed_by in {x.uid for x in replicas}}
+                assert claimed <= victims
+            case PlacementOutcome.WAITS:
+                assert not self.holders[lease].over
+                assert not self.holders[lease].replica
+                assert placement.reason
+            case PlacementOutcome.NEVER_FITS:
+                assert any(call[0] == "refused" and isinstance(call[2], NeverFits) for call in happened)
+            case PlacementOutcome.REFUSED:
+                assert any(call[0] == "refused" for call in happened)
+
+    def snapshot(self) -> str:
+        state = {name: value for name, value in vars(self.scheduler).items() if name not in ("_effects", "_new_uid")}
+        books = {name: vars(value) for name, value in state.items() if name in ("_leases", "_known")}
+        return repr({**state, **books})
+
+    # Effects.
+
+    def start(self, replica: Replica, facts: VersionFacts, need: Mapping[str, int]) -> None:
+        free = self.scheduler.ledger.free
+        assert all(free.get(device, 0) >= 0 for device in positive(need)), "a load is granted memory that is not there"
+        loading = [
+            r for r in self.scheduler.replicas() if r.state is S.LOADING and r.uid in self.scheduler.ledger.charges
+        ]
+        assert len(loading) <= self.rules.load_concurrency
+        there = [r for r in self.scheduler.replicas() if r.version == facts.name and r.state in IN_MEMORY]
+        assert len(there) <= self.scheduler.residency(facts.name).max_replicas
+        self.starts.append(self.clock.now)
+        super().start(replica, facts, need)
+
+    def granted(self, lease: str, replica: Replica) -> None:
+        held = self.holders[lease]
+        assert not held.over
+        assert not held.replica
+        assert replica.state is S.LOADED
+        if held.holder:
+            others = [h for h in self.open_leases() if h.holder == held.holder and h.replica == replica.uid]
+            assert others == [], "two leases of one holder on one replica"
+        held.replica = replica.uid
+        self.later(0.0, lambda: self.work(held))
+
+    def work(self, held: Held) -> None:
+        if held.over or self.quiet:
+            return
+        held.busy = True
+        self.scheduler.in_use(held.lease, 1, 0, 0.0, self.clock.now)
+        if not self.case.saturating:
+            self.later(0.7, lambda: self.finish(held))
+
+    def finish(self, held: Held) -> None:
+        if held.over or not held.busy:
+            return
+        if held.yielded_at is not None:
+            held.over = True
+            self.scheduler.release(held.lease, self.clock.now)
+        else:
+            held.busy = False
+            self.scheduler.in_use(held.lease, 0, 0, 0.0, self.clock.now)
+
+    def yielding(self, lease: str, by: float, reason: str) -> None:
+        held = self.holders[lease]
+        assert held.busy
+        if held.yielded_at is None:
+            held.yielded_at = self.clock.now
+        if not self.case.stubborn:
+            self.later(0.4, lambda: self.finish(held))
+
+    def revoked(self, lease: str, reason: str, crashed: bool) -> None:
+        held = self.holders[lease]
+        assert held.replica
+        assert not crashed or held.replica in self.excused, reason
+        if held.busy and held.replica not in self.excused:
+            assert held.yielded_at is not None, f"a busy replica was stopped without a yield: {reason}"
+            assert self.clock.now >= held.yielded_at + self.rules.drain_grace_seconds, reason
+        held.over = True
+
+    def refused(self, lease: str, error: ModelMoraError) -> None:
+        assert not self.holders[lease].replica
+        self.holders[lease].over = True
+        known = NeverFits | MemoryBusy | DeadlineExceeded | LoadFailed | NodeCordoned | ModelLoading
+        assert isinstance(error, known), error
+        super().refused(lease, error)
+
+    def invite(self, lease: str, replica: Replica) -> None:
+        held = self.holders[lease]
+        assert not held.over
+        assert all(h.replica != replica.uid for h in self.open_leases() if h.holder == held.holder)
+        if not self.quiet:
+            self.later(0.0, lambda: self.ask(self.models[int(held.model[1:])], 20, 30.0, held.holder))
+
+    def stop(self, replica: Replica, grace_seconds: float) -> None:
+        assert self.scheduler.leases(replica.uid)[0] == 0, "stopped under a lease"
+        super().stop(replica, grace_seconds)
+
+    def changed(self, replica: Replica, previous: ReplicaState) -> None:
+        super().changed(replica, previous)
+        if previous is S.DRAINING and replica.state is S.LOADED:
+            assert not replica.claimed_by
+        if replica.state is S.DRAINING and not self.removing:
+            least = self.scheduler.residency(replica.version).min_replicas
+            there = [r for r in self.scheduler.replicas() if r.version == replica.version and r.state in IN_MEMORY]
+            assert len(there) >= least, f"fewer than the minimum: {replica.reason}"
+
+    def check(self) -> None:
+        scheduler = self.scheduler
+        charges, users = scheduler.ledger.charges, scheduler.ledger.users
+        assert {owner for owner in charges if "/" not in owner} == set(self.alive), "a charge without a process"
+        assert all(who and who <= set(self.alive) for who in users.values()), "what nobody uses is charged"
+        for held in self.holders.values():
+            if not held.over and not held.replica:
+                mine = {h.replica for h in self.open_leases() if held.holder and h.holder == held.holder}
+                free = [r for r in scheduler.replicas() if r.version == held.model and r.state is S.LOADED]
+                assert {r.uid for r in free} <= mine, "a loaded replica is there and a want waits"
+        for replica in scheduler.replicas():
+            if replica.claimed_by:
+                assert scheduler.replica(replica.claimed_by) is not None, "a victim of nobody"
+
+
+def rules_of(random: Random) -> Rules:
+    return Rules(
+        minimum_residency_seconds=random.choice([0.0, 2.0]),
+        idle_ttl_seconds=random.choice([0.0, 0.0, 20.0]),
+        load_concurrency=random.choice([1, 2, 4]),
+        policy=Policy(random.choice(POLICIES)),
+        scaling=Scaling(up_after_seconds=1.0, pause_seconds=3.0, idle_seconds=10.0),
+    )
+
+
+def random_case(random: Random, length: int = 40) -> Case:
+    def action() -> tuple[Any, ...]:
+        name = random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        index = random.randint(0, 99)
+        match name:
+            case "ask":
+                model = random.randint(-2, 4)
+                return (
+                    name,
+                    model,
+                    random.choice([10, 20, 30]),
+                    random.choice([3.0, 60.0, FOREVER]),
+                    index % 3,
+                    index < 15,
+                )
+            case "pass":
+                return name, random.choice([0.05, 0.3, 1.0, 2.0, random.random() * 6])
+            case "report":
+                return name, index, random.randint(0, 5), random.choice([0.0, 2.0, 5.0])
+            case "sick" | "unload":
+                return name, index, random.random() < 0.5
+            case "grow":
+                return name, index, random.choice([1.05, 1.3, 2.0, 4.0]), random.choice([0, 100])
+            case "residency":
+                keep = random.choice([None, None, 0.0, 5.0])
+                most = random.choice([1, 1, 2, 3])
+                return name, index, random.random() < 0.2, keep, random.randint(0, 2), most, random.random() < 0.3
+            case "cordon":
+                return name, random.choice([1.0, 30.0])
+            case "share":
+                return name, index, random.choice([0, 8, 20])
+            case "budget" | "foreign":
+                return name, random.choice([30, 60, 100] if name == "budget" else [0, 20, 70])
+            case "explain":
+                return name, index, random.choice([10, 20, 30])
+        return name, index
+
+    sizes = [
+        {HOST: random.randint(5, 100), **({"cuda:0": random.randint(0, 50)} if random.random() < 0.3 else {})}
+        for _ in range(random.randint(2, 5))
+    ]
+    workers = [
+        FakeWorker(random.choice([0.05, 1.0, 5.0]), random.choice([0.01, 0.1, 1.0]), random.random() < 0.05)
+        for _ in range(5)
+    ]
+    actions = [action() for _ in range(random.randint(5, length))]
+    return Case(sizes, workers, actions, rules_of(random), random.random() < 0.4, random.random() < 0.2)
+
+
+WEIGHTS = {
+    "ask": 9.0,
+    "pass": 8.0,
+    "go": 2.0,
+    "report": 1.0,
+    "kill": 1.5,
+    "sick": 0.7,
+    "grow": 0.5,
+    "unload": 0.7,
+    "residency": 1.5,
+    "cordon": 0.3,
+    "budget": 0.3,
+    "foreign": 0.4,
+    "share": 0.5,
+    "explain": 1.5,
+}
+
+
+def a_day(case: Case) -> World:
+    """Plays a case to its end and checks what must hold then."""
+    world = World(FakeClock(), BUDGET, case.rules)
+    world.play(case)
+    waiting = [held for held in world.open_leases() if not held.replica]
+    starts = len(world.starts)
+    world.end_of_day()
+    scheduler = world.scheduler
+    for held in waiting:
+        if held.over or held.replica:
+            continue
+        # Only who has every replica of the version already may still wait for one more.
+        mine = {h.replica for h in world.open_leases() if h.holder == held.holder and h.model == held.model}
+        there = {r.uid for r in scheduler.replicas() if r.version == held.model and r.state is S.LOADED}
+        assert held.holder, "a want was forgotten"
+        assert there, "a want was forgotten"
+        assert there <= mine, "a want was forgotten"
+    assert len(world.starts) - starts <= 150, "the node does not come to rest"
+    assert scheduler.ledger.overdraft == {} or all_kept(world)
+    for version, reason in scheduler.unkept().items():
+        assert world.workers[version].fails or "needs" in reason or "cancelled" in reason, (version, reason)
+    for replica in scheduler.replicas():
+        assert replica.state is S.LOADED or world.workers[replica.version].fails, replica
+    return world
+
+
+def all_kept(world: World) -> bool:
+    """Whether nothing is there that may go to end an overdraft."""
+    scheduler = world.scheduler
+    return all(r.pinned or scheduler.residency(r.version).min_replicas > 0 for r in scheduler.replicas())
+
+
+@pytest.mark.parametrize("block", range(5))
+def test_random_days_keep_every_promise(block: int) -> None:
+    for number in range(300):
+        seed = block * 1000 + number
+        try:
+            a_day(random_case(Random(seed)))
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_random_days_keep_every_promise_for_long() -> None:
+    for number in range(30_000):
+        a_day(random_case(Random(1_000_000 + number), 120))
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_no_day_that_hypothesis_finds_breaks_a_promise(random: Random) -> None:
+    a_day(random_case(random, 25))
+
+
+def test_the_same_day_gives_the_same_decisions() -> None:
+    for seed in range(60):
+        first, second = a_day(random_case(Random(seed))), a_day(random_case(Random(seed)))
+        assert [str(call) for call in first.log] == [str(call) for call in second.log]

@@ -1,0 +1,710 @@
+"""What operators say of versions and of the node: pins, minimums, replicas, keep-alive, cordon, explain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fakes import FakeClock, FakeEffects, FakeWorker
+from modelmora.errors import (
+    InvalidArgument,
+    InvalidModelFiles,
+    LoadFailed,
+    ModelLoading,
+    ModelMoraError,
+    NeverFits,
+    NodeCordoned,
+    NonsenseFootprint,
+)
+from modelmora_lifecycle.domain import (
+    HOST,
+    EngineProfile,
+    Footprint,
+    Health,
+    HealthState,
+    ReplicaState,
+    Residency,
+    VersionFacts,
+)
+from modelmora_lifecycle.eviction import Policy
+from modelmora_lifecycle.ledger import Bounds
+from modelmora_lifecycle.placement import PlacementOutcome
+from modelmora_lifecycle.prediction import Measured, Prediction, setup_of
+from modelmora_lifecycle.scaling import Report, Scaling, one_more, pressed, threads
+from modelmora_lifecycle.scheduler import Rules
+
+FOREVER = float("inf")
+S = ReplicaState
+
+
+def version(name: str, host: int = 30, **other: int) -> VersionFacts:
+    return VersionFacts(name, "echo", declared={HOST: host, **other})
+
+
+class Node(FakeEffects):
+    """A node whose leases are looked up by name."""
+
+    def want(
+        self,
+        lease: str,
+        facts: VersionFacts,
+        *,
+        priority: int = 20,
+        holder: str = "",
+        if_loaded: bool = False,
+        deadline: float = FOREVER,
+    ) -> str:
+        now = self.clock.now
+        return self.scheduler.want(
+            lease, facts, priority=priority, deadline=deadline, now=now, holder=holder, if_loaded=if_loaded
+        )
+
+    def use(self, lease: str, in_flight: int = 1, waiting: int = 0, oldest: float = 0.0) -> None:
+        self.scheduler.in_use(lease, in_flight, waiting, oldest, self.clock.now)
+
+    def keep(self, facts: VersionFacts, **how: object) -> None:
+        self.scheduler.set_residency(facts.name, Residency(**how), facts, self.clock.now)  # type: ignore[arg-type]
+
+    def press(self, lease: str, seconds: float = 5.0, oldest: float = 3.0) -> None:
+        """Something waits behind a busy lease for so long."""
+        for _ in range(int(seconds)):
+            self.use(lease, 1, 4, oldest)
+            self.run_for(1.0)
+
+    def granted_to(self, lease: str) -> str:
+        return next((str(call[2]) for call in reversed(self.of("granted")) if call[1] == lease), "")
+
+    def error_of(self, lease: str) -> ModelMoraError | None:
+        return next((call[2] for call in self.of("refused") if call[1] == lease), None)  # type: ignore[misc]
+
+    def states(self, model: str) -> list[ReplicaState]:
+        return [replica.state for replica in self.scheduler.replicas() if replica.version == model]
+
+    def starts(self, model: str) -> int:
+        return sum(call[2] == model for call in self.of("start"))
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node(FakeClock(), {HOST: 100})
+
+
+# Kept in memory.
+
+
+def test_a_pinned_version_is_loaded_and_never_evicted(node: Node) -> None:
+    node.keep(version("p", 60), pinned=True)
+    node.run_for(10.0)
+    assert node.states("p") == [S.LOADED]
+    node.want("x", version("a", 50))
+    node.run_for(10.0)
+    assert node.states("p") == [S.LOADED]
+    assert isinstance(node.error_of("x"), NeverFits)
+    node.keep(version("p", 60))
+    node.want("y", version("a", 50))
+    node.run_for(2.0)
+    assert node.granted_to("y")
+
+
+def test_the_minimum_of_replicas_is_reached_and_kept(node: Node) -> None:
+    node.keep(version("a", 20), min_replicas=2, max_replicas=3)
+    assert node.states("a") == [S.LOADING, S.LOADING]
+    node.run_for(5.0)
+    node.want("x", version("b", 60))
+    node.run_for(2.0)
+    assert node.granted_to("x")
+    node.want("y", version("c", 50))
+    node.run_for(5.0)
+    assert node.states("a") == [S.LOADED, S.LOADED]
+    assert node.states("b") == []
+    node.crash(next(r.uid for r in node.scheduler.replicas() if r.version == "a"))
+    node.run_for(3.0)
+    assert node.states("a") == [S.LOADED, S.LOADED]
+
+
+def test_a_minimum_takes_the_place_of_the_idle_and_in_time_of_the_busy(node: Node) -> None:
+    node.want("x", version("a", 80), priority=30)
+    node.run_for(5.0)
+    node.use("x")
+    node.keep(version("m", 50), min_replicas=1)
+    node.run_for(15.0)
+    assert not node.of("yielding")
+    node.run_for(10.0)
+    assert node.of("yielding")
+    node.scheduler.release("x", node.clock.now)
+    node.run_for(2.0)
+    assert node.states("m") == [S.LOADED]
+
+
+def test_a_minimum_that_does_not_fit_is_said_and_does_no_harm(node: Node) -> None:
+    node.keep(version("p", 60), pinned=True)
+    node.run_for(2.0)
+    node.keep(version("m", 50), min_replicas=1)
+    node.run_for(5.0)
+    assert node.states("m") == []
+    assert "needs 50 bytes" in node.scheduler.unkept()["m"]
+    node.keep(version("p", 60))
+    node.run_for(5.0)
+    assert node.states("m") == [S.LOADED]
+    assert node.scheduler.unkept() == {}
+
+
+def test_a_preload_happens_once(node: Node) -> None:
+    node.keep(version("a", 60), preload=True)
+    node.run_for(5.0)
+    assert node.states("a") == [S.LOADED]
+    node.want("x", version("b", 60))
+    node.run_for(5.0)
+    assert node.granted_to("x")
+    node.scheduler.release("x", node.clock.now)
+    node.run_for(50.0)
+    assert node.states("a") == []
+    assert node.starts("a") == 1
+
+
+def test_what_is_unloaded_by_name_stays_away_until_it_is_wanted(node: Node) -> None:
+    node.keep(version("a"), min_replicas=1)
+    node.run_for(2.0)
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(20.0)
+    assert node.states("a") == []
+    node.want("x", version("a"))
+    node.run_for(2.0)
+    node.scheduler.release("x", node.clock.now)
+    node.run_for(20.0)
+    assert node.states("a") == [S.LOADED]
+
+
+def test_a_version_whose_files_nobody_reads_is_not_loaded_again_and_again(node: Node) -> None:
+    node.workers["a"] = FakeWorker(hangs=True)
+    node.keep(version("a"), min_replicas=1)
+    (replica,) = node.scheduler.replicas()
+    node.scheduler.load_failed(replica.uid, InvalidModelFiles("no weights"), node.clock.now)
+    node.run_for(500.0)
+    assert node.starts("a") == 1
+
+
+def test_keep_alive_is_a_matter_of_the_version() -> None:
+    node = Node(FakeClock(), {HOST: 100}, Rules(idle_ttl_seconds=30))
+    node.keep(version("short"), keep_alive_seconds=5.0)
+    node.keep(version("long"), keep_alive_seconds=100.0)
+    node.keep(version("none"), keep_alive_seconds=0.0)
+    for name in ("short", "long", "none", "other"):
+        node.want(name, version(name, 20))
+    node.run_for(2.5)
+    assert node.states("none") == [S.LOADED], "who had it loaded must get to use it"
+    node.run_for(0.8)
+    assert node.states("none") == []
+    node.run_for(3.0)
+    assert node.states("short") == []
+    assert node.states("other") == [S.LOADED]
+    node.run_for(26.0)
+    assert node.states("other") == []
+    assert node.states("long") == [S.LOADED]
+
+
+def test_without_facts_a_residency_waits_for_the_first_want(node: Node) -> None:
+    node.scheduler.set_residency("a", Residency(min_replicas=2, max_replicas=2), None, node.clock.now)
+    assert node.states("a") == []
+    node.want("x", version("a"))
+    node.run_for(2.0)
+    assert node.states("a") == [S.LOADED, S.LOADED]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_replicas": 0}, {"min_replicas": 3}, {"max_replicas": 65}, {"keep_alive_seconds": -1}]
+)
+def test_a_residency_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InvalidArgument):
+        Residency(**wrong)  # type: ignore[arg-type]
+
+
+# Replicas.
+
+
+def scaled(**rules: object) -> Node:
+    node = Node(FakeClock(), {HOST: 100}, Rules(**rules))  # type: ignore[arg-type]
+    node.keep(version("a"), max_replicas=3)
+    node.want("x", version("a"), holder="h")
+    node.run_for(2.0)
+    return node
+
+
+def test_a_queue_that_waits_gets_another_replica_and_its_holder_is_invited() -> None:
+    node = scaled()
+    node.press("x", 2.0)
+    assert node.starts("a") == 1
+    node.press("x", 1.0)
+    assert node.states("a") == [S.LOADED, S.LOADED]
+    (invitation,) = node.of("invite")
+    assert invitation[1] == "x"
+    node.want("y", version("a"), holder="h")
+    assert node.granted_to("y") == invitation[2] != node.granted_to("x")
+
+
+def test_leases_of_one_holder_go_to_different_replicas() -> None:
+    node = scaled()
+    node.want("y", version("a"), holder="h")
+    assert node.granted_to("y") == ""
+    node.run_for(30.0)
+    assert node.states("a") == [S.LOADED], "a holder that wants more is no reason for another replica"
+    node.want("z", version("a"), holder="other")
+    assert node.granted_to("z") == node.granted_to("x")
+    node.scheduler.release("x", node.clock.now)
+    assert node.granted_to("y")
+
+
+def test_a_replica_more_is_not_bought_with_a_busy_or_lately_used_version() -> None:
+    node = scaled()
+    node.want("b", version("b", 60))
+    node.run_for(5.0)
+    node.press("x", 20.0)
+    assert node.starts("a") == 1
+    node.use("b")
+    node.press("x", 80.0)
+    assert node.starts("a") == 1
+    node.use("b", 0)
+    node.press("x", 50.0)
+    assert node.starts("a") == 1
+    node.press("x", 30.0)
+    assert node.starts("a") == 2, "what was idle for a minute makes room"
+
+
+def test_replicas_come_one_by_one_and_go_by_idleness() -> None:
+    node = scaled()
+    node.press("x", 4.0)
+    assert node.starts("a") == 2
+    node.press("x", 20.0)
+    assert node.starts("a") == 2, "one of them is idle"
+    node.want("y", version("a"), holder="h")
+    node.use("y")
+    node.press("x", 1.0)
+    assert node.starts("a") == 3
+    node.want("z", version("a"), holder="h")
+    node.use("z")
+    node.press("x", 50.0)
+    assert node.starts("a") == 3, "no more than the maximum"
+    node.use("y", 0)
+    node.use("z", 0)
+    node.run_for(59.0)
+    assert len(node.states("a")) == 3
+    node.run_for(2.0)
+    assert node.states("a") == [S.LOADED]
+
+
+def test_the_next_replica_waits_for_what_the_last_one_changes() -> None:
+    node = scaled()
+    node.press("x", 4.0)
+    node.want("y", version("a"), holder="h")
+    node.use("y")
+    node.press("x", 7.0)
+    assert node.starts("a") == 2, "the last change was a moment ago"
+    node.press("x", 3.0)
+    assert node.starts("a") == 3
+
+
+def test_a_short_wait_is_no_reason() -> None:
+    node = scaled()
+    for _ in range(20):
+        node.use("x", 1, 4, 3.0)
+        node.run_for(1.0)
+        node.use("x", 1, 0, 0.0)
+        node.run_for(1.0)
+    node.press("x", 20.0, oldest=0.5)
+    assert node.starts("a") == 1
+
+
+def test_replicas_beyond_a_smaller_maximum_go(node: Node) -> None:
+    node.keep(version("a", 20), min_replicas=3, max_replicas=3)
+    node.run_for(5.0)
+    node.keep(version("a", 20), min_replicas=0, max_replicas=1)
+    node.run_for(5.0)
+    assert node.states("a") == [S.LOADED]
+
+
+@pytest.mark.parametrize(
+    ("reports", "waits"),
+    [
+        ([], False),
+        ([Report(0, 9.0, 100.0)], False),
+        ([Report(5, 0.9, 100.0)], False),
+        ([Report(5, 1.0, 100.0)], True),
+        ([Report(5, 9.0, 96.0)], False),
+        ([Report(0, 0.0, 100.0), Report(1, 2.0, 99.0)], True),
+    ],
+)
+def test_pressure_is_a_fresh_report_of_a_long_wait(reports: list[Report], waits: bool) -> None:
+    assert pressed(reports, Scaling(), 100.0) is waits
+
+
+def test_one_more_needs_time_and_a_pause() -> None:
+    assert not one_more(None, -FOREVER, Scaling(), 100.0)
+    assert not one_more(98.5, -FOREVER, Scaling(), 100.0)
+    assert one_more(98.0, -FOREVER, Scaling(), 100.0)
+    assert not one_more(98.0, 91.0, Scaling(), 100.0)
+
+
+@pytest.mark.parametrize(
+    ("cores", "replicas", "declared", "expected"),
+    [(8, 1, 0, 0), (8, 2, 0, 4), (8, 3, 0, 2), (2, 4, 0, 1), (0, 4, 0, 0), (8, 4, 6, 6)],
+)
+def test_threads_of_all_replicas_together_are_no_more_than_the_cores(
+    cores: int, replicas: int, declared: int, expected: int
+) -> None:
+    assert threads(cores, replicas, declared) == expected
+    if not declared and cores >= replicas:
+        assert threads(cores, replicas, 0) * replicas <= cores
+
+
+def test_a_replica_is_started_with_its_threads() -> None:
+    node = Node(FakeClock(), {HOST: 100}, Rules(cpu_cores=8))
+    node.keep(version("a"), max_replicas=4)
+    node.want("x", version("a"))
+    node.want("y", replace(version("b"), cpu_threads=5))
+    assert [replica.cpu_threads for replica in node.scheduler.replicas()] == [2, 5]
+
+
+# One load after another.
+
+
+def test_no_more_loads_at_a_time_than_the_device_takes() -> None:
+    node = Node(FakeClock(), {HOST: 100}, Rules(load_concurrency=2))
+    for name in ("a", "b", "c"):
+        node.want(name, version(name, 20))
+    assert [node.states(name)[0] for name in ("a", "b", "c")] == [S.LOADING, S.LOADING, S.UNLOADED]
+    node.want("d", version("d", 45))
+    node.run_for(1.0)
+    assert node.states("c") == [S.LOADING]
+    assert node.states("d") == [S.UNLOADED], "the memory of a load that waits for its place is not given away"
+
+
+def test_memory_that_is_spoken_for_is_not_given_to_a_newcomer_in_a_place() -> None:
+    node = Node(FakeClock(), {HOST: 100, "cuda:0": 100}, Rules(load_concurrency=1))
+    node.want("a", version("a", 10, **{"cuda:0": 60}))
+    node.want("b", version("b", 10, **{"cuda:0": 40}))
+    assert node.scheduler.ready_in("b", node.clock.now) is None
+    node.run_for(0.5)
+    assert node.states("b") == [S.UNLOADED]
+    node.run_for(0.6)
+    assert node.states("b") == [S.LOADING]
+
+
+# Cordon.
+
+
+def test_a_cordoned_node_empties_and_loads_nothing(node: Node) -> None:
+    node.want("x", version("a"))
+    node.want("idle", version("b"))
+    node.run_for(2.0)
+    node.use("x")
+    node.workers["c"] = FakeWorker(load_seconds=50)
+    node.want("z", version("c"))
+    node.scheduler.cordon("new memory", node.clock.now)
+    assert isinstance(node.error_of("z"), NodeCordoned)
+    node.want("w", version("a"))
+    error = node.error_of("w")
+    assert isinstance(error, NodeCordoned)
+    assert "new memory" in error.message
+    assert node.of("yielding")
+    node.run_for(0.5)
+    assert node.states("b") == node.states("c") == []
+    assert node.states("a") == [S.DRAINING]
+    node.use("x", 0)
+    node.run_for(0.5)
+    assert node.scheduler.replicas() == []
+    assert node.scheduler.cordoned == "new memory"
+
+
+def test_taking_the_cordon_back_loads_what_is_kept(node: Node) -> None:
+    node.keep(version("m"), min_replicas=1)
+    node.keep(version("p"), preload=True)
+    node.run_for(2.0)
+    node.scheduler.cordon("", node.clock.now)
+    node.run_for(50.0)
+    assert node.scheduler.replicas() == []
+    node.scheduler.uncordon(node.clock.now)
+    node.run_for(2.0)
+    assert node.states("m") == node.states("p") == [S.LOADED]
+
+
+# Budgets and overdrafts.
+
+
+def test_a_smaller_budget_makes_the_idle_go_and_in_time_the_busy(node: Node) -> None:
+    node.want("x", version("a", 40))
+    node.want("y", version("b", 40))
+    node.run_for(5.0)
+    node.use("x")
+    node.scheduler.configure(node.rules, {HOST: 50}, node.clock.now)
+    assert node.states("b") == [S.DRAINING]
+    assert node.states("a") == [S.LOADED]
+    node.scheduler.configure(node.rules, {HOST: 30}, node.clock.now)
+    node.run_for(4.0)
+    assert not node.of("yielding")
+    node.run_for(2.0)
+    assert node.of("yielding"), "a machine without memory ends it without asking"
+
+
+def test_who_takes_twice_what_it_declared_is_stopped_and_its_neighbours_stay(node: Node) -> None:
+    node.want("x", version("leak", 40))
+    node.want("y", version("b", 40))
+    node.run_for(5.0)
+    node.use("x")
+    node.scheduler.measured(node.granted_to("x"), {HOST: 58}, node.clock.now)
+    assert node.states("leak") == [S.LOADED]
+    assert node.states("b") == [S.DRAINING], "a little more is not its fault"
+    node.want("z", version("c", 20))
+    node.run_for(5.0)
+    node.scheduler.measured(node.granted_to("x"), {HOST: 81}, node.clock.now)
+    assert node.states("leak") == [S.FAILED]
+    assert node.states("c") == [S.LOADED]
+    assert node.of("revoked")[-1][3] is True
+    assert "instead of 40" in str(node.of("revoked")[-1][2])
+
+
+def test_who_takes_twice_what_it_declared_while_loading_is_stopped(node: Node) -> None:
+    node.want("y", version("b", 40))
+    node.run_for(5.0)
+    node.workers["leak"] = FakeWorker(load_seconds=50)
+    node.want("x", version("leak", 40))
+    uid = next(r.uid for r in node.scheduler.replicas() if r.version == "leak")
+    node.scheduler.measured(uid, {HOST: 58}, node.clock.now)
+    assert node.states("leak") == [S.LOADING]
+    assert node.scheduler.ledger.charge_of(uid) == {HOST: 58}
+    node.scheduler.measured(uid, {HOST: 81}, node.clock.now)
+    assert isinstance(node.error_of("x"), LoadFailed)
+    assert node.states("b") == [S.LOADED]
+    node.run_for(5.0)
+    node.want("z", version("leak", 40))
+    assert node.scheduler.explain(version("leak", 40), 20, node.clock.now).need == {HOST: 81}
+
+
+def test_a_load_that_was_guessed_too_small_is_planned_again(node: Node) -> None:
+    node.scheduler.configure(replace(node.rules, prediction=Prediction(bare_overhead_bytes=20)), {HOST: 100}, 1000.0)
+    node.want("y", version("b", 70))
+    node.run_for(5.0)
+    node.use("y")
+    node.workers["a"] = FakeWorker(load_seconds=50)
+    node.want("x", VersionFacts("a", "echo"))
+    uid = next(r.uid for r in node.scheduler.replicas() if r.version == "a")
+    node.scheduler.measured(uid, {HOST: 60}, node.clock.now)
+    assert node.states("a")[0] is S.FAILED
+    assert node.error_of("x") is None
+    node.scheduler.release("y", node.clock.now)
+    node.run_for(0.5)
+    replica = next(r for r in node.scheduler.replicas() if r.version == "a")
+    assert replica.state is S.LOADING
+    assert replica.granted == {HOST: 60}
+
+
+@pytest.mark.parametrize("memory", [{HOST: -1}, {HOST: 1001}, {"cuda:7": 5}])
+def test_nonsense_of_an_engine_fails_the_load_by_name(memory: dict[str, int]) -> None:
+    node = Node(FakeClock(), {HOST: 100})
+    node.scheduler.configure(node.rules, Bounds({HOST: 100}, total={HOST: 1000}), node.clock.now)
+    node.workers["a"] = FakeWorker(hangs=True)
+    node.want("x", version("a"))
+    (replica,) = node.scheduler.replicas()
+    node.scheduler.loaded(replica.uid, Footprint(memory, 1.0), node.clock.now)
+    error = node.error_of("x")
+    assert isinstance(error, NonsenseFootprint)
+    assert error.retry_after_seconds is None
+    node.run_for(1.0)
+    assert node.scheduler.ledger.charged == {}
+
+
+def test_what_is_shared_is_charged_once_and_goes_with_its_last_user(node: Node) -> None:
+    node.keep(version("a", 20), min_replicas=2, max_replicas=2)
+    node.run_for(2.0)
+    users = [replica.uid for replica in node.scheduler.replicas()]
+    node.scheduler.charge_shared("artifacts/a", {HOST: 30}, node.clock.now, users)
+    node.scheduler.charge_shared("fork-servers/echo", {HOST: 5}, node.clock.now)
+    assert node.scheduler.ledger.charged == {HOST: 75}
+    node.keep(version("a", 20))
+    node.want("x", version("b", 90))
+    node.run_for(5.0)
+    assert node.granted_to("x"), "both go, and what they shared"
+    assert node.scheduler.ledger.charged == {HOST: 95}
+    node.want("y", version("c", 96))
+    assert isinstance(node.error_of("y"), NeverFits), "a fork server's pages are never freed"
+
+
+def test_a_second_load_reserves_what_it_will_share_with_nobody(node: Node) -> None:
+    node.workers["a"] = FakeWorker(memory={HOST: 18})
+    node.want("x", version("a", 20))
+    node.run_for(2.0)
+    uid = node.granted_to("x")
+    node.scheduler.charge_shared("artifacts/a", {HOST: 30}, node.clock.now, [uid])
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    assert node.scheduler.ledger.charged == {}
+    node.want("y", version("a", 20))
+    assert node.scheduler.ledger.charged == {HOST: 50}
+    node.run_for(1.0)
+    assert node.scheduler.ledger.charges == {node.granted_to("y"): {HOST: 20}, "artifacts/a": {HOST: 30}}
+
+
+# Who does not wait, and what is told.
+
+
+def test_who_would_not_wait_is_told_when_and_the_version_is_loaded_for_later(node: Node) -> None:
+    node.scheduler.remember(Measured("a", setup_of(version("a")), peak={HOST: 30}, load_seconds=(4.0, 40.0, 6.0)))
+    node.want("x", version("a"), if_loaded=True, deadline=node.clock.now + 0.5)
+    error = node.error_of("x")
+    assert isinstance(error, ModelLoading)
+    assert error.retry_after_seconds == 6.0
+    node.run_for(5.0)
+    assert node.states("a") == [S.LOADED]
+    node.want("y", version("a"), if_loaded=True)
+    assert node.granted_to("y")
+
+
+def test_who_would_not_wait_hears_also_that_it_never_fits(node: Node) -> None:
+    node.want("x", version("a", 101), if_loaded=True)
+    assert isinstance(node.error_of("x"), NeverFits)
+    node.run_for(10.0)
+    assert node.scheduler.replicas() == []
+
+
+def test_the_time_to_ready_counts_what_is_ahead(node: Node) -> None:
+    now = node.clock.now
+    assert node.scheduler.ready_in("a", now) is None
+    node.workers["a"] = FakeWorker(load_seconds=8.0, stop_seconds=2.0)
+    node.workers["b"] = FakeWorker(load_seconds=4.0)
+    for name in ("a", "b"):
+        node.want(name, version(name, 80))
+        node.run_for(20.0)
+        node.scheduler.release(name, node.clock.now)
+    node.want("x", version("a", 80))
+    assert node.states("b") == [S.DRAINING]
+    assert node.scheduler.ready_in("a", node.clock.now) == pytest.approx(10.0, abs=0.2)
+    node.run_for(4.1)
+    assert node.scheduler.ready_in("a", node.clock.now) == pytest.approx(4.0, abs=0.2)
+    node.run_for(5.0)
+    assert node.scheduler.ready_in("a", node.clock.now) == 0.0
+
+
+def test_waiters_hear_of_news_only(node: Node) -> None:
+    node.workers["a"] = FakeWorker(load_seconds=20.0)
+    node.scheduler.remember(Measured("a", setup_of(version("a")), peak={HOST: 30}, load_seconds=(20.0,)))
+    node.want("x", version("a"))
+    for number in range(50):
+        node.want(f"y{number}", version("b", 10))
+        node.run_for(0.1)
+    assert [call for call in node.of("loading") if call[1] == "x"] == [("loading", "x", 20.0, "loading")]
+
+
+# Explain.
+
+
+def test_explaining_says_what_would_happen_and_why() -> None:
+    node = Node(FakeClock(), {HOST: 100})
+    node.want("x", version("a", 60))
+    node.run_for(5.0)
+    now = node.clock.now
+    assert node.scheduler.explain(version("a", 60), 20, now).outcome is PlacementOutcome.LOADED
+    assert node.scheduler.explain(version("s", 40), 20, now).outcome is PlacementOutcome.FITS
+    swap = node.scheduler.explain(version("b", 70), 20, now)
+    assert swap.outcome is PlacementOutcome.FITS_AFTER_EVICTION
+    assert [verdict.candidate.version for verdict in swap.verdicts if verdict.victim] == ["a"]
+    assert (swap.need, swap.free, swap.budget, swap.evictable) == ({HOST: 70}, {HOST: 40}, {HOST: 100}, {HOST: 60})
+    assert swap.need_source == "declared"
+    never = node.scheduler.explain(version("n", 101), 20, now)
+    assert never.outcome is PlacementOutcome.NEVER_FITS
+    assert "101" in never.reason
+    node.use("x")
+    node.scheduler.set_residency("a", Residency(pinned=True), version("a", 60), now)
+    pinned = node.scheduler.explain(version("b", 70), 20, now)
+    assert pinned.outcome is PlacementOutcome.NEVER_FITS
+    node.scheduler.set_residency("a", Residency(), version("a", 60), now)
+    waits = node.scheduler.explain(version("b", 70), 10, now)
+    assert waits.outcome is PlacementOutcome.WAITS
+    assert waits.verdicts[0].reason == "it serves requests of higher priority"
+    node.scheduler.cordon("closed", now)
+    assert node.scheduler.explain(version("s", 10), 20, now).outcome is PlacementOutcome.REFUSED
+    assert node.starts("b") == node.starts("s") == 0
+
+
+def test_explaining_has_no_effects(node: Node) -> None:
+    node.want("x", version("a", 60))
+    node.run_for(5.0)
+    log = list(node.log)
+    node.scheduler.explain(version("b", 70), 30, node.clock.now)
+    assert node.log == log
+    node.run_for(100.0)
+    assert node.states("a") == [S.LOADED]
+
+
+# Policies.
+
+
+def test_gdsf_keeps_what_is_small_and_dear_and_lru_does_not() -> None:
+    for name, gone in (("lru", "small"), ("gdsf", "large")):
+        node = Node(FakeClock(), {HOST: 10 * 2**30}, Rules(policy=Policy(name)))  # type: ignore[arg-type]
+        node.workers["small"] = FakeWorker(load_seconds=10)
+        for model, gib in (("small", 1), ("large", 6)):
+            node.want(model, version(model, gib * 2**30))
+            node.run_for(20.0)
+            node.use(model)
+            node.use(model, 0)
+        node.want("new", version("new", 4 * 2**30 if name == "gdsf" else 3 * 2**30 + 1))
+        assert node.states(gone) == [S.DRAINING], name
+
+
+def test_the_clock_of_gdsf_lets_what_was_popular_once_go() -> None:
+    node = Node(FakeClock(), {HOST: 2 * 2**30}, Rules(policy=Policy("gdsf"), minimum_residency_seconds=0))
+    facts = {name: version(name, 2**30) for name in ("star", "a", "b")}
+    node.want("star", facts["star"])
+    node.run_for(5.0)
+    for _ in range(6):
+        node.use("star")
+        node.use("star", 0)
+    turns = 0
+    while node.states("star") == [S.LOADED] and turns < 50:
+        turns += 1
+        name = "ab"[turns % 2]
+        node.want(f"{name}{turns}", facts[name])
+        node.run_for(5.0)
+        node.use(f"{name}{turns}")
+        node.scheduler.release(f"{name}{turns}", node.clock.now)
+    assert 3 < turns < 20
+
+
+def test_ttl_takes_what_would_go_first_anyway() -> None:
+    node = Node(FakeClock(), {HOST: 100}, Rules(policy=Policy("ttl", ttl_seconds=60)))
+    node.keep(version("a", 40), keep_alive_seconds=500.0)
+    for name in ("a", "b"):
+        node.want(name, version(name, 40))
+        node.run_for(5.0)
+    node.want("c", version("c", 40))
+    assert node.states("b") == [S.DRAINING]
+    node.run_for(70.0)
+    assert node.states("c") == []
+    assert node.states("a") == [S.LOADED]
+
+
+# What is learned.
+
+
+def test_another_profile_is_predicted_anew() -> None:
+    node = Node(FakeClock(), {HOST: 1000})
+    node.workers["a"] = FakeWorker(memory={HOST: 200})
+    node.want("x", version("a", 100))
+    node.run_for(2.0)
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(2.0)
+    tuned = replace(version("a", 100), profile=EngineProfile("torch", "bf16"))
+    assert node.scheduler.explain(version("a", 100), 20, node.clock.now).need == {HOST: 220}
+    assert node.scheduler.explain(tuned, 20, node.clock.now).need == {HOST: 100}
+
+
+def test_a_sick_replica_counts_and_is_replaced_when_it_stays_sick(node: Node) -> None:
+    node.keep(version("a"), min_replicas=1)
+    node.run_for(2.0)
+    (before,) = node.scheduler.replicas()
+    node.scheduler.health(before.uid, Health(HealthState.UNHEALTHY, "silent"), node.clock.now)
+    node.run_for(5.0)
+    assert node.states("a") == [S.UNHEALTHY]
+    node.run_for(8.0)
+    (after,) = node.scheduler.replicas()
+    assert after.uid != before.uid
+    assert after.state is S.LOADED
