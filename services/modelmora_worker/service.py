@@ -202,7 +202,7 @@ class WorkerService:
 
         def loaded(engine: base.Engine) -> None:
             self._loaded = True
-            reply = _load_reply(rows[0], footprints[0])
+            reply = _load_reply(rows[0], footprints[0], load.artifact_path)
             imported = [name for name in list(sys.modules) if name not in modules_before]
             log.info(
                 "loaded: %d bytes on the host; %d modules imported%s",
@@ -378,15 +378,25 @@ class WorkerService:
         self._reply(connection, request_id, worker_pb2.WorkerReply(error=_error_reply(error)))
 
 
-def private_bytes() -> int:
-    """Bytes only this process has in memory (USS) or swap."""
-    total = 0
+def private_bytes(folder: str = "") -> int:
+    """Bytes only this process has in memory (USS) or swap. Mapped files of the model's folder do not count: they are
+    the artifact's, whoever else maps them."""
+    total = -_mapped_bytes(folder) if folder else 0
     with open("/proc/self/smaps_rollup", "rb") as file:
         for line in file:
             name, _, rest = line.partition(b":")
             if name in (b"Private_Clean", b"Private_Dirty", b"Private_Hugetlb", b"SwapPss"):
                 total += int(rest.split()[0]) * 1024
     return total
+
+
+def _mapped_bytes(folder: str) -> int:
+    """What only this process has of the mapped files in a folder."""
+    needle = os.fsencode(os.path.realpath(folder)) + b"/"
+    with open("/proc/self/smaps", "rb") as file:
+        mappings = [mapping for mapping in file.read().split(b"VmFlags:") if needle in mapping]
+    clean = (line for mapping in mappings for line in mapping.splitlines() if line.startswith(b"Private_Clean:"))
+    return sum(int(line.split()[1]) * 1024 for line in clean)
 
 
 def _spec(load: worker_pb2.LoadRequest) -> base.EngineSpec:
@@ -412,9 +422,10 @@ def _plain(struct: Struct) -> dict[str, Any]:
     return plain
 
 
-def _load_reply(row: base.EngineRow, footprint: base.Footprint) -> worker_pb2.LoadReply:
+def _load_reply(row: base.EngineRow, footprint: base.Footprint, folder: str) -> worker_pb2.LoadReply:
     memory = dict(footprint.memory_bytes)
-    memory.setdefault("host", private_bytes())
+    if "host" not in memory:
+        memory["host"] = private_bytes(folder)
     return worker_pb2.LoadReply(
         footprint=[common_pb2.DeviceMemory(device=device, memory_bytes=size) for device, size in memory.items()],
         engine_profile=_profile(footprint.profile),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,7 @@ PACKED_TOKENS: Final = 1024
 MAX_BATCH_TOKENS: Final = 8192
 MAX_BATCH_ENTRIES: Final = 256
 NO_LIMIT_TOKENS: Final = 1 << 20
-WARM_UP_TOKENS: Final = 64
+WARM_UP_TOKENS: Final = 16
 _TRIAL_TEXT: Final = "the queue of a model holds what nobody has computed yet, and every text in it waits alone; " * 8
 _LIBRARIES = ("torch", "sentence-transformers", "transformers", "tokenizers")
 
@@ -293,7 +294,9 @@ def fill(lengths: Sequence[int], budget_tokens: int) -> list[int]:
 
 def fill_caches() -> None:
     """What transformers makes once per process, 0.4 s of compiling patterns at the first load, made in the fork server.
-    A release that does it another way loads as well, later."""
+    It compiles a hundred of them again at each load, unless the cache of `re` holds them all: 0.03 s. A release that
+    does it another way loads as well, later."""
+    re._MAXCACHE = 8192  # type: ignore[attr-defined]
     try:
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     except ImportError:
