@@ -17,6 +17,7 @@ from modelmora.retry import RetryBudget, RetryPolicy, is_retryable
         (errors.ShuttingDown(), True),
         (errors.WorkerUnavailable(), True),
         (errors.LoadFailed(retry_after_seconds=1.0), True),
+        (errors.ModelLoading(retry_after_seconds=1.0), False),  # who would not wait is not made to
         (errors.LoadFailed(), False),  # the same load would fail again
         (errors.QueueFull(retry_after_seconds=0.2), True),
         (errors.MemoryBusy(retry_after_seconds=0.0), True),

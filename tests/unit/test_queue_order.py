@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 import pytest
 from modelmora.errors import QueueFull
-from modelmora_inference.domain import Aging, BatchLimits, Bounds, Entry, Place, Priority, Worker
+from modelmora_inference.domain import Aging, BatchLimits, Bounds, ByteBudget, Entry, Place, Priority, Worker
 from modelmora_inference.queue import EntryQueue, Popped
 
 H, M, L = Priority.HIGH, Priority.MEDIUM, Priority.LOW
@@ -411,3 +411,122 @@ def test_a_batch_that_failed_is_tried_one_by_one_and_a_lone_entry_gets_the_error
     assert names(lone.entries) == "a"
     assert names(q.fail(lone)) == "a"
     assert pop(q) == "b"
+
+
+# Several priorities and workers.
+
+
+def test_a_batch_ends_where_another_priority_is_next() -> None:
+    q = queue()
+    push(q, entry("l", priority=L, at=0), entry("h", priority=H, at=35), entry("i", priority=H, at=41))
+    assert [pop(q, 41), pop(q, 41), pop(q, 41)] == ["h", "l", "i"]
+
+
+def test_what_is_more_urgent_than_all_on_the_worker_needs_no_place() -> None:
+    q = queue()
+    push(q, *(entry(name, priority=L, tokens=10) for name in "abcd"))
+    limits = BatchLimits(max_entries=2, max_tokens=100, split_tokens=1)
+    assert [start(q, limits), start(q, limits)] == ["ab", "cd"]
+    push(q, entry("m"), entry("n"), entry("o"))
+    assert start(q, limits) == "mn"
+    assert start(q, limits) == "", "MEDIUM is there already"
+    push(q, entry("h", priority=H))
+    assert start(q, limits) == "h"
+    assert [batch.rank for batch in q.running] == [0, 0, 1, 2]
+
+
+def test_a_batch_on_the_worker_is_overtaken_only_within_the_offset() -> None:
+    q = queue()
+    push(q, entry("l", priority=L))
+    one = BatchLimits(max_entries=1, max_tokens=100, max_batches=1)
+    assert start(q, one) == "l"
+    push(q, entry("h", priority=H, at=39.9))
+    batch = ask(q, one, 39.9).batch
+    assert batch is not None
+    q.answer(batch, 0, 39.9)
+    q.finish(batch)
+    push(q, entry("i", priority=H, at=40.1))
+    assert ask(q, one, 40.1).batch is None
+
+
+def test_more_urgent_work_waits_for_no_company_beside_a_running_batch() -> None:
+    q = queue()
+    push(q, entry("l", priority=L, tokens=1000))
+    assert start(q) == "l"
+    push(q, entry("h", priority=H))
+    assert start(q) == "h"
+
+
+def test_what_was_withdrawn_on_the_worker_counts_until_it_has_let_go() -> None:
+    q = queue(max_entries=2)
+    a, b = entry("a"), entry("b")
+    push(q, a, b)
+    assert start(q) == "ab"
+    q.withdraw([a, b])
+    with pytest.raises(QueueFull):
+        push(q, entry("c"))
+    assert q.answer(q.running[0], 0, 0) is None
+    push(q, entry("c"))
+    with pytest.raises(QueueFull):
+        push(q, entry("d"))
+    q.finish(q.running[0])
+    push(q, entry("d"))
+
+
+def test_all_queues_of_the_process_share_one_byte_budget() -> None:
+    budget = ByteBudget(100)
+    one, other = (EntryQueue(Bounds(), AGING, budget=budget) for _ in range(2))
+    one.push([entry(size_bytes=60)], 0)
+    with pytest.raises(QueueFull):
+        other.push([entry(size_bytes=60)], 0)
+    one.clear()
+    other.push([entry(size_bytes=60)], 0)
+    assert budget.held_bytes == 60
+
+
+def test_what_waits_is_shared_between_the_places_of_all_workers() -> None:
+    q = queue()
+    limits = BatchLimits(max_entries=99, max_tokens=1000, split_tokens=1)
+    q.workers += [Worker(limits), Worker(limits)]
+    push(q, *(entry(name, tokens=10) for name in "abcdefgh"))
+    batches = [q.pop_batch(worker, 0).batch for _ in range(2) for worker in q.workers]
+    assert [names(batch.entries) for batch in batches if batch] == ["ab", "cd", "ef", "gh"]
+
+
+def test_the_death_of_one_worker_leaves_what_the_other_has() -> None:
+    q = queue()
+    one, other = Worker(WIDE), Worker(WIDE)
+    push(q, entry("a"))
+    assert q.pop_batch(one, 0).batch is not None
+    push(q, entry("b"))
+    kept = q.pop_batch(other, 0).batch
+    assert kept is not None
+    assert q.worker_gone(one, crashed=True) == []
+    assert q.running == [kept]
+    assert not kept.entries[0].suspect
+    assert q.pop_batch(other, 0).batch is None, "a suspect goes alone"
+    again = q.pop_batch(one, 0).batch
+    assert again is not None
+    assert names(again.entries) == "a"
+    assert names(q.worker_gone(one, crashed=True)) == "a", "alone on its worker, whatever runs elsewhere"
+
+
+def test_after_a_crash_those_are_suspect_that_may_have_been_computing() -> None:
+    q = queue()
+    limits = BatchLimits(max_entries=2, max_tokens=100, split_tokens=1)
+    push(q, *(entry(name, priority=L, tokens=10) for name in "abcd"))
+    assert [start(q, limits), start(q, limits)] == ["ab", "cd"]
+    push(q, entry("h", priority=H))
+    assert start(q, limits) == "h"
+    gone(q, crashed=True)
+    assert sorted(str(item.payload) for item in q.waiting() if item.suspect) == ["a", "b", "h"]
+
+
+def test_it_is_known_what_goes_before_an_entry() -> None:
+    q = queue()
+    mine = entry("mine", tokens=2, at=1)
+    older = [entry("o", at=0, tokens=5) for _ in range(3)]
+    urgent = entry("h", at=5, priority=H, tokens=7)
+    push(q, *older, mine, entry("later", at=2), urgent, entry("aged", at=20, priority=H))
+    found = q.ahead(mine, 6)
+    assert (found.entries, found.tokens) == (4, 22)

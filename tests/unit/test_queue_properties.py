@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from modelmora.errors import QueueFull
@@ -247,3 +247,41 @@ class TestQueueUnderTraffic(QueueUnderTraffic.TestCase):  # type: ignore[misc]
     settings = settings(
         max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(
+    arrivals=st.lists(
+        st.tuples(
+            st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+            st.sampled_from(list(Priority)),
+            st.sampled_from([("a", 50), ("b", 1), ("c", 1)]),
+        ),
+        min_size=30,
+        max_size=80,
+    ),
+    service_seconds=st.sampled_from([0.3, 1.0]),
+)
+def test_an_entry_is_overtaken_only_by_those_that_arrive_within_the_bound(
+    arrivals: list[tuple[float, Priority, tuple[str, int]]], service_seconds: float
+) -> None:
+    queue = EntryQueue(Bounds(), AGING)
+    worker = Worker(BatchLimits(max_entries=1, max_tokens=1, max_batches=1))
+    coming, at = [], 0.0
+    for gap, priority, (tenant, tokens) in arrivals:
+        at += gap
+        coming.append(Entry(None, None, 0, priority, tenant, at, 1e9, tokens, 1))
+    now, served = 0.0, []
+    while coming or len(queue):
+        while coming and coming[0].arrival <= now:
+            queue.push([coming.pop(0)], now)
+        batch = queue.pop_batch(worker, now).batch
+        if batch is not None:
+            served += batch.entries
+            queue.answer(batch, 0, now)
+            queue.finish(batch)
+        now += service_seconds
+    assert len(served) == len(arrivals)
+    for place, late in enumerate(served):
+        for early in served[:place]:
+            assert early.arrival <= late.arrival + BOUND[late.priority] + 1e-9
