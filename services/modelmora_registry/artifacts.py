@@ -361,6 +361,8 @@ class Artifacts:
     def _download(self, source: ModelSource, planned: PlannedFile, part: Path, progress: Progress) -> _Digests:
         """Downloads into `part`, or goes on where it ends: what is there is hashed again, the rest asked for."""
         digests, before = _Digests(planned), progress.done_bytes
+        if not (planned.pin or planned.sha256 or planned.blob_id):
+            part.unlink(missing_ok=True)  # Nothing would tell whether the rest belongs to it.
         if part.exists():
             _hash_file(part, digests, progress)
         if digests.size_bytes >= planned.size_bytes:

@@ -47,27 +47,26 @@ class Exports:
         self._sources = sources
         self._export_roots = tuple(export_roots)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry-export")
+        self._looks = ThreadPoolExecutor(2, thread_name_prefix="registry-look")
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._looks.shutdown(wait=False, cancel_futures=True)
 
     async def look(self, link: ExternalLink, version: ModelVersion) -> Look:
         """Compares a version with the other side. SourceUnavailable when that does not answer."""
-        return await self._in_thread(self._look, link, version)
+        return await _in(self._looks, self._look, link, version)
 
     async def export(self, link: ExternalLink, version: ModelVersion) -> None:
         """Copies a version there and reads back what was written. FailedPrecondition, ChecksumMismatch, StorageFull,
         SourceUnavailable."""
-        await self._in_thread(self._export, link, version)
+        await _in(self._thread, self._export, link, version)
 
     async def url(self, link: ExternalLink) -> str:
         """Where people see it."""
         if link.registry_type is RegistryType.FOLDER:
             return Path(link.external_id).as_uri()
-        return await self._in_thread(self._sources.hub.page, link.external_id)
-
-    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        return await _in(self._looks, self._sources.hub.page, link.external_id)
 
     def _look(self, link: ExternalLink, version: ModelVersion) -> Look:
         assert version.artifact is not None
@@ -131,6 +130,10 @@ class Exports:
     def _may_write(self, real: str) -> bool:
         roots = [os.path.realpath(root).rstrip("/") + "/" for root in self._export_roots]
         return any(real.startswith(root) for root in roots)
+
+
+async def _in(threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
 
 def _look_at_folder(folder: Path, here: Mapping[str, ArtifactFile]) -> Look:

@@ -33,6 +33,8 @@ STALL_SECONDS = 30.0
 STALL_BYTES = 16 * 1024
 """A source that sends less in STALL_SECONDS is taken for broken: asked anew it may answer from a healthier machine."""
 MAX_REDIRECTS = 10
+_AS_IT_IS = {"Accept-Encoding": "identity"}
+"""Sizes, ranges and digests are those of the bytes as they are, so no compression on the way."""
 MAX_RETRY_AFTER_SECONDS = 3600.0
 
 
@@ -137,7 +139,7 @@ class Web:
 
     def tell(self, url: str, asked: Asked) -> Told:
         """Asks for the size and the pin of a file. SourceNotFound, SourceUnavailable."""
-        with source_errors(asked), self._response("HEAD", url, self._headers(url), asked) as response:
+        with source_errors(asked), self._response("HEAD", url, {**self._headers(url), **_AS_IT_IS}, asked) as response:
             length = response.headers.get("Content-Length", "")
         if not length.isdigit():
             raise unavailable(asked, f"{asked.who} does not tell the size of {asked.what}")
@@ -168,8 +170,7 @@ class Web:
         `headers` None: with the token of this host. `pin`: what `tell` said; when the server has another content by now
         it is ChecksumMismatch. Else SourceNotFound, SourceUnavailable with the delay that the server asks for.
         """
-        # Sizes, ranges and digests are those of the bytes as they are, so no compression on the way.
-        sent = {**(self._headers(url) if headers is None else headers), "Accept-Encoding": "identity"}
+        sent = {**(self._headers(url) if headers is None else headers), **_AS_IT_IS}
         if offset:
             sent["Range"] = f"bytes={offset}-"
             if pin.startswith('"'):
@@ -179,10 +180,13 @@ class Web:
                 response = stack.enter_context(self._response("GET", url, sent, asked))
             if pin and (found := _pin(response.headers)) != pin and found:
                 raise changed(asked)
+            is_part = response.status_code == 206
+            if is_part and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+                raise unavailable(asked, f"{asked.who} sent another part of {asked.what} than was asked for")
             # Outside of the wrapper: what goes wrong where the bytes are written is no fault of the source.
             yield Download(
                 response.iter_raw(),
-                offset if response.status_code == 206 else 0,
+                offset if is_part else 0,
                 lambda: _abort(response),
                 asked,
                 self._stall_seconds,
@@ -195,7 +199,7 @@ class Web:
             if self._client is None:
                 self._client = self.new_client(timeout=READ_TIMEOUT_SECONDS)
         with self._client.stream(method, url, headers=headers) as response:
-            if response.status_code >= 400:
+            if response.status_code not in (200, 206):  # A redirect that leads nowhere is no file either.
                 raise refusal(response.status_code, response.headers, asked)
             yield response
 
@@ -221,7 +225,7 @@ def read_secret(file: Path, setting: str) -> str:
 
 
 def refusal(status: int, headers: Mapping[str, str], asked: Asked) -> ModelMoraError:
-    """What a status of 400 and more means."""
+    """What a status means that brings no file."""
     if status in (401, 403, 404, 410):
         hint = f"; {asked.hint}" if asked.hint and status in (401, 403) else ""
         message = f"{asked.who} has no {asked.what}, or does not show it ({status}){hint}"

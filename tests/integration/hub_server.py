@@ -51,6 +51,8 @@ class FakeHub:
     etags: bool = True
     """Whether `/files/` tells ETags."""
     ranges: bool = True
+    wrong_part: bool = False
+    """Answer a range with another one."""
     proxied: list[tuple[str, str | None]] = field(default_factory=list)
     """Address and Proxy-Authorization of requests that came as to a proxy."""
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -226,6 +228,7 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
             wanted = self.headers.get("Range", "")
             if fake.ranges and unchanged and wanted.startswith("bytes="):
                 start, status = int(wanted.removeprefix("bytes=").partition("-")[0]), 206
+                start -= 10 if fake.wrong_part else 0
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(content) - start)}.items():

@@ -205,6 +205,27 @@ async def test_weights_that_a_server_has_cut_off_are_refused_without_any_checksu
         await fetch(make(), http(fake))
 
 
+async def test_a_part_is_continued_only_where_something_tells_that_it_is_the_same_file(
+    make: Make, fake: FakeHub
+) -> None:
+    store, fake.etags = make(), False
+    fake.truncate[WEIGHTS] = 40_000
+    with pytest.raises(SourceUnavailable):
+        await fetch(store, http(fake))
+    fake.files[WEIGHTS] = safetensors(100_000, b"v")
+    assert stored(await fetch(store, http(fake))) == fake.files
+
+
+async def test_another_part_than_asked_for_is_not_taken(make: Make, fake: FakeHub) -> None:
+    store = make()
+    fake.truncate[WEIGHTS] = 40_000
+    with pytest.raises(SourceUnavailable):
+        await fetch(store, http(fake))
+    fake.wrong_part = True
+    with pytest.raises(SourceUnavailable, match="another part"):
+        await fetch(store, http(fake))
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "cls"),
     [
@@ -213,6 +234,7 @@ async def test_weights_that_a_server_has_cut_off_are_refused_without_any_checksu
         (404, {}, SourceNotFound),
         (429, {"Retry-After": "7"}, SourceUnavailable),
         (500, {}, SourceUnavailable),
+        (301, {}, SourceUnavailable),
         (302, {"Location": "http://[bad"}, SourceUnavailable),
         (302, {"Location": "ftp://127.0.0.1/x"}, SourceUnavailable),
     ],
@@ -266,6 +288,12 @@ async def test_a_proxy_is_asked_for_everything_and_its_password_told_to_nobody(
     assert stored(await fetch(make(Web(proxy=proxy)), url_source("http://files.test/files", *files))) == files
     assert {url for url, _ in fake.proxied} == {f"http://files.test/files/{path}" for path in files}
     assert None not in {authorization for _, authorization in fake.proxied}
+    by_proxy = make(Web(proxy=proxy), endpoint="http://hub.test")
+    assert stored(await fetch(by_proxy, repository(), "v")) == files
+    assert "http://hub.test/api/models/org/repo/revision/" + COMMIT in {
+        url.partition("?")[0] for url, _ in fake.proxied
+    }
+    assert (await make(endpoint=fake.url).plan(repository())).paths == set(files)  # No proxy again.
     dead = f"http://user:{SECRET}@127.0.0.1:9"
     for source in (http(fake), url_source("s3://b/a")):
         with pytest.raises(SourceUnavailable) as raised:
