@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 _CGROUP = Path("/sys/fs/cgroup")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +49,6 @@ def available_bytes() -> int:
         if most is not None and used is not None:
             room.append(max(0, most - used + _dropable(folder)))
     return min(room)
-
-
-def private_bytes(pids: Iterable[int]) -> int:
-    """Private memory of processes, near enough: resident pages less those backed by files or shared."""
-    total = 0
-    for pid in pids:
-        try:
-            resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
-        except (OSError, ValueError):
-            continue
-        total += (int(resident) - int(shared)) * _PAGE_BYTES
-    return total
 
 
 def _machine() -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -35,18 +34,33 @@ def test_a_container_has_what_its_cgroup_allows(cgroup: Path) -> None:
     (cgroup / "memory.stat").write_text(f"anon 5\ninactive_file {GIB // 16}\n")
     assert machine.total_bytes() == GIB // 4
     assert machine.available_bytes() == GIB // 4 - GIB // 8 + GIB // 16
+    assert machine.limit() == machine.Limit(GIB // 4, "cgroup")
 
 
 def test_without_a_limit_the_machine_is_what_there_is(cgroup: Path) -> None:
     (cgroup / "memory.max").write_text("max\n")
-    assert machine.total_bytes() == machine._machine()[0]
+    assert machine.limit() == machine.Limit(machine._machine()[0], "machine")
 
 
-def test_private_memory_of_processes_is_summed_and_the_gone_count_nothing() -> None:
-    mine = machine.private_bytes([os.getpid()])
-    assert mine > 1024 * 1024
-    assert machine.private_bytes([]) == 0
-    assert machine.private_bytes([2**22 + 1]) == 0
+def test_version_1_has_other_names_and_figures_of_the_whole_tree(cgroup: Path) -> None:
+    (cgroup / "memory.limit_in_bytes").write_text(f"{GIB // 4}\n")
+    (cgroup / "memory.usage_in_bytes").write_text(f"{GIB // 8}\n")
+    stat = f"inactive_file 1\nactive_file 1\ntotal_inactive_file {GIB // 64}\ntotal_active_file {GIB // 32}\n"
+    (cgroup / "memory.stat").write_text(stat)
+    assert machine.limit() == machine.Limit(GIB // 4, "cgroup")
+    assert machine.available_bytes() == GIB // 8 + GIB // 64 + GIB // 32
+
+
+def test_an_unlimited_cgroup_of_version_1_is_the_machine(cgroup: Path) -> None:
+    (cgroup / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert machine.limit().limited_by == "machine"
+
+
+@pytest.mark.parametrize("name", ["memory.events", "memory.oom_control"])
+def test_kills_of_the_kernel_are_counted_where_our_cgroup_counts_them(cgroup: Path, name: str) -> None:
+    before = machine.out_of_memory_kills()
+    (cgroup / name).write_text(f"under_oom 0\noom_kill {before + 3}\n")
+    assert machine.out_of_memory_kills() == before + 3
 
 
 @pytest.mark.parametrize(

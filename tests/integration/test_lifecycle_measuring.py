@@ -1,0 +1,173 @@
+"""What the meter says of processes whose memory is known: own, shared, mapped, orphaned, and a peak in between."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from modelmora_lifecycle import memory
+from modelmora_lifecycle.memory import Meter, Process
+
+MIB = 1024 * 1024
+SIZE = 64 * MIB
+SLACK = 12 * MIB
+"""An interpreter's own."""
+
+# Takes 64 MiB, forks as often as asked; a child maps a file and takes what it is told to, a line a command.
+FAMILY = """
+import mmap, os, sys
+def touched(size):
+    found = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for at in range(0, size, 4096): found[at] = 1
+    return found
+taken = [touched(64 << 20)]
+pipes = [os.pipe() for _ in range(int(sys.argv[1]))]
+for read, _ in pipes:
+    if os.fork() == 0:
+        commands = os.fdopen(read)
+        with open(sys.argv[2], "rb") as file:
+            weights = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+            sum(weights[at] for at in range(0, len(weights), 4096))
+        os.write(1, b"%d\\n" % os.getpid())
+        for line in commands:
+            if line == "peak\\n": touched(48 << 20).close()
+            else: taken.append(touched(int(line) << 20))
+            os.write(1, b"done\\n")
+        os._exit(0)
+for line in sys.stdin:
+    number, _, command = line.partition(" ")
+    os.write(pipes[int(number)][1], command.encode())
+"""
+
+
+class Family:
+    """A parent with 64 MiB and its forks, which share them."""
+
+    def __init__(self, count: int, weights: Path) -> None:
+        self.parent = subprocess.Popen(
+            [sys.executable, "-c", FAMILY, str(count), str(weights)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.parent.stdout is not None
+        self.children = sorted(int(self.parent.stdout.readline()) for _ in range(count))
+
+    def tell(self, number: int, command: str) -> None:
+        assert self.parent.stdin is not None
+        assert self.parent.stdout is not None
+        self.parent.stdin.write(f"{number} {command}\n")
+        self.parent.stdin.flush()
+        assert self.parent.stdout.readline() == "done\n"
+
+    def close(self) -> None:
+        for pid in self.children:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.parent.kill()
+        self.parent.communicate()
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    file = folder / "model.safetensors"
+    file.write_bytes(os.urandom(MIB) * 32)
+    return file
+
+
+@pytest.fixture
+def family(weights: Path) -> Iterator[Family]:
+    family = Family(2, weights)
+    yield family
+    family.close()
+
+
+def processes(family: Family, weights: Path) -> list[Process]:
+    lender = family.parent.pid
+    return [Process(f"r{n}", pid, lender, "sha256:x", str(weights.parent)) for n, pid in enumerate(family.children)]
+
+
+def near(value: int, expected: int) -> bool:
+    return expected <= value < expected + SLACK
+
+
+def test_what_forks_share_is_charged_once_and_what_they_take_is_their_own(family: Family, weights: Path) -> None:
+    meter, servers = Meter(), [("cheap", family.parent.pid)]
+    before = meter.measure(processes(family, weights), servers)
+    assert all(near(taken["host"], 0) for taken in before.private.values())
+    assert near(before.shared["fork-servers/cheap"].memory["host"], SIZE)
+    mapped = before.shared["artifacts/sha256:x"]
+    assert mapped.memory == {"host": 32 * MIB}
+    assert mapped.users == {"r0", "r1"}
+    family.tell(0, "24")
+    after = meter.measure(processes(family, weights), servers)
+    growth = {owner: after.private[owner]["host"] - before.private[owner]["host"] for owner in after.private}
+    assert sorted(round(size / (4 * MIB)) for size in growth.values()) == [0, 6]
+    assert after.foreign["host"] > 0
+    assert after.total["host"] > after.foreign["host"]
+
+
+def test_a_peak_between_two_samples_is_seen_once(family: Family, weights: Path) -> None:
+    meter = Meter()
+    meter.measure(processes(family, weights), [("cheap", family.parent.pid)])
+    family.tell(1, "peak")
+    seen = meter.measure(processes(family, weights), [("cheap", family.parent.pid)])
+    peaks = {owner: seen.peak[owner]["host"] - seen.private[owner]["host"] for owner in seen.peak}
+    assert sorted(round(size / (8 * MIB)) for size in peaks.values()) == [0, 6], peaks
+    again = meter.measure(processes(family, weights), [("cheap", family.parent.pid)])
+    assert all(again.peak[owner]["host"] - again.private[owner]["host"] < MIB for owner in again.peak)
+
+
+def test_who_has_lost_its_fork_server_is_charged_its_part(family: Family, weights: Path) -> None:
+    meter, lender = Meter(), family.parent.pid
+    found = processes(family, weights)
+    meter.measure(found, [("cheap", lender)])
+    os.kill(lender, signal.SIGKILL)
+    family.parent.wait()
+    orphans = meter.measure(found, [])
+    assert "fork-servers/cheap" not in orphans.shared
+    total = sum(taken["host"] for taken in orphans.private.values())
+    # The pages of the dead server and of the file, half of them each.
+    assert total >= SIZE + 32 * MIB - MIB
+    assert total < SIZE + 32 * MIB + 3 * SLACK
+
+
+def test_the_gone_and_the_dead_have_no_memory(family: Family, weights: Path) -> None:
+    os.kill(family.children[0], signal.SIGKILL)
+    found = processes(family, weights)
+    sample = Meter().measure([*found, Process("never", 2**22 + 1)], [("gone", 2**22 + 1)])
+    assert "never" not in sample.private
+    assert "fork-servers/gone" not in sample.shared
+    assert "r1" in sample.private
+
+
+def test_a_full_reading_is_taken_only_when_something_has_moved(
+    family: Family, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter, readings = Meter(), []
+    full = memory._full
+    monkeypatch.setattr(memory, "_full", lambda *a: readings.append(a[0]) or full(*a))
+    for _ in range(5):
+        meter.measure(processes(family, weights), [("cheap", family.parent.pid)])
+    assert len(readings) == 3
+    family.tell(0, "24")
+    for _ in range(5):
+        meter.measure(processes(family, weights), [("cheap", family.parent.pid)])
+    assert len(readings) == 4
+
+
+def test_only_mapped_files_of_the_folder_count(weights: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(bytes(8 * MIB))
+    with other.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        sum(mapped[at] for at in range(0, len(mapped), 4096))
+        assert memory.mapped_bytes(os.getpid(), str(weights.parent)) == (0, 0)
+        assert memory.mapped_bytes(os.getpid(), str(tmp_path))[0] == 8 * MIB
