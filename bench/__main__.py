@@ -21,6 +21,7 @@ from modelmora.inference.v1 import inference_pb2
 from modelmora.lifecycle.v1 import lifecycle_pb2
 
 from bench import workload
+from bench.registry import registry_bench
 from bench.report import Series, page
 from bench.statistics import bootstrap, percentile
 from bench.up import Up
@@ -151,16 +152,17 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="15 pairs of 5 s, and write docs/benchmarks.md")
     parser.add_argument("--pairs", type=int, default=0, help="pairs at each concurrency (3, with --full 15)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
-    parser.add_argument("--only", choices=["embed", "plumbing", "startup"], help="one part")
+    parser.add_argument("--only", choices=["embed", "plumbing", "startup", "registry"], help="one part")
     parser.add_argument("--output", type=Path, help="write the page here (--full: docs/benchmarks.md)")
     arguments = parser.parse_args()
     arguments.pairs = arguments.pairs or (15 if arguments.full else 3)
     folder = minilm_folder()
-    parts = [arguments.only] if arguments.only else ["startup", "plumbing", "embed"]
+    parts = [arguments.only] if arguments.only else ["startup", "registry", "plumbing", "embed"]
     startup = startup_bench(folder, max(3, arguments.pairs // 2)) if "startup" in parts else None
     plumbing = plumbing_bench(arguments.pairs, arguments.seconds) if "plumbing" in parts else None
+    registry = registry_bench(say) if "registry" in parts else None
     embed = embed_bench(folder, arguments.pairs, arguments.seconds) if "embed" in parts else None
-    text = page(embed, plumbing, startup, pairs=arguments.pairs, seconds=arguments.seconds)
+    text = page(embed, plumbing, startup, registry, pairs=arguments.pairs, seconds=arguments.seconds)
     output = arguments.output or (ROOT / "docs" / "benchmarks.md" if arguments.full else None)
     if output:
         output.write_text(text)
