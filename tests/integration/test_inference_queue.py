@@ -1,0 +1,111 @@
+"""What overtakes what on a real worker, what cancelled work costs, and what can be asked about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from integration.inference_rig import Rig, rig, version_of
+from integration.test_inference_embed import _metrics, _value
+from modelmora import errors
+from modelmora.common.v1 import common_pb2
+from modelmora.inference.v1 import inference_pb2
+
+LOW, HIGH = common_pb2.PRIORITY_LOW, common_pb2.PRIORITY_HIGH
+
+
+@pytest.fixture
+async def stepping(data_dir: Path) -> AsyncIterator[Rig]:
+    """A twentieth of a second for each text, twenty texts a batch."""
+    options = {"delay_seconds": 0.05, "micro_batch_entries": 1}
+    async with rig(data_dir, {"acme/echo": options}, max_batch_entries=20) as made:
+        await made.right("warm up")
+        yield made
+
+
+def texts(count: int) -> list[str]:
+    return [f"text {number}" for number in range(count)]
+
+
+async def test_high_waits_for_one_micro_batch_of_low_and_not_for_its_batches(stepping: Rig) -> None:
+    low = asyncio.create_task(stepping.right(*texts(60), priority=LOW))
+    await stepping.until(lambda queue: queue.in_flight >= 39)
+    before = (await stepping.worker.seen()).entries
+    await stepping.right("urgent", priority=HIGH)
+    after = (await stepping.worker.seen()).entries
+    assert after - before <= 4, "the running text, its own, and what ran while we looked"
+    await low
+    assert (await stepping.worker.seen()).entries == 62, "nothing was computed twice"
+
+
+async def test_what_is_computed_for_nobody_is_counted(stepping: Rig) -> None:
+    leaving = asyncio.create_task(stepping.embed(*texts(40)))
+    await stepping.until(lambda queue: 0 < queue.in_flight < 40)  # one is answered, so the next one computes
+    leaving.cancel()
+    await stepping.until(lambda queue: not queue.in_flight)
+    await stepping.right("the next")
+    page = await asyncio.to_thread(_metrics, stepping.host.metrics_port)
+    wasted = _value(page, "modelmora_inference_wasted_compute_seconds_total")
+    assert 0.04 <= wasted <= 0.4, "the text that was running, and no more than a few"
+
+
+async def test_a_call_can_be_asked_where_it_is(stepping: Rig) -> None:
+    first = asyncio.create_task(stepping.right(*texts(60), request_id="first"))
+    await stepping.until(lambda queue: queue.in_flight >= 39)
+    second = asyncio.ensure_future(
+        stepping.stub.Embed(
+            inference_pb2.EmbedRequest(model="acme/echo", texts=["mine", "too"], priority=LOW),
+            timeout=20,
+            metadata=(("x-request-id", "second"),),
+        )
+    )
+    await stepping.until(lambda queue: queue.levels[2].entries == 2)
+
+    async def explain(request_id: str) -> inference_pb2.ExplainRequestResponse:
+        request = inference_pb2.ExplainRequestRequest(request_id=request_id)
+        return await stepping.stub.ExplainRequest(request, timeout=5)  # type: ignore[no-any-return]
+
+    running, waiting = await explain("first"), await explain("second")
+    assert running.model_version == waiting.model_version == version_of("acme/echo")
+    assert running.running_entries + running.answered_entries >= 20
+    assert running.waiting_entries + running.running_entries + running.answered_entries == 60
+    assert waiting.place == inference_pb2.REQUEST_PLACE_WAITING
+    assert (waiting.waiting_entries, waiting.priority) == (2, LOW)
+    assert waiting.entries_ahead > 0
+    assert f"{waiting.entries_ahead} texts" in waiting.reason
+    assert 0 < waiting.time_left.ToNanoseconds() < 21e9
+    (level,) = (await stepping.queue()).levels[2].tenants
+    assert (level.tenant, level.entries, level.weight) == ("default", 2, 1.0)
+    await asyncio.gather(first, second)
+    with pytest.raises(errors.RequestNotFound):
+        await explain("second")
+    with pytest.raises(errors.RequestNotFound):
+        await explain("")
+
+
+async def test_a_call_that_waits_for_a_load_says_so(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {"load_seconds": 0.5}}) as made:
+        made.lessor.estimate_seconds = 7.0
+        call = asyncio.create_task(made.right("patient", request_id="mine"))
+        await made.until(lambda queue: queue.HasField("ready_in"))
+        explained = await made.stub.ExplainRequest(inference_pb2.ExplainRequestRequest(request_id="mine"), timeout=5)
+        assert explained.place == inference_pb2.REQUEST_PLACE_LOADING
+        assert 5 < explained.starts_in.ToNanoseconds() / 1e9 <= 7
+        await call
+
+
+async def test_a_weight_is_set_within_bounds(stepping: Rig) -> None:
+    async def weigh(**fields: object) -> float:
+        answer = await stepping.stub.SetTenantWeight(inference_pb2.SetTenantWeightRequest(**fields), timeout=5)
+        return answer.weight  # type: ignore[no-any-return]
+
+    assert await weigh(tenant="acme", weight=3.0) == 3
+    assert await weigh(tenant="acme") == 1
+    for fields, path in (({"weight": 2.0}, "tenant"), ({"tenant": "a", "weight": 0.0}, "weight")):
+        with pytest.raises(errors.InvalidArgument) as caught:
+            await weigh(**fields)
+        assert [violation.field for violation in caught.value.fields] == [path]
+    with pytest.raises(errors.InvalidArgument):
+        await weigh(tenant="a", weight=float("nan"))
