@@ -57,7 +57,6 @@ from modelmora_registry.lock_store import Behaviour, LockRow, LockStore
 from modelmora_registry.locks import (
     LOCK_PREFIX,
     Drift,
-    FileVerdict,
     Fingerprint,
     LockDocument,
     LockedModel,
@@ -104,9 +103,12 @@ class LockRpcs:
         intact, done, total = True, 0, 0
         async for looked in self._verifier.verify(version, full=request.full):
             self._check_running()
-            intact = intact and looked.verdict.verdict == "intact"
             done, total = looked.done_bytes, looked.total_bytes
-            yield pb.VerifyModelVersionResponse(file=_verdict(looked.verdict), done_bytes=done, total_bytes=total)
+            answer = pb.VerifyModelVersionResponse(done_bytes=done, total_bytes=total)
+            if looked.verdict is not None:
+                intact = intact and looked.verdict.verdict == "intact"
+                answer.file.CopyFrom(protomap.write(looked.verdict, pb.FileVerdict))
+            yield answer
         yield pb.VerifyModelVersionResponse(done_bytes=done, total_bytes=total, done=True, intact=intact)
 
     async def check_verified(self, version: ModelVersion) -> None:
@@ -433,10 +435,6 @@ def _without_libraries(profile: EngineProfile | None) -> EngineProfile | None:
 
 def _lock_of(row: LockRow) -> ModelLock:
     return ModelLock(name=f"{LOCK_PREFIX}{row.lock_id}", uid=row.uid, digest=row.digest, create_time=row.create_time)
-
-
-def _verdict(verdict: FileVerdict) -> pb.FileVerdict:
-    return protomap.write(verdict, pb.FileVerdict)
 
 
 def _request_key(request: pb.CreateModelLockRequest) -> RequestKey | None:

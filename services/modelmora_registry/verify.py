@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +40,7 @@ CHUNK_BYTES = 2**20
 IDLE_SECONDS = 600.0
 """So long the scrub rests at most before it looks whether something is due."""
 RETRY_SECONDS = 30.0
+PROGRESS_SECONDS = 0.5
 
 HASHED = Counter("modelmora_registry_verified_bytes", "Bytes of artifacts that were hashed again", ["why"])
 DRIFTED = Gauge("modelmora_registry_drifted_versions", "Versions whose files or answers differ from the record")
@@ -47,11 +48,19 @@ DRIFTED = Gauge("modelmora_registry_drifted_versions", "Versions whose files or 
 
 @dataclass(frozen=True)
 class Looked:
-    """One file was looked at; `done_bytes` of `total_bytes` are behind."""
+    """`done_bytes` of `total_bytes` are behind, and a file was looked at; None: one is being hashed."""
 
-    verdict: FileVerdict
+    verdict: FileVerdict | None
     done_bytes: int
     total_bytes: int
+
+
+@dataclass
+class Reading:
+    """A file that a thread reads: how far it is, and that nobody waits for it any more."""
+
+    done_bytes: int = 0
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
@@ -95,9 +104,7 @@ class Verifier:
 
     async def check_load(self, version: ModelVersion) -> None:
         """Raises VersionDrifted, naming the file, unless the version's files are what they were."""
-        bad = [
-            looked.verdict async for looked in self.verify(version, why="load") if looked.verdict.verdict != "intact"
-        ]
+        bad = await self.differing(version, why="load")
         if not bad:
             return
         others = f" and {len(bad) - 1} more files" if len(bad) > 1 else ""
@@ -113,7 +120,7 @@ class Verifier:
     async def differing(self, version: ModelVersion, *, full: bool = False, why: str = "asked") -> list[FileVerdict]:
         """The files that are not as they were registered."""
         seen = [looked.verdict async for looked in self.verify(version, full=full, why=why)]
-        return [verdict for verdict in seen if verdict.verdict != "intact"]
+        return [verdict for verdict in seen if verdict is not None and verdict.verdict != "intact"]
 
     async def verify(self, version: ModelVersion, *, full: bool = False, why: str = "asked") -> AsyncIterator[Looked]:
         """Every file of a READY version, then those that do not belong to it. What was found is recorded at the end."""
@@ -129,7 +136,12 @@ class Verifier:
         for file, state in zip(files, states, strict=True):
             found = "" if state is None else known.get((file.sha256, state), "")
             if state is not None and not found and state.size_bytes == file.size_bytes:
-                read = await self._hash(folder / file.path, file.sha256, why)
+                read = None
+                async for step in self._hash(folder / file.path, file.sha256, why):
+                    if isinstance(step, int):
+                        yield Looked(None, done + min(step, file.size_bytes), total)
+                    else:
+                        read = step
                 if read is not None:
                     hashed.append(read)
                     found = read.found_sha256
@@ -176,16 +188,22 @@ class Verifier:
         states = await self._in(lambda: [_state_of(self._snapshot_path(place.uid) / place.path) for place in places])
         return list(zip(places, states, strict=True))
 
-    async def _hash(self, path: Path, sha256: str, why: str) -> Hashed | None:
-        """None when the file is gone. Ends soon when it is cancelled."""
-        ended = threading.Event()
+    async def _hash(self, path: Path, sha256: str, why: str) -> AsyncIterator[int | Hashed | None]:
+        """How many bytes were read, now and then, and at last what they were: None when the file is gone. Ends soon
+        when it is cancelled."""
+        reading = Reading()
+        hashing = asyncio.ensure_future(self._in(self._hash_now, path, sha256, why, reading))
         try:
-            return await self._in(self._hash_now, path, sha256, why, ended, None)
+            while not hashing.done():
+                await asyncio.wait([hashing], timeout=PROGRESS_SECONDS)
+                yield reading.done_bytes
+            yield hashing.result()
         finally:
-            ended.set()
+            reading.ended.set()
+            hashing.cancel()
 
     def _hash_now(
-        self, path: Path, sha256: str, why: str, ended: threading.Event, bytes_per_second: int | None
+        self, path: Path, sha256: str, why: str, reading: Reading, bytes_per_second: int | None = None
     ) -> Hashed | None:
         """In a thread. The state is that of the file that was read, from before the first byte."""
         try:
@@ -194,16 +212,16 @@ class Verifier:
             return None
         try:
             state, digest = _as_state(os.fstat(opened)), hashlib.sha256()
-            began, read = time.monotonic(), 0
+            began = time.monotonic()
             try:
                 while chunk := os.read(opened, CHUNK_BYTES):
-                    if ended.is_set() or self._closed.is_set():
+                    if reading.ended.is_set() or self._closed.is_set():
                         raise Cancelled
                     digest.update(chunk)
-                    read += len(chunk)
+                    reading.done_bytes += len(chunk)
                     HASHED.labels(why).inc(len(chunk))
                     if bytes_per_second is not None:
-                        ended.wait(began + read / bytes_per_second - time.monotonic())
+                        reading.ended.wait(began + reading.done_bytes / bytes_per_second - time.monotonic())
             except OSError as error:
                 log.error("%s cannot be read: %s", path, error)  # A rotten sector is as bad as a wrong byte.
                 return Hashed(sha256, f"unreadable: {error.strerror}", state)
@@ -271,14 +289,13 @@ class Verifier:
             await self.report()
 
     async def _hash_slowly(self, path: Path, sha256: str) -> Hashed | None:
-        ended = threading.Event()
-        loop = asyncio.get_running_loop()
+        reading, loop = Reading(), asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(
-                self._scrub_thread, self._hash_now, path, sha256, "scrub", ended, self._rules.bytes_per_second
+                self._scrub_thread, self._hash_now, path, sha256, "scrub", reading, self._rules.bytes_per_second
             )
         finally:
-            ended.set()
+            reading.ended.set()
 
 
 def _look(folder: Path, paths: Sequence[str]) -> tuple[list[FileState | None], list[str]]:

@@ -61,7 +61,7 @@ async def verify(rig: Rig, name: str, *, full: bool = False) -> tuple[dict[str, 
         raise error_from_rpc(error) from None
     assert [answer.done for answer in answers] == [False] * (len(answers) - 1) + [True]
     assert answers[-1].done_bytes == answers[-1].total_bytes
-    return {answer.file.path: answer.file for answer in answers[:-1]}, answers[-1].intact
+    return {answer.file.path: answer.file for answer in answers[:-1] if answer.HasField("file")}, answers[-1].intact
 
 
 async def load(rig: Rig, name: str) -> pb.AcquireHoldResponse:

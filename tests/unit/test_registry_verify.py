@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 from modelmora.errors import Cancelled
-from modelmora_registry.verify import Verifier, _look, _state_of
+from modelmora_registry.verify import Reading, Verifier, _look, _state_of
 
 EMPTY: Any = None
 
@@ -53,14 +52,15 @@ def test_looking_tells_what_is_missing_and_what_is_too_many(tmp_path: Path) -> N
 def test_hashing_tells_what_was_read_and_ends_when_it_is_told_to(tmp_path: Path, verifier: Verifier) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"x" * 3_000_000)
-    ended = threading.Event()
-    hashed = verifier._hash_now(file, "sha256:expected", "test", ended, None)
+    reading = Reading()
+    hashed = verifier._hash_now(file, "sha256:expected", "test", reading)
     assert hashed is not None
     assert hashed.found_sha256 == f"sha256:{hashlib.sha256(b'x' * 3_000_000).hexdigest()}"
     assert hashed.state == _state_of(file)
-    assert verifier._hash_now(tmp_path / "none", "sha256:x", "test", ended, None) is None
+    assert reading.done_bytes == 3_000_000
+    assert verifier._hash_now(tmp_path / "none", "sha256:x", "test", reading) is None
     (tmp_path / "link").symlink_to(file)
-    assert verifier._hash_now(tmp_path / "link", "sha256:x", "test", ended, None) is None
-    ended.set()
+    assert verifier._hash_now(tmp_path / "link", "sha256:x", "test", reading) is None
+    reading.ended.set()
     with pytest.raises(Cancelled):
-        verifier._hash_now(file, "sha256:x", "test", ended, None)
+        verifier._hash_now(file, "sha256:x", "test", reading)

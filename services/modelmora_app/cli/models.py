@@ -275,7 +275,8 @@ def verify(session: Session, reference: str, full: bool) -> None:
             if answer.done:
                 intact = answer.intact
                 break
-            found.append(answer.file)
+            if answer.HasField("file"):
+                found.append(answer.file)
             advance(answer.file.path, answer.done_bytes, answer.total_bytes)
     if session.as_json:
         show.print_json({"intact": intact, "files": found})
