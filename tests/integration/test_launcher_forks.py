@@ -6,13 +6,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from modelmora.worker.v1 import worker_pb2
 from modelmora_lifecycle.launcher import LaunchSpec, LocalLauncher, LocalWorker
 from modelmora_runtime.worker_channel import WorkerChannel
+from modelmora_worker import fork_server
+from modelmora_worker.engines import base
 
 SPEC = LaunchSpec(replica_uid="0123456789", engine="theirs", label="models/acme/theirs/versions/1", family="cheap")
 ENGINE = """
@@ -33,7 +37,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-engine\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[modelmora.engines]\ntheirs = their_engine:ROW\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     file = tmp_path / "their_library.py"
     file.write_text("import os; assert os.environ['THEIR_LIBRARY'] == 'set'")
     return file
@@ -88,7 +92,7 @@ async def test_a_forked_worker_is_a_process_of_its_own_with_nothing_of_its_paren
     assert parent_of(worker.lender_pid) == launcher.fork_server_pid
     assert os.getsid(worker.pid) == worker.pid
     assert os.readlink(f"/proc/{worker.pid}/cwd") == str((data_dir / "run").resolve())
-    assert stat(worker.pid)[19] == b"%d" % worker.start_ticks
+    assert fork_server.start_ticks(worker.pid) == worker.start_ticks
     await works(worker)
     lent = {os.readlink(entry) for entry in Path(f"/proc/{worker.lender_pid}/fd").iterdir()} - {"/dev/null"}
     own = {os.readlink(entry) for entry in Path(f"/proc/{worker.pid}/fd").iterdir()}
@@ -173,6 +177,17 @@ async def test_where_nothing_can_be_forked_workers_are_spawned(launcher, library
     assert worker.start_mode == "spawned"
     assert parent_of(worker.pid) == launcher.fork_server_pid
     await works(worker)
+
+
+def test_what_a_release_does_not_have_is_passed_over_and_a_library_that_is_missing_is_not(library, monkeypatch):
+    monkeypatch.syspath_prepend(library.parent)
+    assert base.preload("cheap") == []
+    row = base.find_row("theirs")
+    monkeypatch.setitem(sys.modules["their_engine"].__dict__, "ROW", replace(row, preload=("json.nothing", "json")))
+    assert base.preload("cheap") == ["json.nothing"]
+    monkeypatch.setitem(sys.modules["their_engine"].__dict__, "ROW", replace(row, preload=("no_such_library",)))
+    with pytest.raises(ImportError):
+        base.preload("cheap")
 
 
 async def test_a_worker_with_an_environment_of_its_own_is_spawned(launcher):

@@ -1,0 +1,46 @@
+"""How much memory a worker may take, and which limits of an engine cannot be."""
+
+from __future__ import annotations
+
+import pytest
+from modelmora.worker.v1 import worker_pb2
+from modelmora_lifecycle.domain import MIB, VersionFacts
+from modelmora_lifecycle.workers import WorkerRules, nonsense_limits
+
+RULES = WorkerRules(growth_factor=1.5, engine_slack_bytes=300 * MIB, bare_slack_bytes=30 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("declared", "artifact", "granted", "free", "allowed"),
+    [
+        (100, 0, 100, 5000, 180),
+        (100, 0, 400, 5000, 180),
+        (100, 80, 100, 5000, 450),
+        (0, 0, 100, 0, 180),
+        (0, 0, 100, 1000, 1180),
+        (0, 0, 100, -1000, 180),
+        (0, 80, 100, 1000, 1450),
+    ],
+    ids=[
+        "declared-binds-whatever-is-free",
+        "and-whatever-was-granted",
+        "an-engine-with-files-needs-more-beside",
+        "undeclared-the-grant-binds",
+        "and-what-is-free-may-be-taken",
+        "an-overdraft-takes-nothing-away",
+        "with-files",
+    ],
+)
+def test_a_worker_may_take_what_was_declared_or_else_granted_and_free(
+    declared: int, artifact: int, granted: int, free: int, allowed: int
+) -> None:
+    facts = VersionFacts(
+        "models/a/b/versions/1", "echo", artifact_bytes=artifact, declared={"host": declared * MIB} if declared else {}
+    )
+    assert RULES.allowed_bytes(facts, granted * MIB, free * MIB) == allowed * MIB
+
+
+def test_negative_limits_of_an_engine_are_nonsense() -> None:
+    assert nonsense_limits(worker_pb2.LoadReply(max_batch_tokens=1, embedding_dimensions=8)) == ""
+    assert nonsense_limits(worker_pb2.LoadReply(max_batch_tokens=-1)) == "max_batch_tokens -1"
+    assert nonsense_limits(worker_pb2.LoadReply(embedding_dimensions=-8)) == "embedding_dimensions -8"
