@@ -2,8 +2,9 @@
 about itself is found out.
 
 What a process alone has (USS, and what of it was swapped out) is its own. What it shares is charged once: pages of a
-fork server to that server, whole, and mapped files of a model to the artifact. A worker whose fork server is gone is
-charged its part of what it shares with its siblings (PSS). Everything else in use belongs to other programs.
+fork server to that server, whole, and mapped files of a model to the artifact. What workers have from a fork server
+that is gone is charged once too, to `fork-servers/<its pid>`, while one of them lives: the death of a neighbour must
+not look like growth and be held against them. Everything else in use belongs to other programs.
 
 `smaps_rollup` walks all page tables of a process, milliseconds for a large one. So it is read again only when the
 counters in `status`, which cost nothing, have moved; between two such readings the private bytes follow the counters.
@@ -79,6 +80,7 @@ class _Reading:
     proportional: int
     own_anonymous: int
     """Anonymous pages, each divided by the number of processes that have it."""
+    resident: int = 0
     mapped: int = 0
     """Resident pages of the artifact's files, and those of them that nobody else maps."""
     mapped_private: int = 0
@@ -90,6 +92,8 @@ class Meter:
     def __init__(self) -> None:
         self._accelerators = Accelerators()
         self._readings: dict[int, _Reading] = {}
+        self._lent: dict[int, int] = {}
+        """By worker: bytes that it shared with its fork server, and whoever else, when that was seen last."""
 
     def measure(self, workers: Sequence[Process], fork_servers: Iterable[tuple[str, int]]) -> Sample:
         """A sample of these workers and fork servers (family, pid), and of the machine."""
@@ -98,6 +102,7 @@ class Meter:
         reserved: dict[str, int] = {}
         shared: dict[str, Shared] = {}
         mapped: dict[str, tuple[int, set[str]]] = {}
+        estates: dict[int, tuple[int, set[str]]] = {}
         ours = 0
         servers = dict(fork_servers)
         seen = set(servers.values())
@@ -120,8 +125,17 @@ class Meter:
             reading, counters = found
             moved = counters[b"RssAnon"] + counters[b"VmSwap"] - reading.anonymous - reading.swap
             orphan = worker.lender > 0 and worker.lender not in seen
-            own = reading.proportional if orphan else reading.private
-            host = max(0, own - (0 if orphan else reading.mapped_private) + moved)
+            if not orphan:
+                host = max(0, reading.private - reading.mapped_private + moved)
+                file_shared = reading.mapped - reading.mapped_private
+                self._lent[worker.pid] = max(0, reading.resident - reading.private - file_shared)
+            elif worker.pid in self._lent:
+                lent = self._lent[worker.pid]
+                host = max(0, reading.resident + reading.swap - reading.mapped - lent + moved)
+                largest_lent, borrowers = estates.setdefault(worker.lender, (0, set()))
+                estates[worker.lender] = max(largest_lent, lent), borrowers | {worker.owner}
+            else:
+                host = max(0, reading.proportional + moved)
             ours += max(0, reading.own_anonymous + moved)
             devices = {name: device.used_by.get(worker.pid, 0) for name, device in on_devices.items()}
             private[worker.owner] = {HOST: host, **{name: used for name, used in devices.items() if used}}
@@ -130,9 +144,14 @@ class Meter:
             resident += max(counters[b"RssShmem"], reading.shmem)
             peak[worker.owner] = {**private[worker.owner], HOST: host + max(0, counters[b"VmHWM"] - resident)}
             reserved[worker.owner] = counters[b"VmData"]
-            if worker.digest and reading.mapped and not orphan:
+            if worker.digest and reading.mapped and not (orphan and worker.pid not in self._lent):
                 largest, users = mapped.setdefault(worker.digest, (0, set()))
                 mapped[worker.digest] = max(largest, reading.mapped), users | {worker.owner}
+        shared |= {
+            f"fork-servers/{lender}": Shared({HOST: size}, frozenset(users))
+            for lender, (size, users) in estates.items()
+        }
+        self._lent = {pid: lent for pid, lent in self._lent.items() if pid in seen}
         shared |= {
             f"artifacts/{digest}": Shared({HOST: size}, frozenset(users)) for digest, (size, users) in mapped.items()
         }
@@ -185,7 +204,8 @@ def _counters(pid: int) -> dict[bytes, int]:
 
 def _full(pid: int, counters: Mapping[bytes, int]) -> _Reading:
     figures = dict.fromkeys(
-        (b"Pss", b"Pss_Anon", b"Private_Clean", b"Private_Dirty", b"Private_Hugetlb", b"SwapPss", b"Anonymous"), 0
+        (b"Rss", b"Pss", b"Pss_Anon", b"Private_Clean", b"Private_Dirty", b"Private_Hugetlb", b"SwapPss", b"Anonymous"),
+        0,
     )
     with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
         for line in file:
@@ -202,6 +222,7 @@ def _full(pid: int, counters: Mapping[bytes, int]) -> _Reading:
         private=own + figures[b"SwapPss"],
         proportional=figures[b"Pss"] + figures[b"SwapPss"],
         own_anonymous=figures[b"Pss_Anon"],
+        resident=figures[b"Rss"],
     )
 
 
