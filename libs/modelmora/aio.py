@@ -214,10 +214,25 @@ class AsyncClient(Connection):
         await self._call(self.registry.DeleteModel, request, timeout, idempotent=False)
 
     async def set_alias(
-        self, name: str, alias: str, version: str, *, etag: str = "", timeout: float | None = None
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        *,
+        require_verified: bool = False,
+        etag: str = "",
+        timeout: float | None = None,
     ) -> registry_pb2.Model:
-        """Points an alias at a version; an empty `version` removes it."""
-        request = requests.build(registry_pb2.SetAliasRequest, name=name, alias=alias, version=version, etag=etag)
+        """Points an alias at a version; an empty `version` removes it. `require_verified` hashes the version's files
+        first: ChecksumMismatch."""
+        request = requests.build(
+            registry_pb2.SetAliasRequest,
+            name=name,
+            alias=alias,
+            version=version,
+            etag=etag,
+            require_verified=require_verified,
+        )
         return (await self._call(self.registry.SetAlias, request, timeout, idempotent=not etag)).model
 
     async def alias_changes(

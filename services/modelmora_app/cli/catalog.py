@@ -83,10 +83,11 @@ def alias() -> None:
 @click.argument("model")
 @click.argument("alias")
 @click.argument("version")
+@click.option("--verified", is_flag=True, help="Only if every file of the version is what was registered.")
 @remote
-def alias_set(session: Session, model: str, alias: str, version: str) -> None:
+def alias_set(session: Session, model: str, alias: str, version: str, verified: bool) -> None:
     """Point ALIAS of MODEL at VERSION."""
-    changed = session.client.set_alias(model, alias, version)
+    changed = session.client.set_alias(model, alias, version, require_verified=verified)
     _say(session, changed, f"{show.short(changed.name)}@{alias} is {version}")
 
 

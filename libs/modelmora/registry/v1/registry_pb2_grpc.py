@@ -422,8 +422,9 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ApplyModelLock(self, request, context):
-        """Converges this registry to a lock: imports what is missing from `mirror`, the source named in the lock, or blobs
-        that are here; nothing that is here is deleted. Streams progress; the last response has `done`.
+        """Converges this registry to a lock: imports what is missing from blobs that are here, `mirror`, or the source named
+        in the lock; nothing that is here is changed or deleted. A version that was deleted comes back if its digest is the
+        same. Streams progress; the last response has `done`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1651,16 +1652,19 @@ class RegistryHoldServiceServicer(object):
 
     def AcquireHold(self, request, context):
         """Holds a version for as long as the stream lives: it can be neither deleted nor garbage-collected. The first
-        response says that the hold is in force. Closing, cancelling or dying releases. NOT_FOUND when it does not exist.
+        response says that the hold is in force. Closing, cancelling or dying releases. NOT_FOUND when it does not exist,
+        FAILED_PRECONDITION (VersionDrifted, naming the file) when its files are not those that were registered; a file whose
+        size, inode or times changed is hashed before the first response.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordFingerprint(self, request, context):
-        """Records what a version answered to the golden inputs that AcquireHold asked for. The first one with this engine
-        profile is kept; a later one that differs by more than the tolerance is recorded as drift and answered with
-        `matches` false.
+        """Records what a version answered to the golden inputs that AcquireHold asked for, with the profile and the library
+        versions that answered. The first one of a profile (its library versions aside) is kept, or the one that came with
+        a lock; a later one that differs by more than the tolerance is recorded as drift and answered with `matches` false.
+        The tolerance is the registry's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
