@@ -612,7 +612,7 @@ class Scheduler:
                 self.ledger = self.ledger.settle(uid, largest(charge, memory))
                 self._step(now)
             return
-        if not replica.loaded_time or covers(replica.peak, memory):
+        if not replica.loaded_time or (covers(replica.peak, memory) and batch_tokens <= known.measuring().batch_tokens):
             return
         known.measure(known.measuring().in_use(memory, batch_tokens))
         self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))

@@ -462,7 +462,7 @@ def all_kept(world: World) -> bool:
 
 @pytest.mark.parametrize("block", range(5))
 def test_random_days_keep_every_promise(block: int) -> None:
-    for number in range(300):
+    for number in range(400):
         seed = block * 1000 + number
         try:
             a_day(random_case(Random(seed)))

@@ -368,6 +368,8 @@ def test_a_want_whose_deadline_has_passed_is_refused_also_when_it_is_loaded(node
     for late in (0.0, 1.0):
         node.want(f"y{late}", version("a"), deadline=node.clock.now - late)
         assert isinstance(node.error_of(f"y{late}"), DeadlineExceeded)
+    node.want("z", version("other"), deadline=node.clock.now)
+    assert isinstance(node.error_of("z"), DeadlineExceeded)
     assert node.scheduler.leases(node.granted_to("x"))[0] == 1
 
 
