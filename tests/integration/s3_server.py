@@ -15,6 +15,14 @@ from typing import Any
 import botocore.session
 
 
+SERVE = """
+import ctypes, signal
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the tests, however they end
+from moto.server import main
+main(["-H", "127.0.0.1", "-p", "0"])
+"""
+
+
 @dataclass(frozen=True)
 class S3Server:
     url: str
@@ -41,7 +49,7 @@ class S3Server:
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+        [sys.executable, "-c", SERVE],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
