@@ -97,8 +97,8 @@ class Hub:
             yield download
 
     def upload(self, repo_id: str, folder: Path, paths: Sequence[str], *, message: str) -> str:
-        """Puts files into a repository in one commit, which is there whole or not at all; makes the repository, a private
-        one, if it is new. Returns the commit. FailedPrecondition without a token, SourceNotFound, SourceUnavailable.
+        """Puts files into a repository in one commit, which is there whole or not at all; makes a private repository if
+        there is none. Returns the commit. FailedPrecondition without a token, SourceNotFound, SourceUnavailable.
         """
         if not self.can_write:
             raise FailedPrecondition("writing to the Hub needs registry.hub_token_file")

@@ -1,4 +1,7 @@
-"""A real S3-compatible server as a process of its own on loopback: moto's server mode, with signatures checked."""
+"""A real S3-compatible server as a process of its own on loopback: moto's server mode.
+
+It tells signed requests from unsigned ones, but takes any key.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from functools import cached_property
 from typing import Any
 
 import botocore.session
-
 
 SERVE = """
 import ctypes, signal
