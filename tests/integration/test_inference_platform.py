@@ -195,3 +195,36 @@ async def test_an_unknown_model_and_a_bad_reference(platform: Running) -> None:
     with pytest.raises(errors.InvalidArgument) as caught:
         await platform.right("not a reference", "a text")
     assert [violation.field for violation in caught.value.fields] == ["model"]
+
+
+async def test_a_call_that_would_not_wait_learns_how_long_the_load_takes(platform: Running) -> None:
+    await platform.echo("acme/echo", load_seconds=0.3)
+    await platform.echo("acme/small")
+    fail_fast = inference_pb2.COLD_POLICY_FAIL_FAST
+    with pytest.raises(errors.ModelLoading) as caught:
+        await platform.right("acme/echo", "hasty", cold_policy=fail_fast)
+    assert caught.value.retry_after_seconds
+    small = await platform.right("acme/small", "warm")
+    answer = await platform.right("acme/echo", "in its place, or itself by now", fallback_model="acme/small")
+    assert answer.model_version.split("/")[2] in ("echo", "small")
+    assert small.model_version != (await platform.right("acme/echo", "patient")).model_version
+    await platform.right("acme/echo", "hasty", cold_policy=fail_fast)
+
+
+async def test_two_replicas_of_a_version_share_the_work(platform: Running) -> None:
+    name = await platform.echo("acme/echo", delay_seconds=0.05, max_batch_entries=1)
+    await platform.right("acme/echo", "warm up")
+    residency = lifecycle_pb2.Residency(model_version=name, min_replicas=2, max_replicas=2)
+    request = lifecycle_pb2.UpdateResidencyRequest(
+        residency=residency, update_mask={"paths": ["min_replicas", "max_replicas"]}
+    )
+    await platform.lifecycle.UpdateResidency(request, timeout=10)
+    async with asyncio.timeout(30):
+        while len(leased := [replica for replica in await platform.replicas() if replica.leases]) < 2:
+            await platform.right("acme/echo", "meanwhile")
+    calls = [asyncio.create_task(platform.right("acme/echo", f"text {number}")) for number in range(20)]
+    async with asyncio.timeout(30):
+        while not all(replica.busy_leases for replica in await platform.replicas()):
+            pass
+    os.kill(leased[0].pid, signal.SIGKILL)
+    await asyncio.gather(*calls)
