@@ -487,6 +487,7 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
             for version in gone:
                 await self._imports.cancel(version.uid)
                 await self._artifacts.discard(version.uid, version.digests)
+            await self._verifier.deleted()
 
         removing = asyncio.create_task(remove(), name="removing files")
         self._removing.add(removing)

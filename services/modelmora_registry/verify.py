@@ -158,6 +158,14 @@ class Verifier:
         if why != "load" or hashed or self._drifted or any(verdict.verdict != "intact" for verdict in verdicts):
             await self._record(version, verdicts, inodes)
 
+    async def deleted(self) -> None:
+        """Some versions are gone, and what was wrong with them is gone too."""
+        if self._drifted:
+            try:
+                await self.report()
+            except ModelMoraError:
+                pass  # Told at the next change.
+
     async def report(self) -> None:
         """Tells how many versions are drifted."""
         words, self._drifted = await self._locks.drifted()

@@ -446,6 +446,10 @@ async def test_a_lock_may_name_what_was_deleted_and_brings_it_back(
     rig: Rig, version: pb.ModelVersion, roots: Path
 ) -> None:
     text = (await create(rig)).yaml
+    file = Path(version.artifact.path) / WEIGHTS
+    file.chmod(0o644)
+    file.write_bytes(safetensors(100_000, b"x"))  # So a version is mended.
+    assert await drifts(rig, text)
     await rig.call(rig.registry.DeleteModel, pb.DeleteModelRequest(name="acme/mini", force=True))
     assert await drifts(rig, text) == {"models[0]": (version.name, "")}
     with pytest.raises(VersionExists):
@@ -454,6 +458,8 @@ async def test_a_lock_may_name_what_was_deleted_and_brings_it_back(
     back = await rig.final(version.name)
     assert back.artifact.digest == version.artifact.digest
     assert back.uid != version.uid
+    assert await drifts(rig, text, full=True) == {}
+    assert health(rig) == ""
 
 
 async def test_a_string_that_was_spent_on_other_files_is_not_spent_again(
