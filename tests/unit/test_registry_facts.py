@@ -196,3 +196,9 @@ KEYS = ("architectures", "model_type", "hidden_size", "quantization_config", "te
 @given(st.dictionaries(st.sampled_from(KEYS), json_values, max_size=7) | json_values)
 def test_no_configuration_breaks_an_import(config: Any) -> None:
     metadata_of({"config.json": config, "tokenizer_config.json": config}, {}, Weights(), Card())
+
+
+@pytest.mark.parametrize("word", ["a\x00b", "\ud800", "x" * 101, " ", 7, ["bert"], "a\nb"])
+def test_odd_words_of_a_configuration_are_left_out(word: Any) -> None:
+    config = {"model_type": word, "architectures": [word], "quantization_config": {"quant_method": word}}
+    assert metadata_of({"config.json": config}, {}, Weights(), Card()) == ModelMetadata()

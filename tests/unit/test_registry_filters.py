@@ -172,6 +172,13 @@ def test_any_text_is_an_expression_or_refused_and_never_becomes_sql(text: str) -
             assert MARK not in str(compiled)
 
 
+def test_sql_too_says_not_of_what_is_unset() -> None:
+    expression = parse_filter("NOT labels.team = x", FIELDS)
+    assert expression is not None
+    compiled = condition_of(expression, MODEL_SQL).compile(dialect=postgresql.asyncpg.dialect())
+    assert str(compiled).endswith("IS NOT true")
+
+
 @given(st.text(max_size=30).filter(lambda text: "\x00" not in text))
 def test_a_quoted_value_comes_back_as_it_is(value: str) -> None:
     quoted = value.replace("\\", "\\\\").replace('"', '\\"')

@@ -92,6 +92,12 @@ def test_a_search_comes_best_first_and_its_token_holds_a_rank() -> None:
         assert raised.value.fields[0].field == "query"
 
 
+def test_a_token_is_good_for_its_own_search_only() -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        page(query="x", page_token=page(query="y").token_after("0.25", UID))
+    assert raised.value.fields[0].field == "page_token"
+
+
 @given(st.data())
 def test_a_token_with_any_letter_changed_is_refused(data: st.DataObject) -> None:
     token = page().token_after("acme/mini", UID)
