@@ -788,8 +788,10 @@ class Scheduler:
         room = plus(self.ledger.free, self.ledger.freed_by(r.uid for r in self._replicas.values() if self._goes(r)))
         for uid, promised in list(self._promised.items()):
             room = minus(room, promised)
-            if any(room.get(device, 0) < 0 for device in positive(promised)):
-                self._give_up_claims(uid, now)  # reality broke the promise: plan again
+            broken = any(room.get(device, 0) < 0 for device in positive(promised))
+            # Reality broke the promise, or it keeps memory for a version that may not be tried yet: plan again.
+            if broken or now < self._known[self._replicas[uid].version].retry_at:
+                self._give_up_claims(uid, now)
                 return self._place(now)
         # The same less what those who wait before will get, plus their victims to come: what the others may use. Both
         # bounds hold for a newcomer: victims to come are no memory yet, and what is kept for others is not his.

@@ -389,6 +389,15 @@ def test_memory_that_is_spoken_for_is_not_given_to_a_newcomer_in_a_place() -> No
     assert node.states("b") == [S.LOADING]
 
 
+def test_a_version_that_backs_off_keeps_no_memory_from_others() -> None:
+    node = Node(FakeClock(), {HOST: 100}, Rules(load_concurrency=1))
+    node.workers["bad"] = FakeWorker(fails=True)
+    node.keep(version("bad", 20), min_replicas=2, max_replicas=2)
+    node.keep(version("good", 90), min_replicas=1)
+    node.run_for(60.0)
+    assert node.states("good") == [S.LOADED]
+
+
 # Cordon.
 
 
