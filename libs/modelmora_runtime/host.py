@@ -76,6 +76,8 @@ class EngineCard:
     """Pure; paths relative to the options: `delay_seconds`."""
     family: str = ""
     """Engines of one family share a fork server; empty: their workers are spawned."""
+    profiles: Sequence[str] = ()
+    """`backend/precision` of the engine profiles it offers, the exact one first; empty: one of its own choice."""
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,14 @@ def engine_cards() -> Mapping[str, EngineCard]:
     from modelmora_worker.engines.base import all_rows, check_options
 
     return {
-        row.name: EngineCard(row.name, frozenset(row.tasks), row.needs_files, partial(check_options, row), row.family)
+        row.name: EngineCard(
+            row.name,
+            frozenset(row.tasks),
+            row.needs_files,
+            partial(check_options, row),
+            family=row.family,
+            profiles=tuple(row.profiles),
+        )
         for row in all_rows().values()
     }
 

@@ -97,6 +97,7 @@ class VersionFacts:
     """What lifecycle knows of an immutable version; enough to load it again while the registry is away."""
 
     name: str
+    """A candidate of a tuning has `#backend/precision` after it: for lifecycle it is a version of its own."""
     engine: str
     artifact_path: str = ""
     artifact_bytes: int = 0

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from modelmora.errors import (
+    Conflict,
     DeadlineExceeded,
     FailedPrecondition,
     ModelMoraError,
@@ -35,12 +36,15 @@ from modelmora_lifecycle.duty import Duty
 from modelmora_lifecycle.eviction import PolicyName
 from modelmora_lifecycle.launcher import LocalLauncher
 from modelmora_lifecycle.ledger import Budget
+from modelmora_lifecycle.messages import profile_message
 from modelmora_lifecycle.orders import Orders, Terms
 from modelmora_lifecycle.orders_store import OrdersStore
 from modelmora_lifecycle.prediction import Prediction
 from modelmora_lifecycle.scheduler import Rules
 from modelmora_lifecycle.service import LifecycleLeaseServicer, LifecycleServicer
 from modelmora_lifecycle.store import Kept, LifecycleStore, StoreJournal
+from modelmora_lifecycle.tuner import Tuner, TunerRules
+from modelmora_lifecycle.tuning_store import TuningStore
 from modelmora_lifecycle.workers import WorkerRules
 
 NAME = "lifecycle"
@@ -124,6 +128,12 @@ class Settings(Section):
     decisions_kept: int = Field(10_000, ge=100, description="Rows kept of eviction decisions.")
     trace_events_kept: int = Field(100_000, ge=100, description="Rows kept of acquire events, for simulations.")
     trace_days: float = Field(7.0, gt=0, le=3660, description="Acquire events are kept for so many days at most.")
+    auto_tune: bool = Field(
+        False, description="After its first load, once the node is idle, make the fastest accurate profile current."
+    )
+    tuning_candidate_seconds: float = Field(
+        300.0, gt=0, le=86400, description="How long a tuning may take for one engine profile."
+    )
 
 
 @asynccontextmanager
@@ -194,23 +204,33 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         orders.deleted(version)
 
     registry.on_deleted = deleted
+    registry.on_told = node.renew
+    tuner = Tuner(
+        node,
+        registry,
+        TuningStore(database, settings.node) if database else None,
+        {name: card.profiles for name, card in platform.engines.items()},
+        TunerRules(settings.tuning_candidate_seconds, auto=settings.auto_tune),
+    )
     report("duty")("unknown", duty.reason)
     report_models("healthy", "")
     await node.begin()
     chores = {
         "node lock": serve_node(duty, node, orders, database, store, settings.node, report("duty")),
         "orders": orders.fulfil(),
+        "tuner": tuner.run(duty),
     }
     if journal is not None:
         chores["journal"] = journal.run()
     tasks = [asyncio.create_task(chore, name=name) for name, chore in chores.items()]
     for task in tasks:
         tell_if_broken(task, partial(report("chores"), "degraded"))
-    servicer = LifecycleServicer(node, registry, duty, orders, store, settings.node, platform.stopping)
+    servicer = LifecycleServicer(node, registry, duty, orders, tuner, store, settings.node, platform.stopping)
     try:
         yield Mounted(services(servicer, LifecycleLeaseServicer(node, registry, duty)))
     finally:
         servicer.close()
+        await tuner.close()
         await node.close(_STOP_GRACE_SECONDS)
         await launcher.close()
         if journal is not None and database is not None and database.available:
@@ -348,6 +368,8 @@ class Registry:
         self._holder = holder
         self._facts: OrderedDict[str, VersionFacts] = OrderedDict()
         self.on_deleted: Callable[[str], None] = lambda name: None
+        self.on_told: Callable[[VersionFacts], None] = lambda facts: None
+        """A version that is held, as it is now."""
 
     async def resolve(self, reference: str) -> VersionFacts:
         request = registry_pb2.ResolveModelRequest(reference=reference)
@@ -365,6 +387,18 @@ class Registry:
                 raise
             return known
         return self._remember(facts_of(response.model_version))
+
+    async def set_profile(self, name: str, profile: EngineProfile, expected: EngineProfile) -> None:
+        """Makes a profile current if `expected` still is. Raises Conflict, VersionNotFound, Unavailable."""
+        request = registry_pb2.GetModelVersionRequest(name=name)
+        version = (await self._service().GetModelVersion(request, timeout=_RPC_SECONDS)).model_version
+        if facts_of(version).profile != expected:
+            raise Conflict
+        change = registry_pb2.SetEngineProfileRequest(
+            name=name, engine_profile=profile_message(profile), etag=version.etag
+        )
+        changed = await self._service().SetEngineProfile(change, timeout=_RPC_SECONDS)
+        self.on_told(self._remember(facts_of(changed.model_version)))
 
     def hold(self, name: str) -> RegistryHold:
         return RegistryHold(self, name)
@@ -394,6 +428,8 @@ class Registry:
         try:
             async for response in call:
                 in_force(response)
+                if response.HasField("model_version"):
+                    self.on_told(self._remember(facts_of(response.model_version)))
         finally:
             call.cancel()
         raise Unavailable("the registry ended the hold")

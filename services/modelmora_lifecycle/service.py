@@ -36,13 +36,15 @@ from modelmora_lifecycle.orders import Orders
 from modelmora_lifecycle.orders_service import OrdersServicer
 from modelmora_lifecycle.placement_service import PlacementServicer
 from modelmora_lifecycle.store import LifecycleStore
+from modelmora_lifecycle.tuner import Tuner
+from modelmora_lifecycle.tuning_service import TuningServicer
 
 FIRST_MESSAGE_SECONDS = 10.0
 MAX_IN_FLIGHT_BATCHES = 2
 MOST_WAIT_SECONDS = 600.0
 
 
-class LifecycleServicer(PlacementServicer, OrdersServicer, lifecycle_pb2_grpc.LifecycleServiceServicer):
+class LifecycleServicer(PlacementServicer, OrdersServicer, TuningServicer, lifecycle_pb2_grpc.LifecycleServiceServicer):
     """The public service."""
 
     def __init__(
@@ -51,12 +53,14 @@ class LifecycleServicer(PlacementServicer, OrdersServicer, lifecycle_pb2_grpc.Li
         versions: Versions,
         duty: Duty,
         orders: Orders,
+        tuner: Tuner,
         store: LifecycleStore | None,
         node_name: str,
         stopping: asyncio.Event,
     ) -> None:
         super().__init__(node, versions, duty)
         self._orders = orders
+        self._tuner = tuner
         self._store = store
         self._node_name = node_name
         self._stopping = stopping
