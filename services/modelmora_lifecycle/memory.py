@@ -94,6 +94,8 @@ class Meter:
         self._readings: dict[int, _Reading] = {}
         self._lent: dict[int, int] = {}
         """By worker: bytes that it shared with its fork server, and whoever else, when that was seen last."""
+        self._lenders: dict[int, int] = {}
+        """By fork server: its anonymous memory, which every fork of it begins with."""
 
     def measure(self, workers: Sequence[Process], fork_servers: Iterable[tuple[str, int]]) -> Sample:
         """A sample of these workers and fork servers (family, pid), and of the machine."""
@@ -113,6 +115,7 @@ class Meter:
             if found is not None:
                 reading, counters = found
                 ours += reading.own_anonymous
+                self._lenders[pid] = reading.anonymous
                 shared[f"fork-servers/{family}"] = Shared(
                     {HOST: sum(counters[name] for name in (b"RssAnon", b"RssFile", b"RssShmem", b"VmSwap"))}
                 )
@@ -129,8 +132,10 @@ class Meter:
                 host = max(0, reading.private - reading.mapped_private + moved)
                 file_shared = reading.mapped - reading.mapped_private
                 self._lent[worker.pid] = max(0, reading.resident - reading.private - file_shared)
-            elif worker.pid in self._lent:
-                lent = self._lent[worker.pid]
+            elif worker.pid in self._lent or worker.lender in self._lenders:
+                # One that was never seen beside its server began with all that the server had.
+                inherited = min(self._lenders.get(worker.lender, 0), reading.anonymous)
+                lent = self._lent.setdefault(worker.pid, inherited + max(0, reading.file - reading.mapped))
                 host = max(0, reading.resident + reading.swap - reading.mapped - lent + moved)
                 largest_lent, borrowers = estates.setdefault(worker.lender, (0, set()))
                 estates[worker.lender] = max(largest_lent, lent), borrowers | {worker.owner}
@@ -152,6 +157,8 @@ class Meter:
             for lender, (size, users) in estates.items()
         }
         self._lent = {pid: lent for pid, lent in self._lent.items() if pid in seen}
+        known = seen | {worker.lender for worker in workers}
+        self._lenders = {pid: size for pid, size in self._lenders.items() if pid in known}
         shared |= {
             f"artifacts/{digest}": Shared({HOST: size}, frozenset(users)) for digest, (size, users) in mapped.items()
         }

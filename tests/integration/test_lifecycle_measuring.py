@@ -144,6 +144,16 @@ def test_what_came_from_a_fork_server_that_is_gone_is_charged_once_and_to_nobody
     assert abs(alone.private["r1"]["host"] - before.private["r1"]["host"]) < SLACK, "nor when it is the last of them"
 
 
+def test_a_worker_that_was_never_seen_beside_its_fork_server_does_not_pay_for_it(family: Family, weights: Path) -> None:
+    meter, lender = Meter(), family.parent.pid
+    meter.measure([], [("cheap", lender)])
+    os.kill(lender, signal.SIGKILL)
+    family.parent.wait()
+    sample = meter.measure(processes(family, weights), [])
+    assert all(taken["host"] < SLACK for taken in sample.private.values())
+    assert near(sample.shared[f"fork-servers/{lender}"].memory["host"], SIZE)
+
+
 def test_who_had_lost_its_fork_server_before_is_charged_its_part(family: Family, weights: Path) -> None:
     found = processes(family, weights)
     os.kill(family.parent.pid, signal.SIGKILL)
