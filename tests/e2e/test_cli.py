@@ -66,6 +66,16 @@ def test_a_model_is_imported_loaded_listed_and_taken_away(up: Up) -> None:
     assert "cli/one" in modelmora(up, "models").stdout
     assert answer(up, "models", "show", "cli/one")["versions"][0]["version"] == "1.0.0"
     assert answer(up, "models", "alias", "set", "cli/one", "production", "1.0.0")["aliases"]["production"] == "1.0.0"
+    (found,) = answer(up, "models", "search", "cli", "one")
+    assert found["name"] == "models/cli/one"
+    assert answer(up, "models", "update", "cli/one@1.0.0", "--metric", "f1=0.5")["metrics"] == {"f1": 0.5}
+    chosen = answer(up, "models", "select", "cli/one", "--metric", "f1")
+    assert chosen["model_version"]["version"] == "1.0.0"
+    history = modelmora(up, "models", "alias", "history", "cli/one").stdout
+    assert "production" in history
+    assert "system" in history
+    did = answer(up, "audit", "--filter", 'resource = "models/cli/one/versions/1.0.0"')
+    assert [entry["method"].rpartition("/")[2] for entry in did] == ["UpdateModelVersion", "ImportModel"]
     loaded = answer(up, "load", "cli/one@production", "--pin")
     assert (loaded["state"], loaded["pinned"]) == ("loaded", True)
     assert "cli/one@1.0.0 (pinned)" in modelmora(up, "ps").stdout
