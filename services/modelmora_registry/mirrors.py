@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable, Iterator
 
 from modelmora.errors import InvalidArgument, SourceNotFound
+from modelmora_runtime import protomap
 
 from modelmora_registry.domain import ArtifactFile, EmptySource, LocalSource, ModelSource, UrlSource
 from modelmora_registry.locks import LockedModel
@@ -24,7 +25,9 @@ from modelmora_registry.sources import Plan, PlannedFile, Sources
 
 def check(mirror: str) -> None:
     """Raises InvalidArgument at `mirror`."""
-    if mirror and "://" not in mirror and not mirror.startswith("/"):
+    if "://" in mirror:
+        protomap.parse({"url": mirror}, UrlSource, at="mirror")
+    elif mirror and not mirror.startswith("/"):
         raise InvalidArgument.at("mirror", "must be an absolute path below a model root, or a URL")
 
 

@@ -406,8 +406,11 @@ async def test_a_mirror_without_a_file_or_outside_the_roots_is_told(
         ((state, reason),) = (await apply(empty, text, mirror))[0].values()
         assert state == "failed"
         assert word in reason
-    with pytest.raises(InvalidArgument):
-        await apply(empty, text, "relative/path")
+    for wrong in ("relative/path", "http://me:secret@127.0.0.1/", "ftp://127.0.0.1/x"):
+        with pytest.raises(InvalidArgument) as raised:
+            await apply(empty, text, wrong)
+        assert "mirror" in raised.value.fields[0].field
+        assert "secret" not in raised.value.message
     assert (await empty.rows("model"))["model"] == 0
 
 
