@@ -134,6 +134,12 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                             "GetQueue": READERS,
                             "ExplainRequest": READERS,
                             "SetTenantWeight": OPERATORS,
+                            "CreateInferenceJob": READERS,
+                            "GetInferenceJob": READERS,
+                            "ListInferenceJobs": READERS,
+                            "CancelInferenceJob": READERS,
+                            "WatchInferenceJob": READERS,
+                            "GetInferenceResult": READERS,
                         },
                     )
                 ]

@@ -23,46 +23,83 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from modelmora.common.v1 import common_pb2 as modelmora_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&modelmora/inference/v1/inference.proto\x12\x16modelmora.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a modelmora/common/v1/common.proto\"\xad\x03\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x16\n\tnormalize\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08truncate\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\ndimensions\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12/\n\x08priority\x18\x06 \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32&.modelmora.inference.v1.VectorEncoding\x12\x11\n\tprecision\x18\t \x01(\t\x12\x37\n\x0b\x63old_policy\x18\n \x01(\x0e\x32\".modelmora.inference.v1.ColdPolicy\x12\x16\n\x0e\x66\x61llback_model\x18\x0b \x01(\t\x12\x12\n\nrequest_id\x18\x0c \x01(\tB\x0c\n\n_normalizeB\x0b\n\t_truncateB\r\n\x0b_dimensions\"\xeb\x02\n\rEmbedResponse\x12\x35\n\nembeddings\x18\x01 \x03(\x0b\x32!.modelmora.inference.v1.Embedding\x12,\n\x07vectors\x18\x02 \x01(\x0b\x32\x1b.modelmora.common.v1.Tensor\x12.\n\x05usage\x18\x03 \x01(\x0b\x32\x1f.modelmora.common.v1.TokenUsage\x12-\n\x07timings\x18\x04 \x01(\x0b\x32\x1c.modelmora.common.v1.Timings\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12:\n\x0e\x65ngine_profile\x18\x07 \x01(\x0b\x32\".modelmora.common.v1.EngineProfile\x12\x33\n\x06\x65nergy\x18\x08 \x01(\x0b\x32#.modelmora.common.v1.EnergyEstimate\"D\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x05\x12\x11\n\ttruncated\x18\x03 \x01(\x08\" \n\x0fGetQueueRequest\x12\r\n\x05model\x18\x01 \x01(\t\"A\n\x10GetQueueResponse\x12-\n\x06queues\x18\x01 \x03(\x0b\x32\x1d.modelmora.inference.v1.Queue\"\xb8\x01\n\x05Queue\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x32\n\x06levels\x18\x02 \x03(\x0b\x32\".modelmora.inference.v1.QueueLevel\x12\x11\n\tin_flight\x18\x03 \x01(\x05\x12\x12\n\ndrain_rate\x18\x04 \x01(\x01\x12\x10\n\x08replicas\x18\x05 \x01(\x05\x12+\n\x08ready_in\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd2\x01\n\nQueueLevel\x12/\n\x08priority\x18\x01 \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12-\n\noldest_age\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x07tenants\x18\x06 \x03(\x0b\x32#.modelmora.inference.v1.QueueTenant\"\x8c\x01\n\x0bQueueTenant\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x05\x12\x0e\n\x06tokens\x18\x04 \x01(\x03\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03\x12-\n\noldest_age\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x15\x45xplainRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xb2\x03\n\x16\x45xplainRequestResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x33\n\x05place\x18\x02 \x01(\x0e\x32$.modelmora.inference.v1.RequestPlace\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x08priority\x18\x04 \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x17\n\x0fwaiting_entries\x18\x06 \x01(\x05\x12\x17\n\x0frunning_entries\x18\x07 \x01(\x05\x12\x18\n\x10\x61nswered_entries\x18\x08 \x01(\x05\x12\x15\n\rentries_ahead\x18\t \x01(\x05\x12\x14\n\x0ctokens_ahead\x18\n \x01(\x03\x12&\n\x03\x61ge\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\ttime_left\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tstarts_in\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\"H\n\x16SetTenantWeightRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"9\n\x17SetTenantWeightResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01*h\n\x0eVectorEncoding\x12\x1f\n\x1bVECTOR_ENCODING_UNSPECIFIED\x10\x00\x12\x1a\n\x16VECTOR_ENCODING_FLOATS\x10\x01\x12\x19\n\x15VECTOR_ENCODING_BYTES\x10\x02*Z\n\nColdPolicy\x12\x1b\n\x17\x43OLD_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OLD_POLICY_WAIT\x10\x01\x12\x19\n\x15\x43OLD_POLICY_FAIL_FAST\x10\x02*~\n\x0cRequestPlace\x12\x1d\n\x19REQUEST_PLACE_UNSPECIFIED\x10\x00\x12\x19\n\x15REQUEST_PLACE_LOADING\x10\x01\x12\x19\n\x15REQUEST_PLACE_WAITING\x10\x02\x12\x19\n\x15REQUEST_PLACE_RUNNING\x10\x03\x32\xac\x03\n\x10InferenceService\x12T\n\x05\x45mbed\x12$.modelmora.inference.v1.EmbedRequest\x1a%.modelmora.inference.v1.EmbedResponse\x12]\n\x08GetQueue\x12\'.modelmora.inference.v1.GetQueueRequest\x1a(.modelmora.inference.v1.GetQueueResponse\x12o\n\x0e\x45xplainRequest\x12-.modelmora.inference.v1.ExplainRequestRequest\x1a..modelmora.inference.v1.ExplainRequestResponse\x12r\n\x0fSetTenantWeight\x12..modelmora.inference.v1.SetTenantWeightRequest\x1a/.modelmora.inference.v1.SetTenantWeightResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&modelmora/inference/v1/inference.proto\x12\x16modelmora.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a modelmora/common/v1/common.proto\"\xad\x03\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x16\n\tnormalize\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08truncate\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\ndimensions\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12/\n\x08priority\x18\x06 \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32&.modelmora.inference.v1.VectorEncoding\x12\x11\n\tprecision\x18\t \x01(\t\x12\x37\n\x0b\x63old_policy\x18\n \x01(\x0e\x32\".modelmora.inference.v1.ColdPolicy\x12\x16\n\x0e\x66\x61llback_model\x18\x0b \x01(\t\x12\x12\n\nrequest_id\x18\x0c \x01(\tB\x0c\n\n_normalizeB\x0b\n\t_truncateB\r\n\x0b_dimensions\"\xeb\x02\n\rEmbedResponse\x12\x35\n\nembeddings\x18\x01 \x03(\x0b\x32!.modelmora.inference.v1.Embedding\x12,\n\x07vectors\x18\x02 \x01(\x0b\x32\x1b.modelmora.common.v1.Tensor\x12.\n\x05usage\x18\x03 \x01(\x0b\x32\x1f.modelmora.common.v1.TokenUsage\x12-\n\x07timings\x18\x04 \x01(\x0b\x32\x1c.modelmora.common.v1.Timings\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12:\n\x0e\x65ngine_profile\x18\x07 \x01(\x0b\x32\".modelmora.common.v1.EngineProfile\x12\x33\n\x06\x65nergy\x18\x08 \x01(\x0b\x32#.modelmora.common.v1.EnergyEstimate\"D\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x05\x12\x11\n\ttruncated\x18\x03 \x01(\x08\" \n\x0fGetQueueRequest\x12\r\n\x05model\x18\x01 \x01(\t\"A\n\x10GetQueueResponse\x12-\n\x06queues\x18\x01 \x03(\x0b\x32\x1d.modelmora.inference.v1.Queue\"\xb8\x01\n\x05Queue\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x32\n\x06levels\x18\x02 \x03(\x0b\x32\".modelmora.inference.v1.QueueLevel\x12\x11\n\tin_flight\x18\x03 \x01(\x05\x12\x12\n\ndrain_rate\x18\x04 \x01(\x01\x12\x10\n\x08replicas\x18\x05 \x01(\x05\x12+\n\x08ready_in\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd2\x01\n\nQueueLevel\x12/\n\x08priority\x18\x01 \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12-\n\noldest_age\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x07tenants\x18\x06 \x03(\x0b\x32#.modelmora.inference.v1.QueueTenant\"\x8c\x01\n\x0bQueueTenant\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x05\x12\x0e\n\x06tokens\x18\x04 \x01(\x03\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03\x12-\n\noldest_age\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x15\x45xplainRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xb2\x03\n\x16\x45xplainRequestResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x33\n\x05place\x18\x02 \x01(\x0e\x32$.modelmora.inference.v1.RequestPlace\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x08priority\x18\x04 \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x17\n\x0fwaiting_entries\x18\x06 \x01(\x05\x12\x17\n\x0frunning_entries\x18\x07 \x01(\x05\x12\x18\n\x10\x61nswered_entries\x18\x08 \x01(\x05\x12\x15\n\rentries_ahead\x18\t \x01(\x05\x12\x14\n\x0ctokens_ahead\x18\n \x01(\x03\x12&\n\x03\x61ge\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\ttime_left\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tstarts_in\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\"H\n\x16SetTenantWeightRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"9\n\x17SetTenantWeightResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\xd4\x05\n\x0cInferenceJob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x30\n\ttask_type\x18\x06 \x01(\x0e\x32\x1d.modelmora.common.v1.TaskType\x12,\n\x05state\x18\x07 \x01(\x0e\x32\x1d.modelmora.common.v1.JobState\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\x05\x12\x35\n\x08progress\x18\t \x01(\x0b\x32#.modelmora.inference.v1.JobProgress\x12/\n\x08priority\x18\n \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12\x0e\n\x06tenant\x18\x0b \x01(\t\x12\x0f\n\x07subject\x18\x0c \x01(\t\x12\x12\n\nrequest_id\x18\r \x01(\t\x12/\n\x05\x65rror\x18\x0e \x01(\x0b\x32 .modelmora.inference.v1.JobError\x12\x0e\n\x06reason\x18\x0f \x01(\t\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12result_expire_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"V\n\x0bJobProgress\x12\x0e\n\x06inputs\x18\x01 \x01(\x05\x12\x11\n\tsucceeded\x18\x02 \x01(\x05\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x05\x12\x14\n\x0cinput_tokens\x18\x04 \x01(\x03\"+\n\x08JobError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x9f\x01\n\tEmbedTask\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x16\n\tnormalize\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08truncate\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\ndimensions\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\tprecision\x18\x05 \x01(\tB\x0c\n\n_normalizeB\x0b\n\t_truncateB\r\n\x0b_dimensions\"\x86\x02\n\x19\x43reateInferenceJobRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x32\n\x05\x65mbed\x18\x02 \x01(\x0b\x32!.modelmora.inference.v1.EmbedTaskH\x00\x12/\n\x08priority\x18\n \x01(\x0e\x32\x1d.modelmora.common.v1.Priority\x12*\n\x07timeout\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nresult_ttl\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\r \x01(\tB\x06\n\x04task\"O\n\x1a\x43reateInferenceJobResponse\x12\x31\n\x03job\x18\x01 \x01(\x0b\x32$.modelmora.inference.v1.InferenceJob\"&\n\x16GetInferenceJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x17GetInferenceJobResponse\x12\x31\n\x03job\x18\x01 \x01(\x0b\x32$.modelmora.inference.v1.InferenceJob\"\x8f\x01\n\x18ListInferenceJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12-\n\x06states\x18\x03 \x03(\x0e\x32\x1d.modelmora.common.v1.JobState\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\"h\n\x19ListInferenceJobsResponse\x12\x32\n\x04jobs\x18\x01 \x03(\x0b\x32$.modelmora.inference.v1.InferenceJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x19\x43\x61ncelInferenceJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x1a\x43\x61ncelInferenceJobResponse\x12\x31\n\x03job\x18\x01 \x01(\x0b\x32$.modelmora.inference.v1.InferenceJob\"8\n\x18WatchInferenceJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"^\n\x19WatchInferenceJobResponse\x12\x31\n\x03job\x18\x01 \x01(\x0b\x32$.modelmora.inference.v1.InferenceJob\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\x9b\x01\n\x19GetInferenceResultRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07partial\x18\x02 \x01(\x08\x12\x38\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32&.modelmora.inference.v1.VectorEncoding\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\xa2\x01\n\x1aGetInferenceResultResponse\x12\x31\n\x03job\x18\x01 \x01(\x0b\x32$.modelmora.inference.v1.InferenceJob\x12\x38\n\x07results\x18\x02 \x03(\x0b\x32\'.modelmora.inference.v1.InferenceResult\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"\x94\x01\n\x0fInferenceResult\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x34\n\x05\x65mbed\x18\x02 \x01(\x0b\x32#.modelmora.inference.v1.EmbedResultH\x00\x12\x31\n\x05\x65rror\x18\x03 \x01(\x0b\x32 .modelmora.inference.v1.JobErrorH\x00\x42\t\n\x07outcome\"V\n\x0b\x45mbedResult\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06vector\x18\x02 \x01(\x0c\x12\x14\n\x0cinput_tokens\x18\x03 \x01(\x05\x12\x11\n\ttruncated\x18\x04 \x01(\x08*h\n\x0eVectorEncoding\x12\x1f\n\x1bVECTOR_ENCODING_UNSPECIFIED\x10\x00\x12\x1a\n\x16VECTOR_ENCODING_FLOATS\x10\x01\x12\x19\n\x15VECTOR_ENCODING_BYTES\x10\x02*Z\n\nColdPolicy\x12\x1b\n\x17\x43OLD_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OLD_POLICY_WAIT\x10\x01\x12\x19\n\x15\x43OLD_POLICY_FAIL_FAST\x10\x02*~\n\x0cRequestPlace\x12\x1d\n\x19REQUEST_PLACE_UNSPECIFIED\x10\x00\x12\x19\n\x15REQUEST_PLACE_LOADING\x10\x01\x12\x19\n\x15REQUEST_PLACE_WAITING\x10\x02\x12\x19\n\x15REQUEST_PLACE_RUNNING\x10\x03\x32\x8d\t\n\x10InferenceService\x12T\n\x05\x45mbed\x12$.modelmora.inference.v1.EmbedRequest\x1a%.modelmora.inference.v1.EmbedResponse\x12]\n\x08GetQueue\x12\'.modelmora.inference.v1.GetQueueRequest\x1a(.modelmora.inference.v1.GetQueueResponse\x12o\n\x0e\x45xplainRequest\x12-.modelmora.inference.v1.ExplainRequestRequest\x1a..modelmora.inference.v1.ExplainRequestResponse\x12r\n\x0fSetTenantWeight\x12..modelmora.inference.v1.SetTenantWeightRequest\x1a/.modelmora.inference.v1.SetTenantWeightResponse\x12{\n\x12\x43reateInferenceJob\x12\x31.modelmora.inference.v1.CreateInferenceJobRequest\x1a\x32.modelmora.inference.v1.CreateInferenceJobResponse\x12r\n\x0fGetInferenceJob\x12..modelmora.inference.v1.GetInferenceJobRequest\x1a/.modelmora.inference.v1.GetInferenceJobResponse\x12x\n\x11ListInferenceJobs\x12\x30.modelmora.inference.v1.ListInferenceJobsRequest\x1a\x31.modelmora.inference.v1.ListInferenceJobsResponse\x12{\n\x12\x43\x61ncelInferenceJob\x12\x31.modelmora.inference.v1.CancelInferenceJobRequest\x1a\x32.modelmora.inference.v1.CancelInferenceJobResponse\x12z\n\x11WatchInferenceJob\x12\x30.modelmora.inference.v1.WatchInferenceJobRequest\x1a\x31.modelmora.inference.v1.WatchInferenceJobResponse0\x01\x12{\n\x12GetInferenceResult\x12\x31.modelmora.inference.v1.GetInferenceResultRequest\x1a\x32.modelmora.inference.v1.GetInferenceResultResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelmora.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VECTORENCODING']._serialized_start=2259
-  _globals['_VECTORENCODING']._serialized_end=2363
-  _globals['_COLDPOLICY']._serialized_start=2365
-  _globals['_COLDPOLICY']._serialized_end=2455
-  _globals['_REQUESTPLACE']._serialized_start=2457
-  _globals['_REQUESTPLACE']._serialized_end=2583
-  _globals['_EMBEDREQUEST']._serialized_start=133
-  _globals['_EMBEDREQUEST']._serialized_end=562
-  _globals['_EMBEDRESPONSE']._serialized_start=565
-  _globals['_EMBEDRESPONSE']._serialized_end=928
-  _globals['_EMBEDDING']._serialized_start=930
-  _globals['_EMBEDDING']._serialized_end=998
-  _globals['_GETQUEUEREQUEST']._serialized_start=1000
-  _globals['_GETQUEUEREQUEST']._serialized_end=1032
-  _globals['_GETQUEUERESPONSE']._serialized_start=1034
-  _globals['_GETQUEUERESPONSE']._serialized_end=1099
-  _globals['_QUEUE']._serialized_start=1102
-  _globals['_QUEUE']._serialized_end=1286
-  _globals['_QUEUELEVEL']._serialized_start=1289
-  _globals['_QUEUELEVEL']._serialized_end=1499
-  _globals['_QUEUETENANT']._serialized_start=1502
-  _globals['_QUEUETENANT']._serialized_end=1642
-  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=1644
-  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=1687
-  _globals['_EXPLAINREQUESTRESPONSE']._serialized_start=1690
-  _globals['_EXPLAINREQUESTRESPONSE']._serialized_end=2124
-  _globals['_SETTENANTWEIGHTREQUEST']._serialized_start=2126
-  _globals['_SETTENANTWEIGHTREQUEST']._serialized_end=2198
-  _globals['_SETTENANTWEIGHTRESPONSE']._serialized_start=2200
-  _globals['_SETTENANTWEIGHTRESPONSE']._serialized_end=2257
-  _globals['_INFERENCESERVICE']._serialized_start=2586
-  _globals['_INFERENCESERVICE']._serialized_end=3014
+  _globals['_VECTORENCODING']._serialized_start=4870
+  _globals['_VECTORENCODING']._serialized_end=4974
+  _globals['_COLDPOLICY']._serialized_start=4976
+  _globals['_COLDPOLICY']._serialized_end=5066
+  _globals['_REQUESTPLACE']._serialized_start=5068
+  _globals['_REQUESTPLACE']._serialized_end=5194
+  _globals['_EMBEDREQUEST']._serialized_start=166
+  _globals['_EMBEDREQUEST']._serialized_end=595
+  _globals['_EMBEDRESPONSE']._serialized_start=598
+  _globals['_EMBEDRESPONSE']._serialized_end=961
+  _globals['_EMBEDDING']._serialized_start=963
+  _globals['_EMBEDDING']._serialized_end=1031
+  _globals['_GETQUEUEREQUEST']._serialized_start=1033
+  _globals['_GETQUEUEREQUEST']._serialized_end=1065
+  _globals['_GETQUEUERESPONSE']._serialized_start=1067
+  _globals['_GETQUEUERESPONSE']._serialized_end=1132
+  _globals['_QUEUE']._serialized_start=1135
+  _globals['_QUEUE']._serialized_end=1319
+  _globals['_QUEUELEVEL']._serialized_start=1322
+  _globals['_QUEUELEVEL']._serialized_end=1532
+  _globals['_QUEUETENANT']._serialized_start=1535
+  _globals['_QUEUETENANT']._serialized_end=1675
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=1677
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=1720
+  _globals['_EXPLAINREQUESTRESPONSE']._serialized_start=1723
+  _globals['_EXPLAINREQUESTRESPONSE']._serialized_end=2157
+  _globals['_SETTENANTWEIGHTREQUEST']._serialized_start=2159
+  _globals['_SETTENANTWEIGHTREQUEST']._serialized_end=2231
+  _globals['_SETTENANTWEIGHTRESPONSE']._serialized_start=2233
+  _globals['_SETTENANTWEIGHTRESPONSE']._serialized_end=2290
+  _globals['_INFERENCEJOB']._serialized_start=2293
+  _globals['_INFERENCEJOB']._serialized_end=3017
+  _globals['_JOBPROGRESS']._serialized_start=3019
+  _globals['_JOBPROGRESS']._serialized_end=3105
+  _globals['_JOBERROR']._serialized_start=3107
+  _globals['_JOBERROR']._serialized_end=3150
+  _globals['_EMBEDTASK']._serialized_start=3153
+  _globals['_EMBEDTASK']._serialized_end=3312
+  _globals['_CREATEINFERENCEJOBREQUEST']._serialized_start=3315
+  _globals['_CREATEINFERENCEJOBREQUEST']._serialized_end=3577
+  _globals['_CREATEINFERENCEJOBRESPONSE']._serialized_start=3579
+  _globals['_CREATEINFERENCEJOBRESPONSE']._serialized_end=3658
+  _globals['_GETINFERENCEJOBREQUEST']._serialized_start=3660
+  _globals['_GETINFERENCEJOBREQUEST']._serialized_end=3698
+  _globals['_GETINFERENCEJOBRESPONSE']._serialized_start=3700
+  _globals['_GETINFERENCEJOBRESPONSE']._serialized_end=3776
+  _globals['_LISTINFERENCEJOBSREQUEST']._serialized_start=3779
+  _globals['_LISTINFERENCEJOBSREQUEST']._serialized_end=3922
+  _globals['_LISTINFERENCEJOBSRESPONSE']._serialized_start=3924
+  _globals['_LISTINFERENCEJOBSRESPONSE']._serialized_end=4028
+  _globals['_CANCELINFERENCEJOBREQUEST']._serialized_start=4030
+  _globals['_CANCELINFERENCEJOBREQUEST']._serialized_end=4071
+  _globals['_CANCELINFERENCEJOBRESPONSE']._serialized_start=4073
+  _globals['_CANCELINFERENCEJOBRESPONSE']._serialized_end=4152
+  _globals['_WATCHINFERENCEJOBREQUEST']._serialized_start=4154
+  _globals['_WATCHINFERENCEJOBREQUEST']._serialized_end=4210
+  _globals['_WATCHINFERENCEJOBRESPONSE']._serialized_start=4212
+  _globals['_WATCHINFERENCEJOBRESPONSE']._serialized_end=4306
+  _globals['_GETINFERENCERESULTREQUEST']._serialized_start=4309
+  _globals['_GETINFERENCERESULTREQUEST']._serialized_end=4464
+  _globals['_GETINFERENCERESULTRESPONSE']._serialized_start=4467
+  _globals['_GETINFERENCERESULTRESPONSE']._serialized_end=4629
+  _globals['_INFERENCERESULT']._serialized_start=4632
+  _globals['_INFERENCERESULT']._serialized_end=4780
+  _globals['_EMBEDRESULT']._serialized_start=4782
+  _globals['_EMBEDRESULT']._serialized_end=4868
+  _globals['_INFERENCESERVICE']._serialized_start=5197
+  _globals['_INFERENCESERVICE']._serialized_end=6362
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from modelmora.common.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -209,3 +210,213 @@ class SetTenantWeightResponse(_message.Message):
     tenant: str
     weight: float
     def __init__(self, tenant: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class InferenceJob(_message.Message):
+    __slots__ = ("name", "uid", "model", "model_version", "digest", "task_type", "state", "attempt", "progress", "priority", "tenant", "subject", "request_id", "error", "reason", "create_time", "update_time", "start_time", "end_time", "deadline", "result_expire_time")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    RESULT_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    uid: str
+    model: str
+    model_version: str
+    digest: str
+    task_type: _common_pb2.TaskType
+    state: _common_pb2.JobState
+    attempt: int
+    progress: JobProgress
+    priority: _common_pb2.Priority
+    tenant: str
+    subject: str
+    request_id: str
+    error: JobError
+    reason: str
+    create_time: _timestamp_pb2.Timestamp
+    update_time: _timestamp_pb2.Timestamp
+    start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    deadline: _timestamp_pb2.Timestamp
+    result_expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., digest: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., state: _Optional[_Union[_common_pb2.JobState, str]] = ..., attempt: _Optional[int] = ..., progress: _Optional[_Union[JobProgress, _Mapping]] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., tenant: _Optional[str] = ..., subject: _Optional[str] = ..., request_id: _Optional[str] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., reason: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., result_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class JobProgress(_message.Message):
+    __slots__ = ("inputs", "succeeded", "failed", "input_tokens")
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    SUCCEEDED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    inputs: int
+    succeeded: int
+    failed: int
+    input_tokens: int
+    def __init__(self, inputs: _Optional[int] = ..., succeeded: _Optional[int] = ..., failed: _Optional[int] = ..., input_tokens: _Optional[int] = ...) -> None: ...
+
+class JobError(_message.Message):
+    __slots__ = ("reason", "message")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    message: str
+    def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class EmbedTask(_message.Message):
+    __slots__ = ("texts", "normalize", "truncate", "dimensions", "precision")
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    normalize: bool
+    truncate: bool
+    dimensions: int
+    precision: str
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., normalize: bool = ..., truncate: bool = ..., dimensions: _Optional[int] = ..., precision: _Optional[str] = ...) -> None: ...
+
+class CreateInferenceJobRequest(_message.Message):
+    __slots__ = ("model", "embed", "priority", "timeout", "result_ttl", "request_id")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    EMBED_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    RESULT_TTL_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    embed: EmbedTask
+    priority: _common_pb2.Priority
+    timeout: _duration_pb2.Duration
+    result_ttl: _duration_pb2.Duration
+    request_id: str
+    def __init__(self, model: _Optional[str] = ..., embed: _Optional[_Union[EmbedTask, _Mapping]] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., result_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class CreateInferenceJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: InferenceJob
+    def __init__(self, job: _Optional[_Union[InferenceJob, _Mapping]] = ...) -> None: ...
+
+class GetInferenceJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetInferenceJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: InferenceJob
+    def __init__(self, job: _Optional[_Union[InferenceJob, _Mapping]] = ...) -> None: ...
+
+class ListInferenceJobsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token", "states", "model", "tenant")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    states: _containers.RepeatedScalarFieldContainer[_common_pb2.JobState]
+    model: str
+    tenant: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., states: _Optional[_Iterable[_Union[_common_pb2.JobState, str]]] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class ListInferenceJobsResponse(_message.Message):
+    __slots__ = ("jobs", "next_page_token")
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[InferenceJob]
+    next_page_token: str
+    def __init__(self, jobs: _Optional[_Iterable[_Union[InferenceJob, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class CancelInferenceJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class CancelInferenceJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: InferenceJob
+    def __init__(self, job: _Optional[_Union[InferenceJob, _Mapping]] = ...) -> None: ...
+
+class WatchInferenceJobRequest(_message.Message):
+    __slots__ = ("name", "cursor")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    cursor: str
+    def __init__(self, name: _Optional[str] = ..., cursor: _Optional[str] = ...) -> None: ...
+
+class WatchInferenceJobResponse(_message.Message):
+    __slots__ = ("job", "cursor")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    job: InferenceJob
+    cursor: str
+    def __init__(self, job: _Optional[_Union[InferenceJob, _Mapping]] = ..., cursor: _Optional[str] = ...) -> None: ...
+
+class GetInferenceResultRequest(_message.Message):
+    __slots__ = ("name", "partial", "encoding", "page_size", "page_token")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    partial: bool
+    encoding: VectorEncoding
+    page_size: int
+    page_token: str
+    def __init__(self, name: _Optional[str] = ..., partial: bool = ..., encoding: _Optional[_Union[VectorEncoding, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class GetInferenceResultResponse(_message.Message):
+    __slots__ = ("job", "results", "next_page_token")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    job: InferenceJob
+    results: _containers.RepeatedCompositeFieldContainer[InferenceResult]
+    next_page_token: str
+    def __init__(self, job: _Optional[_Union[InferenceJob, _Mapping]] = ..., results: _Optional[_Iterable[_Union[InferenceResult, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class InferenceResult(_message.Message):
+    __slots__ = ("index", "embed", "error")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    EMBED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    embed: EmbedResult
+    error: JobError
+    def __init__(self, index: _Optional[int] = ..., embed: _Optional[_Union[EmbedResult, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ...) -> None: ...
+
+class EmbedResult(_message.Message):
+    __slots__ = ("values", "vector", "input_tokens", "truncated")
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    vector: bytes
+    input_tokens: int
+    truncated: bool
+    def __init__(self, values: _Optional[_Iterable[float]] = ..., vector: _Optional[bytes] = ..., input_tokens: _Optional[int] = ..., truncated: bool = ...) -> None: ...

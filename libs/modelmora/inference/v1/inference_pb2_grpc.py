@@ -69,6 +69,36 @@ class InferenceServiceStub(object):
                 request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightRequest.SerializeToString,
                 response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightResponse.FromString,
                 _registered_method=True)
+        self.CreateInferenceJob = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/CreateInferenceJob',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.CreateInferenceJobRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.CreateInferenceJobResponse.FromString,
+                _registered_method=True)
+        self.GetInferenceJob = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/GetInferenceJob',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetInferenceJobRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetInferenceJobResponse.FromString,
+                _registered_method=True)
+        self.ListInferenceJobs = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/ListInferenceJobs',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ListInferenceJobsRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ListInferenceJobsResponse.FromString,
+                _registered_method=True)
+        self.CancelInferenceJob = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/CancelInferenceJob',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.CancelInferenceJobRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.CancelInferenceJobResponse.FromString,
+                _registered_method=True)
+        self.WatchInferenceJob = channel.unary_stream(
+                '/modelmora.inference.v1.InferenceService/WatchInferenceJob',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.WatchInferenceJobRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.WatchInferenceJobResponse.FromString,
+                _registered_method=True)
+        self.GetInferenceResult = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/GetInferenceResult',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetInferenceResultRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetInferenceResultResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -120,6 +150,62 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateInferenceJob(self, request, context):
+        """Jobs: calls that nobody waits for on the line. A job that was accepted is written down and ends exactly once,
+        whatever is killed meanwhile; each of its inputs is answered once, by one version, which is settled when the job is
+        made. Its inputs wait in the same queue and share batches with calls that are waited for.
+
+        While the database is away all of these answer UNAVAILABLE (DatabaseUnavailable). A caller sees the jobs of its own
+        tenant, operators see all: NOT_FOUND (JobNotFound) for others.
+
+        Accepts a job and answers at once, in PENDING. With a `request_id` that was used before it answers with the job of
+        that time; ALREADY_EXISTS (RequestIdReused) when its content was another. INVALID_ARGUMENT with field paths;
+        NOT_FOUND (ModelNotFound, VersionNotFound); FAILED_PRECONDITION (TaskNotSupported, VersionNotReady);
+        RESOURCE_EXHAUSTED with RetryInfo: QuotaExceeded while the tenant has too many unfinished jobs, QueueFull while all
+        jobs together keep too many bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetInferenceJob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInferenceJobs(self, request, context):
+        """Newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelInferenceJob(self, request, context):
+        """Ends a job: CANCELLED at once where nobody works on it, else CANCELLING until its inputs have left the queue and the
+        worker. No result is added from here on; those there are stay. Again while CANCELLING changes nothing.
+        FAILED_PRECONDITION (IllegalTransition) when it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchInferenceJob(self, request, context):
+        """Streams a job each time it changes, first as it is now, until it has ended. Changes close together may come as one.
+        After UNAVAILABLE call again with the last `cursor`: nothing that was seen comes again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetInferenceResult(self, request, context):
+        """The results, page by page, in the order of the inputs. FAILED_PRECONDITION (ResultNotReady) unless it SUCCEEDED, or,
+        with `partial`, unless some input is answered. NOT_FOUND (ResultExpired) after `result_expire_time`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -142,6 +228,36 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.SetTenantWeight,
                     request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightRequest.FromString,
                     response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightResponse.SerializeToString,
+            ),
+            'CreateInferenceJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateInferenceJob,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.CreateInferenceJobRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.CreateInferenceJobResponse.SerializeToString,
+            ),
+            'GetInferenceJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInferenceJob,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetInferenceJobRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetInferenceJobResponse.SerializeToString,
+            ),
+            'ListInferenceJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInferenceJobs,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ListInferenceJobsRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ListInferenceJobsResponse.SerializeToString,
+            ),
+            'CancelInferenceJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelInferenceJob,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.CancelInferenceJobRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.CancelInferenceJobResponse.SerializeToString,
+            ),
+            'WatchInferenceJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchInferenceJob,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.WatchInferenceJobRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.WatchInferenceJobResponse.SerializeToString,
+            ),
+            'GetInferenceResult': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInferenceResult,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetInferenceResultRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetInferenceResultResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +383,168 @@ class InferenceService(object):
             '/modelmora.inference.v1.InferenceService/SetTenantWeight',
             modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightRequest.SerializeToString,
             modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateInferenceJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/CreateInferenceJob',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.CreateInferenceJobRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.CreateInferenceJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInferenceJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/GetInferenceJob',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.GetInferenceJobRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.GetInferenceJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInferenceJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/ListInferenceJobs',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.ListInferenceJobsRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.ListInferenceJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelInferenceJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/CancelInferenceJob',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.CancelInferenceJobRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.CancelInferenceJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchInferenceJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/WatchInferenceJob',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.WatchInferenceJobRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.WatchInferenceJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInferenceResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/GetInferenceResult',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.GetInferenceResultRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.GetInferenceResultResponse.FromString,
             options,
             channel_credentials,
             insecure,
