@@ -1,4 +1,4 @@
-"""`make bench`: ours beside its ceiling in interleaved pairs, plumbing with the echo engine, and start-up.
+"""`make bench`: ours beside its ceiling in interleaved pairs, plumbing with the echo engine, start-up, loading.
 
 The quick default takes a few minutes and shows the order of things; `--full` takes what a claim needs (15 pairs of 5 s
 at each concurrency) and writes docs/benchmarks.md.
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from importlib.metadata import distribution
@@ -21,43 +18,16 @@ from modelmora.inference.v1 import inference_pb2
 from modelmora.lifecycle.v1 import lifecycle_pb2
 
 from bench import workload
+from bench.lifecycle import lifecycle_bench
 from bench.registry import registry_bench
-from bench.report import Series, page
+from bench.report import Series, merged, page
+from bench.script import Script
 from bench.statistics import bootstrap, percentile
 from bench.up import Up
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CONCURRENCY = (1, 8, 32, 64)
-
-
-class Script:
-    """A child that answers one line of JSON for each command."""
-
-    def __init__(self, *command: str) -> None:
-        # What our engine sets for itself, for the ceiling too.
-        engine = {"GOMP_SPINCOUNT": "2000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "TOKENIZERS_PARALLELISM": "false"}
-        environ = dict(os.environ, PYTHONPATH=str(ROOT), **engine)
-        self._process = subprocess.Popen(
-            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, env=environ, cwd=ROOT,
-        )  # fmt: skip
-
-    def ask(self, **command: object) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._process.args} ended with {self._process.wait(10)}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
 
 
 def minilm_folder() -> Path:
@@ -152,20 +122,24 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="15 pairs of 5 s, and write docs/benchmarks.md")
     parser.add_argument("--pairs", type=int, default=0, help="pairs at each concurrency (3, with --full 15)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
-    parser.add_argument("--only", choices=["embed", "plumbing", "startup", "registry"], help="one part")
+    parser.add_argument("--only", choices=["embed", "plumbing", "startup", "registry", "lifecycle"], help="one part")
     parser.add_argument("--output", type=Path, help="write the page here (--full: docs/benchmarks.md)")
     arguments = parser.parse_args()
     arguments.pairs = arguments.pairs or (15 if arguments.full else 3)
     folder = minilm_folder()
-    parts = [arguments.only] if arguments.only else ["startup", "registry", "plumbing", "embed"]
+    parts = [arguments.only] if arguments.only else ["startup", "lifecycle", "registry", "plumbing", "embed"]
     startup = startup_bench(folder, max(3, arguments.pairs // 2)) if "startup" in parts else None
     plumbing = plumbing_bench(arguments.pairs, arguments.seconds) if "plumbing" in parts else None
+    lifecycle = (
+        lifecycle_bench(folder, max(4, arguments.pairs), arguments.seconds, say) if "lifecycle" in parts else None
+    )
     registry = registry_bench(say) if "registry" in parts else None
     embed = embed_bench(folder, arguments.pairs, arguments.seconds) if "embed" in parts else None
-    text = page(embed, plumbing, startup, registry, pairs=arguments.pairs, seconds=arguments.seconds)
+    text = page(embed, plumbing, startup, registry, lifecycle, pairs=arguments.pairs, seconds=arguments.seconds)
     output = arguments.output or (ROOT / "docs" / "benchmarks.md" if arguments.full else None)
     if output:
-        output.write_text(text)
+        # One part alone replaces that part of the page.
+        output.write_text(merged(output.read_text(), text) if arguments.only and output.exists() else text)
         say(f"written: {output}")
     else:
         say("\n" + text)

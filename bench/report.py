@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench import workload
+from bench import lifecycle, workload
 from bench.registry import CALLS, Figures
 from bench.statistics import Interval, bootstrap, median, percentile
 
@@ -52,6 +53,7 @@ def page(
     plumbing: Mapping[str, Sequence[float]] | None,
     startup: Mapping[str, Sequence[float]] | None,
     registry: Figures | None = None,
+    lifecycle: lifecycle.Figures | None = None,
     *,
     pairs: int,
     seconds: float,
@@ -70,9 +72,56 @@ def page(
         targets = {"ready_seconds": "≤ 3", "first_answer_seconds": "≤ 6", "stop_seconds": ""}
         parts.append("## Second start\n\n" + _figures(startup, targets))
         parts.append("From the command to health SERVING; to MiniLM's first vector; from SIGTERM to the end.\n")
+    if lifecycle:
+        parts.append(_lifecycle(lifecycle))
     if registry:
         parts.append(_registry(registry))
     return "\n".join(parts)
+
+
+def merged(old: str, new: str) -> str:
+    """The old page with the parts of the new one in place of its own; new parts come last."""
+    before, after = _sections(old), _sections(new)
+    after.pop("")
+    return "".join({**before, **after}.values())
+
+
+def _sections(page: str) -> dict[str, str]:
+    """Parts by their heading; what stands above the first has none."""
+    found: dict[str, str] = {}
+    for part in re.split(r"(?m)^(?=## )", page):
+        found[part.partition("\n")[0] if part.startswith("## ") else ""] = part.rstrip("\n") + "\n\n"
+    return found
+
+
+def _lifecycle(figures: lifecycle.Figures) -> str:
+    memory = {mode: size / lifecycle.MIB for mode, size in figures.memory.items()}
+    forked, spawned = (bootstrap(figures.first_answer[mode]) for mode in ("forked", "spawned"))
+    ratios = [a / b for a, b in zip(figures.p99_beside_loads, figures.p99_alone, strict=True)]
+    rows = [
+        ("first answer after the ask, worker forked, s", forked, "≤ 0.20"),
+        ("the same, spawned, s", spawned, ""),
+        ("memory of four workers forked, with their server (PSS), MiB", f"{memory['forked']:.0f}", "≤ 700"),
+        ("the same, spawned, MiB", f"{memory['spawned']:.0f}", ""),
+        ("swap of two models in a place for one, through the platform, s", bootstrap(figures.swap), "≤ 0.20"),
+        ("p99 of a loaded model, one core busy elsewhere, ms", bootstrap([1000 * v for v in figures.p99_alone]), ""),
+        ("the same while another loads, ms", bootstrap([1000 * v for v in figures.p99_beside_loads]), ""),
+        ("ratio of the two", bootstrap(ratios), "≤ 1.25"),
+    ]
+    lines = [
+        "## Loading: all-MiniLM-L6-v2, torch fp32",
+        "",
+        f"{len(figures.first_answer['forked'])} workers of each kind in turn, {len(figures.swap)} swaps, "
+        f"{len(ratios)} pairs of spells with {figures.loads_beside} loads in them; {_stamp()}.",
+        f"The fork server itself is ready after {figures.cold_server_seconds:.1f} s of importing, once.",
+        "A swap is a call for the model that is not there: the other one drains, ends and is reaped, then a worker is",
+        "forked, loads and answers.",
+        "",
+        "| figure | measured | target |",
+        "|---|---|---|",
+        *(f"| {name} | {value} | {target} |" for name, value, target in rows),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _registry(figures: Figures) -> str:
@@ -95,13 +144,17 @@ def _fine(values: Sequence[float]) -> str:
     return f"{percentile(values, 50) * 1000:.1f} / {percentile(values, 99) * 1000:.1f} ms"
 
 
-def _machine() -> str:
+def _stamp() -> str:
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, commit {commit}"
+
+
+def _machine() -> str:
     names = ("torch", "transformers", "sentence-transformers", "grpcio", "protobuf")
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     lines = [
-        f"- Date {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, commit {commit}.",
+        f"- Date {_stamp()}.",
         f"- Machine: {os.cpu_count()} cores, {_processor()}, {gib:.0f} GiB, {platform.system()} {platform.machine()}.",
         f"- Python {platform.python_version()}; " + ", ".join(f"{name} {version(name)}" for name in names) + ".",
         f"- Workload: 2000 passages of 20–220 words, digest `{workload.digest(workload.passages())}`.",
