@@ -13,8 +13,9 @@ from modelmora_runtime.db import Database
 from sqlalchemy.dialects.postgresql import insert
 
 from modelmora_registry.domain import AuditEntry, parse_model_name, parse_reference
+from modelmora_registry.list_store import Condition, asked_of, page_of
 from modelmora_registry.listing import Page
-from modelmora_registry.store import Condition, Found, asked_of, page_of
+from modelmora_registry.store import Found
 
 MAX_TEXT = 1000
 DELETED_AT_ONCE = 10_000

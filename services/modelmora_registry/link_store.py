@@ -17,8 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from modelmora_registry.domain import ModelId, ModelVersionState
 from modelmora_registry.links import ExternalLink, LinkDraft, link_name
+from modelmora_registry.list_store import page_of
 from modelmora_registry.listing import Page
-from modelmora_registry.store import model, model_version, page_of
+from modelmora_registry.tables_store import model, model_version
 
 external_link = sa.Table(
     "external_link",

@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from modelmora_registry.domain import ModelVersionState
 from modelmora_registry.locks import FileVerdict, Fingerprint, least_cosine, plain
-from modelmora_registry.store import RequestKey, alias, artifact_file, model, model_version
+from modelmora_registry.store import RequestKey
+from modelmora_registry.tables_store import alias, artifact_file, model, model_version
 
 _metadata = sa.MetaData()
 _uid = sa.Uuid(as_uuid=False)

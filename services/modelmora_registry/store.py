@@ -7,7 +7,6 @@ at. Times are the database's. Every change of a version is announced on CHANNEL 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -57,12 +56,22 @@ from modelmora_registry.domain import (
     VersionDraft,
     bare_name,
     current_version_of,
-    tasks_of,
 )
-from modelmora_registry.filters import Comparison, Expression, Group
-from modelmora_registry.listing import RANK, TOTAL_SIZE_CAP, Page
+from modelmora_registry.list_store import MODEL_FIELDS, VERSION_FIELDS, keys_of, page_of, words_of
+from modelmora_registry.listing import RANK, Page
 from modelmora_registry.metadata import Facts
 from modelmora_registry.selection import Candidate
+from modelmora_registry.tables_store import (
+    BRIEF_VERSION,
+    alias,
+    alias_history,
+    artifact_file,
+    create_request,
+    hold,
+    model,
+    model_version,
+    used_version,
+)
 
 CHANNEL = "modelmora_registry_version"
 REQUEST_RETENTION = timedelta(days=1)
@@ -71,120 +80,6 @@ HOLD_RETENTION = timedelta(days=1)
 SYSTEM = "system"
 """Who moves `latest`."""
 _READY, _CREATING, _FAILED = ModelVersionState.READY, ModelVersionState.CREATING, ModelVersionState.FAILED
-
-_metadata = sa.MetaData()
-_uid = sa.Uuid(as_uuid=False)
-_text = sa.Text()
-_time = sa.TIMESTAMP(timezone=True)
-_json = JSONB(none_as_null=True)
-
-model = sa.Table(
-    "model",
-    _metadata,
-    sa.Column("uid", _uid, primary_key=True),
-    sa.Column("name", _text),
-    sa.Column("display_name", _text),
-    sa.Column("description", _text),
-    sa.Column("task_type", _text),
-    sa.Column("labels", _json),
-    sa.Column("given_family", _text),
-    sa.Column("read_family", _text),
-    sa.Column("family", _text),
-    sa.Column("base_model", _text),
-    sa.Column("trainable", sa.Boolean),
-    sa.Column("revision", sa.BigInteger),
-    sa.Column("create_time", _time),
-    sa.Column("update_time", _time),
-)
-model_version = sa.Table(
-    "model_version",
-    _metadata,
-    sa.Column("uid", _uid, primary_key=True),
-    sa.Column("model_id", _uid),
-    sa.Column("version", _text),
-    sa.Column("state", _text),
-    sa.Column("task_type", _text),
-    sa.Column("engine", _text),
-    sa.Column("engine_options", _json),
-    sa.Column("source", _json),
-    sa.Column("digest", _text),
-    sa.Column("size_bytes", sa.BigInteger),
-    sa.Column("resource_requirements", _json),
-    sa.Column("engine_profile", _json),
-    sa.Column("limits", _json),
-    sa.Column("progress", _json),
-    sa.Column("failure", _json),
-    sa.Column("expected_checksums", _json),
-    sa.Column("metadata", _json),
-    sa.Column("model_card", _text),
-    sa.Column("metrics", _json),
-    sa.Column("labels", _json),
-    sa.Column("archive_time", _time),
-    sa.Column("training_job", _text),
-    sa.Column("verify_time", _time),
-    sa.Column("revision", sa.BigInteger),
-    sa.Column("create_time", _time),
-    sa.Column("update_time", _time),
-)
-artifact_file = sa.Table(
-    "artifact_file",
-    _metadata,
-    sa.Column("model_version_id", _uid, primary_key=True),
-    sa.Column("path", _text, primary_key=True),
-    sa.Column("size_bytes", sa.BigInteger),
-    sa.Column("sha256", _text),
-)
-alias = sa.Table(
-    "alias",
-    _metadata,
-    sa.Column("model_id", _uid, primary_key=True),
-    sa.Column("alias", _text, primary_key=True),
-    sa.Column("model_version_id", _uid),
-    sa.Column("update_time", _time),
-)
-alias_history = sa.Table(
-    "alias_history",
-    _metadata,
-    sa.Column("uid", _uid, primary_key=True),
-    sa.Column("model_name", _text),
-    sa.Column("alias", _text),
-    sa.Column("from_version", _text),
-    sa.Column("to_version", _text),
-    sa.Column("subject", _text),
-    sa.Column("create_time", _time),
-    sa.Column("position", sa.BigInteger),
-)
-used_version = sa.Table(
-    "used_version",
-    _metadata,
-    sa.Column("model_name", _text, primary_key=True),
-    sa.Column("version", _text, primary_key=True),
-    sa.Column("model_version_id", _uid),
-    sa.Column("digest", _text),
-    sa.Column("create_time", _time),
-    sa.Column("delete_time", _time),
-)
-create_request = sa.Table(
-    "create_request",
-    _metadata,
-    sa.Column("request_id", _uid, primary_key=True),
-    sa.Column("digest", _text),
-    sa.Column("resource_id", _uid),
-    sa.Column("create_time", _time),
-)
-hold = sa.Table(
-    "hold",
-    _metadata,
-    sa.Column("uid", _uid, primary_key=True),
-    sa.Column("model_version_id", _uid),
-    sa.Column("holder", _text),
-    sa.Column("create_time", _time),
-    sa.Column("expire_time", _time),
-)
-
-_BRIEF_VERSION = tuple(column for column in model_version.c if column.name != "model_card")
-"""All of a version but its model card, which may be long and which only GetModelVersion answers."""
-
 
 @dataclass(frozen=True)
 class RequestKey:
@@ -259,13 +154,13 @@ class Store:
 
     async def list_models(self, page: Page, *, with_total: bool) -> Found:
         async with self._read() as connection:
-            query, keys = sa.select(model), _keys(model)
+            query, keys = sa.select(model), keys_of(model)
             if page.query:
-                words, found_in = _words_of(page.query), sa.literal_column("model.search", TSVECTOR)
+                words, found_in = words_of(page.query), sa.literal_column("model.search", TSVECTOR)
                 keys[RANK] = sa.cast(sa.func.ts_rank_cd(found_in, words), sa.Double)
                 query = query.add_columns(keys[RANK].label(RANK)).where(found_in.op("@@")(words))
             rows, token, total = await page_of(
-                connection, query, model.c.uid, keys, _MODEL_FIELDS, page, with_total=with_total
+                connection, query, model.c.uid, keys, MODEL_FIELDS, page, with_total=with_total
             )
             aliases = await self._aliases(connection, [row.uid for row in rows])
             return Found([_model(row, aliases.get(row.uid, {})) for row in rows], token, total)
@@ -402,7 +297,7 @@ class Store:
         """Of one model or of all; without the files of the artifacts: a page would not fit into a message. Raises
         ModelNotFound."""
         async with self._read() as connection:
-            query = sa.select(*_BRIEF_VERSION)
+            query = sa.select(*BRIEF_VERSION)
             if model_id is None:
                 query = query.add_columns(model.c.name.label("model_name")).join(
                     model, model.c.uid == model_version.c.model_id
@@ -410,12 +305,25 @@ class Store:
             else:
                 found = await self._model(connection, model_id)
                 query = query.where(model_version.c.model_id == found.uid)
-            uid, keys = model_version.c.uid, _keys(model_version)
+            uid, keys = model_version.c.uid, keys_of(model_version)
             rows, token, total = await page_of(
-                connection, query, uid, keys, _VERSION_FIELDS, page, with_total=with_total
+                connection, query, uid, keys, VERSION_FIELDS, page, with_total=with_total
             )
             versions = [self._version_from(row, model_id or ModelId.parse(row.model_name), ()) for row in rows]
             return Found(versions, token, total)
+
+    async def change_version(
+        self, reference: Reference, change: Callable[[ModelVersion, datetime], ModelVersion], *, etag: str
+    ) -> ModelVersion:
+        """Raises ModelNotFound, VersionNotFound, Conflict, and what `change` raises."""
+        async with self._begin() as (connection, now):
+            found = await self._model(connection, reference.model_id, lock=True)
+            old = await self._version(connection, found, reference, lock=True)
+            old.check_etag(etag)
+            new = change(old, now)
+            await self._save_version(connection, new)
+            await _announce(connection, new.uid)
+            return new
 
     async def update_version(
         self, reference: Reference, draft: VersionDraft, mask: Sequence[str], *, archived: bool, etag: str
@@ -466,7 +374,7 @@ class Store:
         if row is None:
             raise _no_model(reference.model_id)
         found = _model(_columns_of(row, model.c), dict(sorted((row.aliases or {}).items())))
-        columns = _columns_of(row, _BRIEF_VERSION)
+        columns = _columns_of(row, BRIEF_VERSION)
         if columns.uid is None:
             if reference.selector is None:
                 raise VersionNotReady(f"{reference.model_id} has no READY version yet", model=reference.model_id)
@@ -535,7 +443,7 @@ class Store:
             query = sa.select(alias_history).where(alias_history.c.model_name == str(model_id))
             if name:
                 query = query.where(alias_history.c.alias == name)
-            rows, token, _ = await page_of(connection, query, alias_history.c.uid, _keys(alias_history), {}, page)
+            rows, token, _ = await page_of(connection, query, alias_history.c.uid, keys_of(alias_history), {}, page)
             if not rows:
                 await self._check_known(connection, model_id)
             return Found([_alias_change(row) for row in rows], token, None)
@@ -760,7 +668,7 @@ class Store:
         """By version string first, then, unless only a version is meant, by alias."""
         selector = reference.selector or ""
         where = sa.and_(model_version.c.model_id == found.uid, model_version.c.version == selector)
-        query = sa.select(*_BRIEF_VERSION).where(where)
+        query = sa.select(*BRIEF_VERSION).where(where)
         row = (await connection.execute(query.with_for_update() if lock else query)).first()
         if row is None and not reference.version_only and selector in found.aliases:
             reference = Reference(model_id=reference.model_id, selector=found.aliases[selector], version_only=True)
@@ -773,7 +681,7 @@ class Store:
         self, connection: AsyncConnection, where: sa.ColumnElement[bool], name: str, *, lock: bool = False
     ) -> ModelVersion:
         query = (
-            sa.select(*_BRIEF_VERSION, model.c.name.label("model_name"))
+            sa.select(*BRIEF_VERSION, model.c.name.label("model_name"))
             .join(model, model.c.uid == model_version.c.model_id)
             .where(where)
         )
@@ -831,7 +739,7 @@ class Store:
     ) -> ModelVersion | None:
         """The version that answers this import already; None when there is room for it. A FAILED one makes room."""
         hub = draft.source.hub if draft.source is not None else None
-        taken = sa.select(*_BRIEF_VERSION).where(
+        taken = sa.select(*BRIEF_VERSION).where(
             model_version.c.model_id == found.uid, model_version.c.version == draft.version
         )
         row = (await connection.execute(taken.with_for_update())).first()
@@ -1028,7 +936,7 @@ def _resolving(selected: bool, version_only: bool) -> sa.Select[Any]:
         .scalar_subquery()
     )
     return (
-        sa.select(model, *_BRIEF_VERSION, aliases.label("aliases"), files.label("files"))
+        sa.select(model, *BRIEF_VERSION, aliases.label("aliases"), files.label("files"))
         .outerjoin_from(model, model_version, model_version.c.uid == meant)
         .where(model.c.name == sa.bindparam("model_name"))
     )
@@ -1146,166 +1054,3 @@ def _alias_change(row: Any) -> AliasChange:
         subject=row.subject,
         create_time=row.create_time,
     )
-
-
-# Lists.
-
-Condition = Callable[[Comparison], sa.ColumnElement[bool]]
-"""What a comparison asks of a row, as SQL. Values go in as parameters, never as text."""
-
-
-def asked_of(key: sa.ColumnElement[Any]) -> Condition:
-    """Of one column."""
-
-    def condition(comparison: Comparison) -> sa.ColumnElement[bool]:
-        value = comparison.value
-        if comparison.operator == "has":
-            return key.icontains(str(value), autoescape=True)
-        # A bound as the caller gave it: as a whole number for the column it would be cut.
-        bound = sa.literal(value, sa.Double) if isinstance(value, float) else value
-        asked: sa.ColumnElement[bool] = _COMPARE[comparison.operator](key, bound)
-        return asked
-
-    return condition
-
-
-_COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
-    "=": operator.eq,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
-
-
-def _asked_of_labels(column: sa.Column[Any]) -> Condition:
-    def condition(comparison: Comparison) -> sa.ColumnElement[bool]:
-        if comparison.operator == "present":
-            present: sa.ColumnElement[bool] = column.has_key(comparison.key)
-            return present
-        if comparison.operator == "=":
-            return column.contains({comparison.key: comparison.value})  # the index knows this one
-        return asked_of(column[comparison.key].astext)(comparison)
-
-    return condition
-
-
-def _asked_of_metrics(column: sa.Column[Any]) -> Condition:
-    def condition(comparison: Comparison) -> sa.ColumnElement[bool]:
-        if comparison.operator == "present":
-            present: sa.ColumnElement[bool] = column.has_key(comparison.key)
-            return present
-        return asked_of(sa.cast(column[comparison.key].astext, sa.Double))(comparison)
-
-    return condition
-
-
-def _asked_of_modality(comparison: Comparison) -> sa.ColumnElement[bool]:
-    return model.c.task_type.in_([task.value for task in tasks_of(str(comparison.value))])
-
-
-def _asked_of_stage(comparison: Comparison) -> sa.ColumnElement[bool]:
-    """Staging and production are aliases; a model is archived when versions of it are and none is left to serve."""
-    if comparison.value != "archived":
-        return _has_alias(str(comparison.value))
-    archived = sa.exists().where(model_version.c.model_id == model.c.uid, model_version.c.archive_time.is_not(None))
-    return sa.and_(archived, sa.not_(_has_alias(MANAGED_ALIAS, PRODUCTION_ALIAS)))
-
-
-def _asked_if(condition: sa.ColumnElement[bool]) -> Condition:
-    return lambda comparison: condition if comparison.value else sa.not_(condition)
-
-
-def _has_alias(*names: str) -> sa.ColumnElement[bool]:
-    return sa.exists().where(alias.c.model_id == model.c.uid, alias.c.alias.in_(names))
-
-
-_MODEL_FIELDS: Mapping[str, Condition] = {
-    "stage": _asked_of_stage,
-    "modality": _asked_of_modality,
-    "servable": _asked_if(_has_alias(MANAGED_ALIAS, PRODUCTION_ALIAS)),
-    "labels": _asked_of_labels(model.c.labels),
-    **{
-        name: asked_of(model.c[name])
-        for name in (
-            *("name", "display_name", "task_type", "family", "base_model", "trainable", "create_time", "update_time"),
-        )
-    },
-}
-_VERSION_FIELDS: Mapping[str, Condition] = {
-    "archived": _asked_if(model_version.c.archive_time.is_not(None)),
-    "parameter_count": asked_of(sa.cast(model_version.c.metadata["parameter_count"].astext, sa.Double)),
-    "dtype": asked_of(model_version.c.metadata["dtype"].astext),
-    "labels": _asked_of_labels(model_version.c.labels),
-    "metrics": _asked_of_metrics(model_version.c.metrics),
-    **{
-        name: asked_of(model_version.c[name])
-        for name in (
-            *("version", "state", "engine", "task_type", "size_bytes", "training_job", "create_time", "update_time"),
-        )
-    },
-}
-
-
-def condition_of(expression: Expression, fields: Mapping[str, Condition]) -> sa.ColumnElement[bool]:
-    """An expression as SQL over these fields."""
-    if isinstance(expression, Group):
-        parts = [condition_of(part, fields) for part in expression.parts]
-        return sa.and_(*parts) if expression.operator == "AND" else sa.or_(*parts)
-    asked = fields[expression.field](expression)
-    return asked.is_not(True) if expression.negated else asked
-
-
-def _words_of(query: str) -> sa.ColumnElement[Any]:
-    """What people typed, as PostgreSQL searches for it: as English and as it stands. Any text is a query."""
-    english: sa.ColumnElement[Any] = sa.literal_column("'english'::regconfig")
-    simple: sa.ColumnElement[Any] = sa.literal_column("'simple'::regconfig")
-    words: sa.ColumnElement[Any] = sa.func.websearch_to_tsquery(english, query).op("||")(
-        sa.func.websearch_to_tsquery(simple, query)
-    )
-    return words
-
-
-def _keys(table: sa.Table) -> dict[str, sa.ColumnElement[Any]]:
-    """What rows may be ordered by: their columns, by name."""
-    return dict(table.c)
-
-
-async def page_of(
-    connection: AsyncConnection,
-    query: sa.Select[Any],
-    tie: sa.Column[Any],
-    keys: Mapping[str, sa.ColumnElement[Any]],
-    fields: Mapping[str, Condition],
-    page: Page,
-    *,
-    with_total: bool = False,
-) -> tuple[Sequence[Any], str, int | None]:
-    """Rows of one page, the token of the next and, if wanted, the capped count. `query` selects the sort key too, under
-    its name; `tie` is the uid that tells rows of one sort key apart."""
-    if page.filter is not None:
-        query = query.where(condition_of(page.filter, fields))
-    total = None
-    if with_total:
-        capped = query.with_only_columns(sa.literal(1), maintain_column_froms=True).limit(TOTAL_SIZE_CAP).subquery()
-        total = await connection.scalar(sa.select(sa.func.count()).select_from(capped))
-    key = keys[page.order.field]
-    if page.after is not None:
-        last = sa.tuple_(sa.literal(_read_key(key, page.after[0]), key.type), sa.literal(page.after[1], _uid))
-        query = query.where(sa.tuple_(key, tie) < last if page.order.descending else sa.tuple_(key, tie) > last)
-    ordered = (key.desc(), tie.desc()) if page.order.descending else (key, tie)
-    rows = (await connection.execute(query.order_by(*ordered).limit(page.size + 1))).all()
-    token = ""
-    if len(rows) > page.size:
-        rows = rows[: page.size]
-        value = getattr(rows[-1], page.order.field)
-        token = page.token_after(value.isoformat() if isinstance(value, datetime) else str(value), rows[-1].uid)
-    return rows, token, total
-
-
-def _read_key(key: sa.ColumnElement[Any], text: str) -> Any:
-    if isinstance(key.type, sa.TIMESTAMP):
-        return datetime.fromisoformat(text)
-    if isinstance(key.type, sa.BigInteger):
-        return int(text)
-    return float(text) if isinstance(key.type, sa.Double) else text

@@ -11,10 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from modelmora.errors import InvalidArgument
 from modelmora_registry.filters import MAX_COMPARISONS, MAX_DEPTH, Comparison, Group, Kind, parse_filter
+from modelmora_registry.list_store import MODEL_FIELDS as MODEL_SQL
+from modelmora_registry.list_store import VERSION_FIELDS as VERSION_SQL
+from modelmora_registry.list_store import condition_of
 from modelmora_registry.service import _MODEL_FIELDS, _VERSION_FIELDS
-from modelmora_registry.store import _MODEL_FIELDS as MODEL_SQL
-from modelmora_registry.store import _VERSION_FIELDS as VERSION_SQL
-from modelmora_registry.store import condition_of
 from sqlalchemy.dialects import postgresql
 
 FIELDS = {**_VERSION_FIELDS, **_MODEL_FIELDS}

@@ -1,7 +1,7 @@
 """What files tell and people say of models and versions, full-text search, indexes for lists, the audit record.
 
-`alias_history` and `audit_entry` are append-only: a trigger refuses UPDATE, DELETE and TRUNCATE. Only a transaction that
-says `SET LOCAL modelmora.retention = 'on'` may delete, and only audit entries.
+`alias_history` and `audit_entry` are append-only: a trigger refuses UPDATE, DELETE and TRUNCATE. Only a transaction
+that says `SET LOCAL modelmora.retention = 'on'` may delete, and only audit entries.
 """
 
 import sqlalchemy as sa
@@ -41,7 +41,8 @@ def upgrade() -> None:
     # What somebody said stands beside what the files told, so that taking it back shows the files' word again.
     op.add_column("model", sa.Column("given_family", sa.Text))
     op.add_column("model", sa.Column("read_family", sa.Text))
-    op.add_column("model", sa.Column("family", sa.Text, sa.Computed("coalesce(given_family, read_family)", persisted=True)))
+    shown = sa.Computed("coalesce(given_family, read_family)", persisted=True)
+    op.add_column("model", sa.Column("family", sa.Text, shown))
     op.add_column("model", sa.Column("base_model", sa.Text(collation="C")))
     op.add_column("model", sa.Column("trainable", sa.Boolean, nullable=False, server_default=sa.false()))
     op.add_column("model", sa.Column("search", TSVECTOR, sa.Computed(SEARCH, persisted=True)))
