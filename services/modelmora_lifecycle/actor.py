@@ -42,7 +42,7 @@ from modelmora_lifecycle.domain import (
 from modelmora_lifecycle.eviction import Plan
 from modelmora_lifecycle.launcher import Launcher
 from modelmora_lifecycle.ledger import Budget, Device, Ledger, Vector, bounds
-from modelmora_lifecycle.memory import Meter, Sample, Shared
+from modelmora_lifecycle.memory import Meter, Sample, Shared, gone
 from modelmora_lifecycle.placement import Placement
 from modelmora_lifecycle.prediction import Measured
 from modelmora_lifecycle.scheduler import Decision, Rules, Scheduler
@@ -519,12 +519,13 @@ class Node:
             self._tell_health()
             await asyncio.sleep(interval)
 
-    async def _measure(self) -> None:
+    async def _measure(self) -> Sample:
         workers = [found for worker in self._workers.values() if (found := worker.described()) is not None]
         sample = await self._loop.run_in_executor(
             self._meter_thread, self._meter.measure, workers, self._launcher.fork_servers()
         )
         self._post(partial(self._measured, sample))
+        return sample
 
     def _measured(self, sample: Sample, now: float) -> None:
         """What processes have taken, and what is left for them."""
@@ -534,8 +535,8 @@ class Node:
             worker = self._workers.get(uid)
             if worker is not None and worker.took(taken[HOST], free_bytes):
                 self.scheduler.measured(uid, sample.peak[uid], now)
-        gone = dict.fromkeys(before.shared.keys() - sample.shared.keys(), Shared({}))
-        for owner, shared in {**gone, **sample.shared}.items():
+        ended = dict.fromkeys(before.shared.keys() - sample.shared.keys(), Shared({}))
+        for owner, shared in {**ended, **sample.shared}.items():
             self.scheduler.charge_shared(owner, _in_steps(shared.memory, _SHARED_STEP_BYTES), now, shared.users)
         self.scheduler.observed(_in_steps(sample.foreign, _FOREIGN_STEP_BYTES), now)
 
@@ -682,7 +683,20 @@ class Node:
         limits = EngineLimits(
             reply.max_input_tokens, reply.embedding_dimensions, reply.max_batch_tokens, reply.max_batch_entries
         )
-        self._post(lambda now: self.scheduler.loaded(uid, Footprint(memory, seconds), now, profile, limits))
+
+        def report(memory: Vector) -> None:
+            self._post(lambda now: self.scheduler.loaded(uid, Footprint(memory, seconds), now, profile, limits))
+
+        async def look() -> None:
+            sample = await self._measure()
+            report({**memory, **sample.private.get(uid, {})})
+
+        process = worker.described() if (worker := self._workers.get(uid)) is not None else None
+        if process is not None and process.lender and gone(process.lender):
+            # All that it had from its fork server seems its own to it; what is measured from outside knows better.
+            self._spawn(asyncio.create_task(look()))
+        else:
+            report(memory)
 
     def load_failed(self, uid: str, error: ModelMoraError) -> None:
         log.warning("a load failed: %s", error.message)

@@ -106,7 +106,7 @@ class Meter:
         mapped: dict[str, tuple[int, set[str]]] = {}
         estates: dict[int, tuple[int, set[str]]] = {}
         ours = 0
-        servers = {family: pid for family, pid in fork_servers if not _gone(pid)}
+        servers = {family: pid for family, pid in fork_servers if not gone(pid)}
         seen = set(servers.values())
         if {worker.pid for worker in workers} | seen != self._readings.keys():
             self._readings.clear()  # who comes or goes changes what the others have alone
@@ -163,7 +163,7 @@ class Meter:
             f"artifacts/{digest}": Shared({HOST: size}, frozenset(users)) for digest, (size, users) in mapped.items()
         }
         self._readings = {pid: reading for pid, reading in self._readings.items() if pid in seen}
-        if any(_gone(pid) for pid in servers.values()):
+        if any(gone(pid) for pid in servers.values()):
             # It died in between: some were read beside it and some without it, and all it had seemed theirs.
             return self.measure(workers, servers.items())
         limit = machine.limit()
@@ -201,7 +201,7 @@ class Meter:
         return self._readings[pid], counters
 
 
-def _gone(pid: int) -> bool:
+def gone(pid: int) -> bool:
     """Whether a process has no memory any more."""
     try:
         _counters(pid)
