@@ -694,7 +694,11 @@ EXACT_PROFILES: Mapping[str, EngineProfile] = MappingProxyType(
 """The profile a version is first served with, by engine."""
 
 
-def exact_profile(engine: str) -> EngineProfile:
+def exact_profile(engine: str, offered: Sequence[str] = ()) -> EngineProfile:
+    """What it is first served with. `offered`: `backend/precision` of what the engine has, the exact one first."""
+    if offered:
+        backend, _, precision = offered[0].partition("/")
+        return EngineProfile(backend=backend, precision=precision)
     return EXACT_PROFILES.get(engine) or EngineProfile(backend=engine, precision="exact")
 
 
@@ -870,6 +874,16 @@ class ModelVersion(Entity):
                 raise self._illegal("archiving")
             fields["archive_time"] = (self.archive_time or now) if archived else None
         return self._changed(now, **fields)
+
+    def served_with(self, profile: EngineProfile | None, offered: Sequence[str], *, now: datetime) -> ModelVersion:
+        """With this engine profile, None: the exact one. `offered`: as for `exact_profile`; empty: the engine has one.
+        Raises InvalidArgument at `engine_profile`."""
+        exact = exact_profile(self.engine, offered)
+        names = list(offered) or [f"{exact.backend}/{exact.precision}"]
+        profile = profile or exact
+        if (name := f"{profile.backend}/{profile.precision}") not in names:
+            raise InvalidArgument.at("engine_profile", f"{self.engine} has {', '.join(names)}, and no {name}")
+        return self._changed(now, engine_profile=profile)
 
     def _step(self, state: ModelVersionState) -> None:
         if state not in _FOLLOWING[self.state]:

@@ -7,12 +7,13 @@ import base64
 import binascii
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
 from google.protobuf.message import Message
 from modelmora.errors import (
+    DatabaseUnavailable,
     EngineNotFound,
     FieldViolation,
     InvalidArgument,
@@ -32,6 +33,7 @@ from modelmora_registry.audit_service import AuditRpcs
 from modelmora_registry.audit_store import AuditStore
 from modelmora_registry.domain import (
     EmptySource,
+    EngineProfile,
     Failure,
     ImportProgress,
     ModelDraft,
@@ -51,7 +53,7 @@ from modelmora_registry.domain import (
 )
 from modelmora_registry.exports import Exports
 from modelmora_registry.filters import Kind
-from modelmora_registry.holds import Holds
+from modelmora_registry.holds import Hold, Holds
 from modelmora_registry.imports import Imports
 from modelmora_registry.link_service import LinkRpcs
 from modelmora_registry.link_store import LinkStore
@@ -323,6 +325,20 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
         )
         return pb.UpdateModelVersionResponse(model_version=_version(changed))
 
+    async def SetEngineProfile(self, request: pb.SetEngineProfileRequest, context: Any) -> pb.SetEngineProfileResponse:
+        _, version = await self._store.resolve(parse_reference(request.name))
+        wanted = None
+        if request.HasField("engine_profile"):
+            wanted = protomap.read(request.engine_profile, EngineProfile, at="engine_profile")
+
+        def change(version: ModelVersion, now: datetime) -> ModelVersion:
+            card = self._engines.get(version.engine)
+            return version.served_with(wanted, card.profiles if card else (), now=now)
+
+        named = parse_version_name(version.name).model_copy(update={"version_only": True})
+        changed = await self._store.change_version(named, change, etag=request.etag)
+        return pb.SetEngineProfileResponse(model_version=_version(changed))
+
     async def SelectModelVersion(
         self, request: pb.SelectModelVersionRequest, context: Any
     ) -> pb.SelectModelVersionResponse:
@@ -419,7 +435,7 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
                 engine_options=draft.engine_options,
                 source=plan.source,
                 resource_requirements=draft.resource_requirements,
-                engine_profile=exact_profile(engine),
+                engine_profile=exact_profile(engine, self._engines[engine].profiles),
                 limits=draft.limits,
                 labels=draft.labels,
                 metrics=draft.metrics,
@@ -496,8 +512,9 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
 
 
 class RegistryHoldServicer(FingerprintRpcs, registry_pb2_grpc.RegistryHoldServiceServicer):
-    def __init__(self, holds: Holds, store: Store, locks: LockStore, verifier: Verifier) -> None:
+    def __init__(self, holds: Holds, store: Store, locks: LockStore, verifier: Verifier, watching: Watching) -> None:
         self._holds = holds
+        self._watching = watching
         self._store = store
         self._locks = locks
         self._verifier = verifier
@@ -513,8 +530,24 @@ class RegistryHoldServicer(FingerprintRpcs, registry_pb2_grpc.RegistryHoldServic
                 model_version=_version(hold.version),
                 golden=protomap.write(golden, pb.GoldenInputs) if golden is not None else None,
             )
-            await hold.lost.wait()
+            async for changed in self._profiles(hold):
+                yield pb.AcquireHoldResponse(model_version=_version(changed))
             raise Unavailable("the hold is gone; acquire it again", version=hold.version.name)
+
+    async def _profiles(self, hold: Hold) -> AsyncIterator[ModelVersion]:
+        """The version each time its engine profile changes, until the hold is gone."""
+        known = hold.version
+        with self._watching.watch(known.uid) as news:
+            while not hold.lost.is_set():
+                await _first_of(hold.lost, news)
+                news.clear()
+                try:
+                    now = await self._store.get_version_by_uid(known.uid)
+                except DatabaseUnavailable:
+                    continue  # when it is back all watchers are told to look again
+                if now is not None and now.engine_profile != known.engine_profile:
+                    known = now
+                    yield now
 
 
 def _model(value: domain.Model) -> pb.Model:

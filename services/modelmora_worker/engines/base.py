@@ -212,9 +212,12 @@ TABLE: Final[Mapping[str, EngineRow]] = {
                 "fail_after_batches": Option(int, "batches before it fails all of them", minimum=0),
                 "oom_after_batches": Option(int, "batches before it runs out of memory", minimum=0),
                 "fail_load": Option(str, "fails the load with this message"),
+                "fast_error": Option(float, "how wrong the profile echo/bf16 is", default=0.0, minimum=0, maximum=100),
+                "fast_crash": Option(bool, "kills itself when it computes with echo/bf16", default=False),
                 "micro_batch_entries": Option(int, "texts computed together", minimum=1, maximum=100_000),
                 "seed": Option(int, "of the vectors", default=0, minimum=0, maximum=2**53),
             },
+            profiles=("echo/fp32", "echo/bf16"),
         ),
         EngineRow(
             name="sentence_transformers",

@@ -21,6 +21,7 @@ from modelmora import errors
 
 from modelmora_worker.engines import base
 
+EXACT = base.Profile("echo", "fp32", batch_rule="none")
 MAX_BATCH_ENTRIES = 1024
 MAX_BATCH_TOKENS = 1 << 20
 MAX_INPUT_TOKENS = 1 << 16
@@ -45,12 +46,19 @@ class EchoEngine:
 
     def __init__(self) -> None:
         self._options: dict[str, Any] = {}
+        self._fast = False
         self._batches = 0
         self._memory: list[mmap.mmap] = []
         self._max_input_tokens = MAX_INPUT_TOKENS
 
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
         self._options = options = base.read_options(base.TABLE["echo"], spec.options)
+        asked = spec.profile or base.Profile("", "")
+        name = f"{asked.backend or 'echo'}/{asked.precision or 'fp32'}"
+        offered = base.TABLE["echo"].profiles
+        if name not in offered:
+            raise errors.InvalidArgument.at("engine_profile", f"this engine has the profiles {', '.join(offered)}")
+        self._fast = name == "echo/bf16"
         total = options["memory_bytes"]
         progress("memory", 0, total)
         step = options["memory_step_bytes"] or total
@@ -66,7 +74,7 @@ class EchoEngine:
         self._max_input_tokens = options["max_input_tokens"] or MAX_INPUT_TOKENS
         return base.Footprint(
             memory_bytes={} if options["claimed_bytes"] is None else {"host": options["claimed_bytes"]},
-            profile=base.Profile(backend="echo", precision="fp32", batch_rule="none"),
+            profile=base.Profile("echo", "bf16", batch_rule="none") if self._fast else EXACT,
             max_input_tokens=self._max_input_tokens,
             embedding_dimensions=options["dimensions"],
             max_batch_tokens=options["max_batch_tokens"] or MAX_BATCH_TOKENS,
@@ -75,7 +83,7 @@ class EchoEngine:
 
     def prepare(self, texts: Sequence[base.Text], exact: bool = False) -> base.Prepared:
         prepared = base.Prepared()
-        batch = base.MicroBatch([], [], [], [])
+        batch = base.MicroBatch([], [], [], [], exact)
         most = self._options["micro_batch_entries"] or len(texts)
         for position, entry in enumerate(texts):
             words = entry.text.split()
@@ -90,7 +98,7 @@ class EchoEngine:
                 )
                 continue
             if not batch.positions or len(batch.positions) >= most:
-                batch = base.MicroBatch([], [], [], [])
+                batch = base.MicroBatch([], [], [], [], exact)
                 prepared.micro_batches.append(batch)
             batch.positions.append(position)
             batch.input_tokens.append(min(len(words), limit))
@@ -100,11 +108,12 @@ class EchoEngine:
 
     def infer(self, batch: base.MicroBatch) -> base.Rows:
         options = self._options
-        self._misbehave([text for text, _ in batch.items])
+        fast = self._fast and not batch.exact
+        self._misbehave([text for text, _ in batch.items], fast)
         delay = options["delay_seconds"] + options["delay_per_token_seconds"] * sum(batch.input_tokens)
         if delay:
-            time.sleep(delay)
-        rows = base.Rows(b"", [])
+            time.sleep(delay / 2 if fast else delay)
+        rows = base.Rows(b"", [], profile=EXACT if self._fast and not fast else None)
         parts = []
         for position, (text, entry) in zip(batch.positions, batch.items, strict=True):
             if options["fail_on_text"] and options["fail_on_text"] in text:
@@ -112,6 +121,8 @@ class EchoEngine:
                 rows.dimensions.append(0)
                 continue
             values = vector(options["seed"], text, options["dimensions"])
+            if fast:
+                values = [in_bf16(value + options["fast_error"] * (-1) ** n) for n, value in enumerate(values)]
             if entry.dimensions:
                 values = values[: entry.dimensions]
                 if entry.normalize:
@@ -129,16 +140,16 @@ class EchoEngine:
             memory.close()
         self._memory.clear()
 
-    def _misbehave(self, texts: Sequence[str]) -> None:
+    def _misbehave(self, texts: Sequence[str], fast: bool) -> None:
         options = self._options
         before, self._batches = self._batches, self._batches + 1
 
         def due(name: str) -> bool:
             return options[name] is not None and before >= options[name]
 
-        if due("crash_after_batches") or (
-            options["crash_on_text"] and any(options["crash_on_text"] in text for text in texts)
-        ):
+        if due("crash_after_batches") or (fast and options["fast_crash"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if options["crash_on_text"] and any(options["crash_on_text"] in text for text in texts):
             os.kill(os.getpid(), signal.SIGKILL)
         if due("oom_after_batches"):
             raise MemoryError("engine echo was told to run out of memory")
@@ -151,6 +162,13 @@ class EchoEngine:
             ctypes.PyDLL(None).usleep(int(options["hold_gil_seconds"] * 1e6))
         while due("hang_after_batches"):
             time.sleep(3600)
+
+
+def in_bf16(value: float) -> float:
+    """The nearest number towards zero that bf16 has."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    (rounded,) = struct.unpack("<f", struct.pack("<I", bits & 0xFFFF0000))
+    return float(rounded)
 
 
 def _touched(size: int) -> mmap.mmap:
