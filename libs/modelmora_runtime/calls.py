@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any
 
@@ -31,7 +31,7 @@ class BytesInFlight(ResourceExhausted):
 class Call:
     """One call while it runs."""
 
-    __slots__ = ("audit", "bytes", "caller", "context", "cut", "deadline", "method", "task")
+    __slots__ = ("audit", "bytes", "caller", "context", "cut", "deadline", "metadata", "method", "task")
 
     def __init__(self, method: Method, context: Any, task: asyncio.Task[Any]) -> None:
         self.method = method
@@ -40,6 +40,7 @@ class Call:
         self.caller: Caller = NOBODY
         self.deadline = math.inf
         self.bytes = 0
+        self.metadata: Mapping[str, str | bytes] = {}
         self.cut = False
         self.audit = method.audit
         """Where it is to be written down; None from then on, and where it is not."""

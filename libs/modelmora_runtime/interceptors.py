@@ -63,6 +63,13 @@ def deadline_seconds(context: Any) -> float:
     return math.inf if remaining is None else float(remaining)
 
 
+def metadata_value(context: Any, key: str) -> str:
+    """What came with the call under this key; empty when nothing did, or outside of the stack."""
+    call = _call.get()
+    value = call.metadata.get(key, "") if call is not None and call.context is context else ""
+    return value if isinstance(value, str) else ""
+
+
 class Interceptors:
     """The stack for one server."""
 
@@ -148,7 +155,7 @@ class Interceptors:
         task = asyncio.current_task()
         assert task is not None
         call = Call(method, context, task)
-        metadata = dict(context.invocation_metadata() or ())
+        call.metadata = metadata = dict(context.invocation_metadata() or ())
         span = telemetry.start_span(method.path, parent=metadata.get(telemetry.TRACEPARENT), kind="server")
         telemetry.enter_span(span)
         _call.set(call)

@@ -16,7 +16,7 @@ from modelmora.common.v1 import common_pb2
 from modelmora.errors import FieldViolation
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora_runtime.auth import OPERATORS, Caller, current_caller
-from modelmora_runtime.interceptors import deadline_seconds
+from modelmora_runtime.interceptors import deadline_seconds, metadata_value
 from modelmora_runtime.telemetry import current_span
 
 from modelmora_inference.catalog import Catalog
@@ -244,12 +244,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
 
 def _request_id(request: inference_pb2.EmbedRequest, context: Any) -> str:
-    if request.request_id:
-        return request.request_id
-    for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY:
-            return str(value)[:MAX_REQUEST_ID_CHARACTERS]
-    return ""
+    return request.request_id or metadata_value(context, REQUEST_ID_KEY)[:MAX_REQUEST_ID_CHARACTERS]
 
 
 def _tell_ready_in(context: Any, seconds: float | None) -> None:
