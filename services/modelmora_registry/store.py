@@ -81,6 +81,7 @@ SYSTEM = "system"
 """Who moves `latest`."""
 _READY, _CREATING, _FAILED = ModelVersionState.READY, ModelVersionState.CREATING, ModelVersionState.FAILED
 
+
 @dataclass(frozen=True)
 class RequestKey:
     """Makes a create idempotent: the same id with the same digest of its content is the same call."""
