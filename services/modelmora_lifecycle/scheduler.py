@@ -809,8 +809,8 @@ class Scheduler:
             there = next(iter(self._of(version, (ReplicaState.UNLOADED,))), None)
             if there is not None and there.uid in self._promised:
                 need = self._promised[there.uid]
-                if covers(self.ledger.free, need) and self._may_load(need):
-                    self._start(there, need, now)
+                if covers(self.ledger.free, need) and self._may_load(need) and self._start(there, need, now):
+                    return
                 continue
             need = known.need(self.rules.prediction, self.ledger)
             available = least(room, rest)
@@ -818,7 +818,8 @@ class Scheduler:
                 room, rest = minus(room, need), minus(rest, need)
                 replica = there or self._new(version, now)
                 if covers(self.ledger.free, need) and self._may_load(need):
-                    self._start(replica, need, now)
+                    if self._start(replica, need, now):
+                        return
                 else:
                     known.note = "waiting for memory that is being freed, or for other loads"
                     self._promised[replica.uid] = need
@@ -1007,7 +1008,9 @@ class Scheduler:
         self._versions.setdefault(version, {})[uid] = None
         return self._replicas[uid]
 
-    def _start(self, replica: Replica, need: Vector, now: float) -> None:
+    def _start(self, replica: Replica, need: Vector, now: float) -> bool:
+        """Whether a victim came back that was not needed: who is short of replicas has to be asked again then, or one
+        of its version is loaded beside it."""
         self.ledger = self.ledger.reserve(replica.uid, need)
         self._promised.pop(replica.uid, None)
         known = self._known[replica.version]
@@ -1027,14 +1030,16 @@ class Scheduler:
         )
         facts = replace(known.facts, cpu_threads=cpu_threads)
         self._effects.start(self._replicas[replica.uid], facts, need)
-        self._give_up_claims(replica.uid, now)
+        return self._give_up_claims(replica.uid, now)
 
     def _claim(self, victim: Replica, by: str, version: str, now: float) -> None:
         self._clock = max(self._clock, self.rules.policy.score(self._candidate(victim, set())))
         self._replicas[victim.uid] = victim.changed(now, claimed_by=by)
         self._drain(self._replicas[victim.uid], f"makes room for {version}", now, self.rules.holder_grace_seconds)
 
-    def _give_up_claims(self, by: str, now: float) -> None:
+    def _give_up_claims(self, by: str, now: float) -> bool:
+        """Whether a victim came back."""
+        revived = False
         self._promised.pop(by, None)
         for victim in self.replicas():
             if victim.claimed_by != by:
@@ -1045,10 +1050,12 @@ class Scheduler:
             for lease in self._leases.held(victim.uid):
                 lease.grace_until = None
             self._going.pop(victim.uid, None)
+            revived = True
             pinned = self.residency(victim.version).pinned
             self._set(
                 victim.to(ReplicaState.LOADED, "its memory is no longer needed", now, claimed_by="", pinned=pinned)
             )
+        return revived
 
     def _send_away(self, replica: Replica, reason: str, now: float, grace: float | None = None) -> None:
         """Whatever it is doing, it goes, and nothing but its own end revives or keeps it."""
@@ -1144,19 +1151,23 @@ class Scheduler:
 
     def _goal(self, version: str) -> int:
         """How many replicas there is a reason for."""
+        if self._resting():
+            return 0
         known, residency = self._known[version], self.residency(version)
-        kept = 0 if known.dismissed or self._resting() else residency.kept_replicas
+        kept = 0 if known.dismissed else residency.kept_replicas
         return max(kept, min(known.scale, residency.max_replicas), int(self._leases.is_wanted(version)))
 
     def _shortages(self, now: float) -> list[_Shortage]:
         """Versions that have fewer replicas than they should, the most urgent first, further replicas last."""
-        found = []
+        found: list[_Shortage] = []
+        if self._resting():
+            return found
         for version in dict.fromkeys((*self._leases.wanted(), *self._residencies)):
             known = self._known.get(version)
             if known is None:
                 continue
             there = len(self._of(version, _IN_MEMORY))
-            kept = 0 if known.dismissed or self._resting() else self.residency(version).kept_replicas
+            kept = 0 if known.dismissed else self.residency(version).kept_replicas
             if there >= kept:
                 known.short_since = None
             elif known.short_since is None:

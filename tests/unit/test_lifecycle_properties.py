@@ -7,7 +7,7 @@ tests check what must hold in the end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -26,7 +26,16 @@ from modelmora.errors import (
     ReplicaNotFound,
     VersionInUse,
 )
-from modelmora_lifecycle.domain import HOST, Health, HealthState, Replica, ReplicaState, Residency, VersionFacts
+from modelmora_lifecycle.domain import (
+    HOST,
+    EngineProfile,
+    Health,
+    HealthState,
+    Replica,
+    ReplicaState,
+    Residency,
+    VersionFacts,
+)
 from modelmora_lifecycle.eviction import POLICIES, Policy
 from modelmora_lifecycle.ledger import positive
 from modelmora_lifecycle.placement import PlacementOutcome
@@ -173,6 +182,13 @@ class World(FakeEffects):
         else:
             users = [r.uid for r in self.scheduler.replicas() if r.version == replica.version and r.uid in self.alive]
             self.scheduler.charge_shared(f"artifacts/{replica.version}", {HOST: memory_bytes}, self.clock.now, users)
+
+    def do_renew(self, index: int, precision: str) -> None:
+        """The registry has another profile for a version."""
+        facts = replace(self.facts(index), profile=EngineProfile("torch", precision))
+        self.models[index % len(self.models)] = facts
+        self.removing = True
+        self.scheduler.renew(facts, self.clock.now)
 
     def do_unload(self, index: int, force: bool) -> None:
         self.removing = True
@@ -331,7 +347,7 @@ class World(FakeEffects):
         super().changed(replica, previous)
         if previous is S.DRAINING and replica.state is S.LOADED:
             assert not replica.claimed_by
-        if replica.state is S.DRAINING and not self.removing:
+        if replica.state is S.DRAINING and not self.removing and not replica.reason.startswith("replaced"):
             least = self.scheduler.residency(replica.version).min_replicas
             there = [r for r in self.scheduler.replicas() if r.version == replica.version and r.state in IN_MEMORY]
             assert len(there) >= least, f"fewer than the minimum: {replica.reason}"
@@ -390,6 +406,8 @@ def random_case(random: Random, length: int = 40) -> Case:
                 return name, index, random.random() < 0.2, keep, random.randint(0, 2), most, random.random() < 0.3
             case "cordon":
                 return name, random.choice([1.0, 30.0])
+            case "renew":
+                return name, index, random.choice(["fp32", "bf16"])
             case "share":
                 return name, index, random.choice([0, 8, 20])
             case "budget" | "foreign":
@@ -424,6 +442,7 @@ WEIGHTS = {
     "budget": 0.3,
     "foreign": 0.4,
     "share": 0.5,
+    "renew": 0.4,
     "explain": 1.5,
 }
 

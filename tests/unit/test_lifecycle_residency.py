@@ -436,6 +436,32 @@ def test_taking_the_cordon_back_loads_what_is_kept(node: Node) -> None:
     assert node.states("m") == node.states("p") == [S.LOADED]
 
 
+def test_a_cordoned_node_does_not_finish_what_its_queues_asked_for() -> None:
+    node = scaled()
+    node.workers["a"] = FakeWorker(load_seconds=50)
+    node.press("x", 3.0)
+    assert node.states("a") == [S.LOADED, S.LOADING]
+    node.scheduler.cordon("", node.clock.now)
+    starts = node.starts("a")
+    node.run_for(60.0)
+    assert node.starts("a") == starts
+    assert node.scheduler.replicas() == []
+
+
+def test_a_victim_that_was_not_needed_serves_who_waits_for_it(node: Node) -> None:
+    for lease, facts in (("x", version("a", 20)), ("y", version("b", 60))):
+        node.want(lease, facts)
+        node.run_for(5.0)
+        node.use(lease)
+    node.want("new", version("new", 60), priority=30)
+    assert node.states("a") == [S.DRAINING]
+    node.want("again", version("a", 20))
+    node.crash(node.granted_to("y"))
+    assert node.states("new") == [S.LOADING]
+    assert node.granted_to("again") == node.granted_to("x")
+    assert node.starts("a") == 1
+
+
 # Budgets and overdrafts.
 
 
