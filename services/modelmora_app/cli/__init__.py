@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "unload": ("memory", "Take a model out of memory."),
     "ps": ("memory", "Show what is in memory."),
     "explain": ("placement", "Say what would happen if a model were wanted now."),
+    "tune": ("tuning", "Find the fastest accurate engine profile of a model."),
     "decisions": ("placement", "List what was evicted for what, and why."),
     "trace": ("placement", "Export what was wanted and used, for simulations."),
     "simulate": ("placement", "Replay a trace under other policies or budgets."),
