@@ -449,7 +449,7 @@ def test_a_cordoned_node_does_not_finish_what_its_queues_asked_for() -> None:
 
 
 def test_a_victim_that_was_not_needed_serves_who_waits_for_it(node: Node) -> None:
-    for lease, facts in (("x", version("a", 20)), ("y", version("b", 60))):
+    for lease, facts in (("x", version("a", 20)), ("y", version("b", 65))):
         node.want(lease, facts)
         node.run_for(5.0)
         node.use(lease)
