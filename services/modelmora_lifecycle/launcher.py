@@ -122,6 +122,9 @@ class Launcher(Protocol):
     async def warm(self, family: str) -> None:
         """Has the family's fork server ready ahead of need. No error where there can be none."""
 
+    def cool(self, *, keep: str) -> None:
+        """Ends the fork servers that have no worker, of other families than `keep`: their memory is needed."""
+
     def fork_servers(self) -> Sequence[tuple[str, int]]:
         """(family, process id) of those that run."""
 
@@ -245,6 +248,12 @@ class LocalLauncher:
 
     def fork_servers(self) -> list[tuple[str, int]]:
         return [(family, server.pid) for family, server in self._families.items() if not server.gone and server.pid]
+
+    def cool(self, *, keep: str) -> None:
+        for family, server in self._families.items():
+            if family != keep and server.idle and not server.gone:
+                log.info("the fork server of the family %s ends: its memory is needed", family)
+                server.hang_up("its memory is needed")
 
     async def warm(self, family: str) -> None:
         if family and not self._closed:

@@ -33,6 +33,11 @@ def main() -> int:
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     die_with(int(os.environ["MODELMORA_WORKER_LIFELINE"]))
+    try:
+        # Should the kernel have to kill for lack of memory, then a worker, not the host or its database.
+        Path("/proc/self/oom_score_adj").write_text("500")
+    except OSError:
+        pass
     boot = socket.socket(fileno=os.dup(0))
     orders = json.loads(_read_line(boot))
     service = WorkerService(bytes.fromhex(orders["key"]))

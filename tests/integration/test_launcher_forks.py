@@ -223,3 +223,16 @@ async def test_closing_ends_a_fork_server_that_is_still_importing(data_dir, libr
     await asyncio.wait_for(launcher.close(), 10)
     await asyncio.wait_for(warming, 10)
     assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_an_idle_fork_server_makes_room_for_another_family(launcher):
+    worker = await launch(launcher)
+    launcher.cool(keep="other")
+    assert len(launcher.fork_servers()) == 1, "it has a worker"
+    worker.kill()
+    await worker.exited
+    launcher.cool(keep="cheap")
+    pid = family_pid(launcher)
+    launcher.cool(keep="other")
+    assert launcher.fork_servers() == []
+    await ended(pid)
