@@ -105,6 +105,7 @@ class Meter:
         shared: dict[str, Shared] = {}
         mapped: dict[str, tuple[int, set[str]]] = {}
         estates: dict[int, tuple[int, set[str]]] = {}
+        lents = dict(self._lent)
         ours = 0
         servers = {family: pid for family, pid in fork_servers if not gone(pid)}
         seen = set(servers.values())
@@ -131,11 +132,11 @@ class Meter:
             if not orphan:
                 host = max(0, reading.private - reading.mapped_private + moved)
                 file_shared = reading.mapped - reading.mapped_private
-                self._lent[worker.pid] = max(0, reading.resident - reading.private - file_shared)
+                lents[worker.pid] = max(0, reading.resident - reading.private - file_shared)
             elif worker.pid in self._lent or worker.lender in self._lenders:
                 # One that was never seen beside its server began with all that the server had.
                 inherited = min(self._lenders.get(worker.lender, 0), reading.anonymous)
-                lent = self._lent.setdefault(worker.pid, inherited + max(0, reading.file - reading.mapped))
+                lent = lents.setdefault(worker.pid, inherited + max(0, reading.file - reading.mapped))
                 host = max(0, reading.resident + reading.swap - reading.mapped - lent + moved)
                 largest_lent, borrowers = estates.setdefault(worker.lender, (0, set()))
                 estates[worker.lender] = max(largest_lent, lent), borrowers | {worker.owner}
@@ -149,23 +150,24 @@ class Meter:
             resident += max(counters[b"RssShmem"], reading.shmem)
             peak[worker.owner] = {**private[worker.owner], HOST: host + max(0, counters[b"VmHWM"] - resident)}
             reserved[worker.owner] = counters[b"VmData"]
-            if worker.digest and reading.mapped and not (orphan and worker.pid not in self._lent):
+            if worker.digest and reading.mapped and not (orphan and worker.pid not in lents):
                 largest, users = mapped.setdefault(worker.digest, (0, set()))
                 mapped[worker.digest] = max(largest, reading.mapped), users | {worker.owner}
+        if any(gone(pid) for pid in servers.values()):
+            # It died in between: some were read beside it and some without it, and all it had seemed theirs.
+            self._readings.clear()
+            return self.measure(workers, servers.items())
         shared |= {
             f"fork-servers/{lender}": Shared({HOST: size}, frozenset(users))
             for lender, (size, users) in estates.items()
         }
-        self._lent = {pid: lent for pid, lent in self._lent.items() if pid in seen}
+        self._lent = {pid: lent for pid, lent in lents.items() if pid in seen}
         known = seen | {worker.lender for worker in workers}
         self._lenders = {pid: size for pid, size in self._lenders.items() if pid in known}
         shared |= {
             f"artifacts/{digest}": Shared({HOST: size}, frozenset(users)) for digest, (size, users) in mapped.items()
         }
         self._readings = {pid: reading for pid, reading in self._readings.items() if pid in seen}
-        if any(gone(pid) for pid in servers.values()):
-            # It died in between: some were read beside it and some without it, and all it had seemed theirs.
-            return self.measure(workers, servers.items())
         limit = machine.limit()
         foreign = {HOST: max(0, limit.total_bytes - machine.available_bytes() - ours)}
         taken = plus(*private.values())
