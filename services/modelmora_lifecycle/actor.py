@@ -643,6 +643,9 @@ class Node:
     def decided(self, decision: Decision) -> None:
         if isinstance(decision.outcome, Plan):
             EVICTIONS.inc(len(decision.outcome.victims))
+        else:
+            facts = self.scheduler.facts(decision.version)
+            self._launcher.cool(keep=self._worker_rules.families.get(facts.engine, "") if facts else "")
         log.info("to place %s: %s", decision.version, decision.outcome)
         if self._journal is not None:
             self._journal.decided(decision)
