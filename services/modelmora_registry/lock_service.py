@@ -17,6 +17,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -287,6 +288,7 @@ class LockRpcs:
                     if now.progress is not None:
                         yield Step(done_bytes=now.progress.done_bytes)
             await self._check_converged(locked, version)
+            await self._serve_as_locked(locked, version)
             if locked.fingerprint is not None:
                 # Kept unless there is one already: the first load is compared with it.
                 await self._locks.keep_fingerprint(version.uid, locked.fingerprint)
@@ -317,26 +319,35 @@ class LockRpcs:
         for verdict in await self._verifier.differing(version):
             raise ChecksumMismatch(f"{verdict.path} is {verdict.verdict}", file=verdict.path)
 
+    async def _serve_as_locked(self, locked: LockedModel, version: ModelVersion) -> None:
+        """The engine profile is the one thing of a version that changes, and decides answers."""
+        wanted, now = _without_libraries(locked.engine_profile), _without_libraries(version.engine_profile)
+        if wanted is None or wanted == now:
+            return
+        offered = self._engines[version.engine].profiles
+        await self._store.change_version(
+            parse_version_name(version.name), lambda old, time: old.served_with(wanted, offered, now=time), etag=""
+        )
+
     async def _import_locked(self, locked: LockedModel, mirror: str) -> ModelVersion:
         """Begins the import of a version as it is locked."""
         reference = parse_version_name(locked.model_version)
-        self._check_locked_engine(locked)
+        card = self._check_locked_engine(locked)
+        draft = ModelVersion(
+            name=locked.model_version,
+            version=reference.selector or "",
+            task_type=locked.task_type,
+            engine=locked.engine,
+            engine_options=locked.engine_options,
+            source=locked.source or ModelSource(empty=EmptySource()),
+            resource_requirements=locked.resource_requirements,
+        ).served_with(_without_libraries(locked.engine_profile), card.profiles, now=datetime.now(UTC))
         plan = await self._artifacts.plan_locked(locked, mirror)
         checksums = {file.path: file.sha256 for file in locked.files}
         await self._artifacts.check_room(plan, checksums)
         created = await self._store.create_version(
             reference.model_id,
-            ModelVersion(
-                name=locked.model_version,
-                version=reference.selector or "",
-                task_type=locked.task_type,
-                engine=locked.engine,
-                engine_options=locked.engine_options,
-                source=locked.source or ModelSource(empty=EmptySource()),
-                resource_requirements=locked.resource_requirements,
-                engine_profile=_without_libraries(locked.engine_profile),
-                progress=ImportProgress(total_bytes=plan.total_bytes),
-            ),
+            draft.model_copy(update={"progress": ImportProgress(total_bytes=plan.total_bytes)}),
             checksums=checksums,
             request=None,
             new_model=ModelDraft(task_type=locked.task_type),
@@ -349,7 +360,7 @@ class LockRpcs:
             self._imports.start(created.version.uid, plan)
         return created.version
 
-    def _check_locked_engine(self, locked: LockedModel) -> None:
+    def _check_locked_engine(self, locked: LockedModel) -> EngineCard:
         card = self._engines.get(locked.engine)
         if card is None:
             raise EngineNotFound(f"there is no engine {locked.engine!r}", engine=locked.engine)
@@ -359,6 +370,7 @@ class LockRpcs:
             raise InvalidArgument("; ".join(f"{each.field}: {each.description}" for each in fields), fields=fields)
         if card.needs_files and not locked.files:
             raise InvalidArgument.at("files", f"{locked.engine} needs files")
+        return card
 
     async def _follow(self, version: ModelVersion) -> AsyncIterator[ModelVersion]:
         """The version each time it changes, until it is final."""

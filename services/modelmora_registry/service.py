@@ -337,6 +337,9 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
 
         named = parse_version_name(version.name).model_copy(update={"version_only": True})
         changed = await self._store.change_version(named, change, etag=request.etag)
+        if changed.engine_profile == version.engine_profile:
+            await self._locks.forget_fingerprints(changed.uid)
+            await self._verifier.forgotten()
         return pb.SetEngineProfileResponse(model_version=_version(changed))
 
     async def SelectModelVersion(
@@ -503,7 +506,7 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
             for version in gone:
                 await self._imports.cancel(version.uid)
                 await self._artifacts.discard(version.uid, version.digests)
-            await self._verifier.deleted()
+            await self._verifier.forgotten()
 
         removing = asyncio.create_task(remove(), name="removing files")
         self._removing.add(removing)

@@ -158,8 +158,8 @@ class Verifier:
         if why != "load" or hashed or self._drifted or any(verdict.verdict != "intact" for verdict in verdicts):
             await self._record(version, verdicts, inodes)
 
-    async def deleted(self) -> None:
-        """Some versions are gone, and what was wrong with them is gone too."""
+    async def forgotten(self) -> None:
+        """Versions or fingerprints are gone, and what was wrong with them is gone too."""
         if self._drifted:
             try:
                 await self.report()

@@ -30,7 +30,7 @@ WAIT_SECONDS = 20.0
 
 def _card(name: str) -> EngineCard:
     row = TABLE[name]
-    return EngineCard(name, row.tasks, row.needs_files, partial(check_options, row))
+    return EngineCard(name, row.tasks, row.needs_files, partial(check_options, row), profiles=row.profiles)
 
 
 ENGINES = {name: _card(name) for name in TABLE}

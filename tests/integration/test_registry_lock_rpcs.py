@@ -271,6 +271,12 @@ async def test_libraries_and_answers_that_changed_are_told_and_refuse_no_load(
     found = await drifts(rig, text)
     assert set(found) == {library, "models[0].fingerprint.outputs"}
     assert "0.707" in found["models[0].fingerprint.outputs"][1]
+    await rig.call(rig.registry.SetEngineProfile, pb.SetEngineProfileRequest(name=version.name))
+    assert health(rig) == "", "what it answers now was accepted"
+    assert (await record(rig, version.name, far)).matches
+    assert set(await drifts(rig, text)) == {library, "models[0].fingerprint.outputs"}, "the lock accepts nothing"
+    assert not (await record(rig, version.name, fingerprint())).matches
+    await rig.call(rig.registry.SetEngineProfile, pb.SetEngineProfileRequest(name=version.name))
     golden = await load(rig, version.name)
     assert golden.golden == "txt2embed/1"
     assert (await record(rig, version.name, fingerprint())).similarity == 1
@@ -497,9 +503,17 @@ async def test_an_engine_that_is_not_here_and_a_version_that_is_another_fail_alo
     assert "EngineNotFound" in reasons[2]
 
 
-async def test_models_without_files_are_applied_too(rig: Rig, empty: Rig) -> None:
+async def test_models_without_files_are_applied_too_with_the_profile_they_are_served_with(rig: Rig, empty: Rig) -> None:
     version = await rig.echo(engine_options={"seed": 7, "dimensions": 4})
+    profile = common_pb2.EngineProfile(backend="echo", precision="bf16")
+    plain = (await create(rig)).yaml
+    await rig.call(rig.registry.SetEngineProfile, pb.SetEngineProfileRequest(name=version.name, engine_profile=profile))
     text = (await create(rig)).yaml
+    assert await apply(empty, plain) == ({version.name: ("imported", "")}, True)
+    assert list(await drifts(empty, text)) == ["models[0].engine_profile.precision"]
+    assert await apply(empty, text) == ({version.name: ("present", "")}, True)
+    assert await drifts(empty, text) == {}
+    await empty.call(empty.registry.DeleteModel, pb.DeleteModelRequest(name="acme/echo", force=True))
     assert await apply(empty, text) == ({version.name: ("imported", "")}, True)
     assert await drifts(empty, text) == {}
     assert (await create(empty)).yaml == text

@@ -353,7 +353,9 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetEngineProfile(self, request, context):
-        """Makes an engine profile current for all replicas to come. It never changes without this call. ABORTED (Conflict).
+        """Makes an engine profile current for all replicas to come. It never changes without this call. Making the current one
+        current once more accepts what it answers now: the fingerprint of the next load is the one that is kept. ABORTED
+        (Conflict).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
