@@ -25,7 +25,7 @@ from modelmora_lifecycle.ledger import Vector, plus
 
 _MOVED_BYTES = 1024 * 1024
 """Counters that moved by less leave the last full reading as it is."""
-_COUNTERS = {b"RssAnon", b"RssFile", b"RssShmem", b"VmHWM", b"VmSwap", b"VmData"}
+_COUNTERS = {b"RssAnon", b"RssFile", b"RssShmem", b"VmHWM", b"VmSwap"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,6 @@ class Sample:
     """By owner. Who is not named was gone."""
     peak: Mapping[str, Vector] = field(default_factory=dict)
     """By owner: the highest since the sample before."""
-    reserved_bytes: Mapping[str, int] = field(default_factory=dict)
-    """By owner: private memory of the host that is mapped, touched or not; what RLIMIT_DATA counts."""
     shared: Mapping[str, Shared] = field(default_factory=dict)
     """By owner: `fork-servers/<family>`, `artifacts/<digest>`."""
     foreign: Vector = field(default_factory=dict)
@@ -101,7 +99,6 @@ class Meter:
         """A sample of these workers and fork servers (family, pid), and of the machine."""
         private: dict[str, Vector] = {}
         peak: dict[str, Vector] = {}
-        reserved: dict[str, int] = {}
         shared: dict[str, Shared] = {}
         mapped: dict[str, tuple[int, set[str]]] = {}
         estates: dict[int, tuple[int, set[str]]] = {}
@@ -149,7 +146,6 @@ class Meter:
             resident = counters[b"RssAnon"] + max(counters[b"RssFile"], reading.file)
             resident += max(counters[b"RssShmem"], reading.shmem)
             peak[worker.owner] = {**private[worker.owner], HOST: host + max(0, counters[b"VmHWM"] - resident)}
-            reserved[worker.owner] = counters[b"VmData"]
             if worker.digest and reading.mapped and not (orphan and worker.pid not in lents):
                 largest, users = mapped.setdefault(worker.digest, (0, set()))
                 mapped[worker.digest] = max(largest, reading.mapped), users | {worker.owner}
@@ -176,7 +172,6 @@ class Meter:
         return Sample(
             private=private,
             peak=peak,
-            reserved_bytes=reserved,
             shared=shared,
             foreign=foreign,
             total={HOST: limit.total_bytes, **{name: device.total_bytes for name, device in on_devices.items()}},
