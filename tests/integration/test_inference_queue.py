@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from integration.test_inference_embed import _metrics, _value
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2
+from modelmora_runtime.auth import SUBTENANT_KEY
 
 LOW, HIGH = common_pb2.PRIORITY_LOW, common_pb2.PRIORITY_HIGH
 
@@ -109,3 +111,35 @@ async def test_a_weight_is_set_within_bounds(stepping: Rig) -> None:
         assert [violation.field for violation in caught.value.fields] == [path]
     with pytest.raises(errors.InvalidArgument):
         await weigh(tenant="a", weight=float("nan"))
+
+
+async def shares(made: Rig, seconds: float) -> dict[str, float]:
+    """Compute seconds that two tenants got of a model that is never idle: one with 10 words a text, one with 250."""
+    spent = {"short": 0.0, "long": 0.0}
+    end = time.monotonic() + seconds
+
+    async def client(tenant: str, words: int, number: int) -> None:
+        turn = 0
+        while time.monotonic() < end:
+            turn += 1
+            request = inference_pb2.EmbedRequest(
+                model="acme/echo", texts=[" ".join(["word"] * (words - 2) + [str(number), str(turn)])]
+            )
+            await made.stub.Embed(request, timeout=60, metadata=((SUBTENANT_KEY, tenant),))
+            if time.monotonic() < end:
+                spent[tenant] += words
+
+    await asyncio.gather(
+        *(client("short", 10, number) for number in range(64)), *(client("long", 250, number) for number in range(8))
+    )
+    return spent
+
+
+@pytest.mark.parametrize("seconds", [4.0, pytest.param(60.0, marks=pytest.mark.long)])
+async def test_two_tenants_get_compute_time_by_weight_whatever_their_texts(data_dir: Path, seconds: float) -> None:
+    options = {"delay_per_token_seconds": 0.0003, "micro_batch_entries": 8}
+    settings = {"max_batch_tokens": 500, "tenant_weights": {"default/short": 1.0, "default/long": 3.0}}
+    async with rig(data_dir, {"acme/echo": options}, **settings) as made:
+        await made.right("warm up")
+        spent = await shares(made, seconds)
+        assert spent["long"] / spent["short"] == pytest.approx(3.0, rel=0.3 if seconds < 10 else 0.1), spent
