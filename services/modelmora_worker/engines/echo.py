@@ -30,12 +30,13 @@ MAX_INPUT_TOKENS = 1 << 16
 def vector(seed: int, text: str, dimensions: int) -> list[float]:
     """Unit vector of (seed, text): the values of SHAKE-128 as numbers in [-1, 1), normalised."""
     shake = hashlib.shake_128(b"%d\0%s" % (seed, text.encode("utf-8", "surrogatepass")))
-    return unit([v / 32768.0 for v in struct.unpack(f"<{dimensions}h", shake.digest(2 * dimensions))])
+    # What an echo costs is taken from what calls there are for the platform: integers as they are, one pass.
+    return unit(struct.unpack(f"<{dimensions}h", shake.digest(2 * dimensions)))
 
 
 def unit(values: Sequence[float]) -> list[float]:
     """The same direction with length 1; zeros stay."""
-    length = math.sqrt(math.fsum(v * v for v in values))
+    length = math.hypot(*values)
     return [v / length for v in values] if length else list(values)
 
 
