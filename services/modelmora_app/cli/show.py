@@ -215,6 +215,6 @@ def milliseconds(duration: Any) -> str:
 def short(name: str) -> str:
     """`org/repo@version` of a resource name."""
     parts = name.split("/")
-    if len(parts) == 5 and parts[0] == "models" and parts[3] == "versions":
-        return f"{parts[1]}/{parts[2]}@{parts[4]}"
+    if len(parts) >= 5 and parts[0] == "models" and parts[3] == "versions":
+        return f"{parts[1]}/{parts[2]}@{'/'.join(parts[4:])}"  # a tuning's candidate has a profile after it
     return "/".join(parts[1:]) if len(parts) == 3 and parts[0] == "models" else name

@@ -123,7 +123,7 @@ class EchoEngine:
                 continue
             values = vector(options["seed"], text, options["dimensions"])
             if fast:
-                values = [in_bf16(value + options["fast_error"] * (-1) ** n) for n, value in enumerate(values)]
+                values = unit([in_bf16(value + options["fast_error"] * (-1) ** n) for n, value in enumerate(values)])
             if entry.dimensions:
                 values = values[: entry.dimensions]
                 if entry.normalize:
