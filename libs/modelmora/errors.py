@@ -358,6 +358,26 @@ class RequestCrashedWorker(FailedPrecondition):
     """This request alone made the worker crash twice; it will not be tried again."""
 
 
+class JobNotFound(NotFound):
+    """There is no such job; ended ones are kept for some days."""
+
+
+class ResultExpired(NotFound):
+    """The job's results were kept until their time was over, and are gone."""
+
+
+class ResultNotReady(FailedPrecondition):
+    """The job has no result to give; watch it until it has succeeded, or ask for what is there with `partial`."""
+
+
+class ClaimLost(Aborted):
+    """The job belongs to somebody else by now, or takes no more results."""
+
+
+class JobGivenUp(FailedPrecondition):
+    """The job was taken up too often without getting any further."""
+
+
 class ShuttingDown(Unavailable):
     """The server is stopping; retry elsewhere or later."""
 

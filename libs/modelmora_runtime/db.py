@@ -49,6 +49,7 @@ _MIGRATE_SECONDS = 300.0
 _HEARTBEAT_SECONDS = 5.0
 _VERSION_TABLE = "alembic_version"
 _log = logging.getLogger(__name__)
+_migrating: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
 
 
 class Database:
@@ -324,7 +325,10 @@ class Database:
                     text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key(self.schema, "migrations")}
                 )
                 await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{self.schema}"'))
-                await connection.run_sync(_run_migrations, migrations_folder(package), self.schema, target)
+                # Alembic's `op` is one for the process: of two migrations at a time each would write into the other's
+                # connection.
+                async with _migrating.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+                    await connection.run_sync(_run_migrations, migrations_folder(package), self.schema, target)
         finally:
             await engine.dispose()
 

@@ -45,7 +45,7 @@ def _lifecycle() -> Entry:
 def _inference() -> Entry:
     from modelmora_inference import main
 
-    return Entry(main.Settings, main.open, "unused")
+    return Entry(main.Settings, main.open, "used")
 
 
 def _observability() -> Entry:

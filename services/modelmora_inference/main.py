@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from modelmora.common.v1 import common_pb2
-from modelmora.errors import ModelMoraError, VersionNotFound
+from modelmora.errors import DatabaseUnavailable, ModelMoraError, VersionNotFound
 from modelmora.inference.v1 import inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 from modelmora_runtime.auth import OPERATORS, READERS
+from modelmora_runtime.db import Database
+from modelmora_runtime.health import tell_if_broken
 from modelmora_runtime.host import Mounted, Platform, Service
 from modelmora_runtime.settings import Section
 from pydantic import ByteSize, Field, model_validator
@@ -20,12 +25,16 @@ from pydantic import ByteSize, Field, model_validator
 from modelmora_inference.catalog import Catalog
 from modelmora_inference.dispatcher import Dispatchers, Rules
 from modelmora_inference.domain import MAX_TEXTS, Aging, BatchLimits, Bounds, Level, VersionFacts
+from modelmora_inference.job_runner import JobRunner, RunnerRules
+from modelmora_inference.job_service import JobNews
 from modelmora_inference.metrics import Collector
 from modelmora_inference.service import MAX_WEIGHT, MIN_WEIGHT, InferenceService
+from modelmora_inference.store import JobStore, Limits
 
 NAME = "inference"
 LOOKUP_SECONDS = 5.0
 """So long the registry may take to say which version a reference means."""
+MIGRATE_RETRY_SECONDS = 1.0
 MIB = 1024 * 1024
 
 
@@ -63,6 +72,15 @@ class Settings(Section):
     patience_seconds: float = Field(
         10, ge=0, le=600, description="How long lifecycle may be away until those who wait hear of it."
     )
+    max_jobs: int = Field(4, ge=1, le=1000, description="Inference jobs that this process works on at a time.")
+    jobs_per_tenant: int = Field(1000, ge=1, description="Inference jobs of one tenant that have not ended.")
+    job_bytes: ByteSize = Field(
+        ByteSize(4096 * MIB), ge=MIB, description="Inputs and results that all inference jobs together keep."
+    )
+    job_claim_seconds: float = Field(
+        15, ge=1, le=3600, description="So long after its process was killed a job is taken up again."
+    )
+    job_keep_days: float = Field(7, ge=0, le=3660, description="A job is kept so long after its results have expired.")
 
     @model_validator(mode="after")
     def _one_call_fits(self) -> Settings:
@@ -94,7 +112,7 @@ class Settings(Section):
 
 @asynccontextmanager
 async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]:
-    """The inference context; it needs no database and waits for nobody to come up."""
+    """The inference context; only jobs need the database. It waits for nobody to come up."""
     peers = platform.peers
 
     def acquire() -> Any:
@@ -119,34 +137,83 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
             return False
 
     dispatchers = Dispatchers(acquire, settings.rules())
-    servicer = InferenceService(catalog, dispatchers, is_loaded=is_loaded, max_call_bytes=int(settings.max_call_bytes))
-    with _metrics(dispatchers):
+    news = JobNews()
+    database = Database(platform.database_url, NAME) if platform.database_url else None
+    limits = Limits(settings.jobs_per_tenant, int(settings.job_bytes), timedelta(days=settings.job_keep_days))
+    store = JobStore(database, limits, settings.rules().aging) if database else None
+    servicer = InferenceService(
+        catalog,
+        dispatchers,
+        is_loaded=is_loaded,
+        max_call_bytes=int(settings.max_call_bytes),
+        stopping=platform.stopping,
+        jobs=store,
+        job_news=news,
+    )
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_metrics(dispatchers))
+        stack.push_async_callback(catalog.close)
+        stack.push_async_callback(dispatchers.close)
+        if database is not None and store is not None:
+            stack.push_async_callback(database.close)
+            rules = RunnerRules(jobs=settings.max_jobs, claim_seconds=settings.job_claim_seconds)
+            await stack.enter_async_context(_jobs(JobRunner(store, dispatchers, rules), store, news, platform))
         platform.health.set(NAME, "healthy")
-        try:
-            yield Mounted(
-                [
-                    Service(
-                        full_name="modelmora.inference.v1.InferenceService",
-                        add=inference_pb2_grpc.add_InferenceServiceServicer_to_server,
-                        servicer=servicer,
-                        access={
-                            "Embed": READERS,
-                            "GetQueue": READERS,
-                            "ExplainRequest": READERS,
-                            "SetTenantWeight": OPERATORS,
-                            "CreateInferenceJob": READERS,
-                            "GetInferenceJob": READERS,
-                            "ListInferenceJobs": READERS,
-                            "CancelInferenceJob": READERS,
-                            "WatchInferenceJob": READERS,
-                            "GetInferenceResult": READERS,
-                        },
-                    )
-                ]
-            )
-        finally:
-            await dispatchers.close()
-            await catalog.close()
+        yield Mounted(
+            [
+                Service(
+                    full_name="modelmora.inference.v1.InferenceService",
+                    add=inference_pb2_grpc.add_InferenceServiceServicer_to_server,
+                    servicer=servicer,
+                    access={
+                        "Embed": READERS,
+                        "GetQueue": READERS,
+                        "ExplainRequest": READERS,
+                        "SetTenantWeight": OPERATORS,
+                        "CreateInferenceJob": READERS,
+                        "GetInferenceJob": READERS,
+                        "ListInferenceJobs": READERS,
+                        "CancelInferenceJob": READERS,
+                        "WatchInferenceJob": READERS,
+                        "GetInferenceResult": READERS,
+                    },
+                )
+            ]
+        )
+
+
+@asynccontextmanager
+async def _jobs(runner: JobRunner, store: JobStore, news: JobNews, platform: Platform) -> AsyncIterator[None]:
+    """Works on jobs as soon as the database is there, and gives them back at the end."""
+
+    async def listen() -> None:
+        while not store.migrated:
+            try:
+                await store.migrate()
+            except DatabaseUnavailable:
+                await asyncio.sleep(MIGRATE_RETRY_SECONDS)
+        async for word in store.changes():
+            news.hear(word)
+            runner.hear(word)
+
+    tasks = [
+        asyncio.create_task(work, name=f"inference {name}")
+        for name, work in (
+            ("job news", listen()),
+            ("jobs", runner.run()),
+            ("job claims", runner.keep()),
+            ("job sweep", runner.sweep()),
+        )
+    ]
+    for task in tasks:
+        tell_if_broken(task, partial(platform.health.set, NAME, "degraded"))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await runner.close()
 
 
 def facts_of(answer: registry_pb2.ResolveModelResponse) -> VersionFacts:

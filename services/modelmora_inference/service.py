@@ -29,6 +29,8 @@ from modelmora_inference.domain import (
     Priority,
     VersionFacts,
 )
+from modelmora_inference.job_service import JobNews, JobRpcs
+from modelmora_inference.store import JobStore
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ class _Asked:
     """Empty: nobody will ask."""
 
 
-class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+class InferenceService(JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
     """Embed: catalog → queue → dispatcher → worker. See dispatcher.py for the life of a call in between."""
 
     def __init__(
@@ -79,12 +81,19 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         *,
         is_loaded: Callable[[str], Awaitable[bool]],
         max_call_bytes: int,
+        stopping: asyncio.Event,
+        jobs: JobStore | None = None,
+        job_news: JobNews | None = None,
     ) -> None:
-        """`is_loaded` asks lifecycle whether a version is in memory, without loading it."""
+        """`is_loaded` asks lifecycle whether a version is in memory, without loading it; `jobs`: None without a
+        database."""
         self._catalog = catalog
         self._dispatchers = dispatchers
         self._is_loaded = is_loaded
         self._max_call_bytes = max_call_bytes
+        self._stopping = stopping
+        self._jobs = jobs
+        self._job_news = job_news or JobNews()
 
     async def Embed(self, request: inference_pb2.EmbedRequest, context: Any) -> inference_pb2.EmbedResponse:
         arrival = time.monotonic()
@@ -232,6 +241,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 "modelmora.compute_seconds": call.compute_seconds,
             }
         return _response(call, facts, request.encoding == _BYTES)
+
+    def _wrong_embed(self, request: inference_pb2.EmbedRequest) -> list[FieldViolation]:
+        return _violations(request, self._max_call_bytes)
 
     async def _find(self, reference: str, deadline: float, field: str = "model") -> VersionFacts:
         if len(reference) > MAX_REFERENCE_CHARACTERS:

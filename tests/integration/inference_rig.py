@@ -309,9 +309,13 @@ def assert_right(answer: inference_pb2.EmbedResponse, texts: tuple[str, ...]) ->
 
 @asynccontextmanager
 async def rig(
-    data_dir: Path, models: Mapping[str, Mapping[str, object]] | None = None, **settings: Any
+    data_dir: Path,
+    models: Mapping[str, Mapping[str, object]] | None = None,
+    *,
+    database_url: str | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Rig]:
-    """`models`: `org/repo` → options of the echo engine; by default `acme/echo`."""
+    """`models`: `org/repo` → options of the echo engine; by default `acme/echo`. Jobs need a `database_url`."""
     versions = {version_of(name): options for name, options in (models or {"acme/echo": {}}).items()}
     launcher = LocalLauncher(data_dir / "w", data_dir / "logs")
     lessor, resolver = Lessor(launcher, versions), Resolver(versions)
@@ -327,7 +331,7 @@ async def rig(
         return Context(name, Section(), open_context)
 
     host = Host(
-        PlatformSettings(data_dir=data_dir, port=0, metrics_port=0, grace_seconds=5),
+        PlatformSettings(data_dir=data_dir, port=0, metrics_port=0, grace_seconds=5, database_url=database_url),
         [
             context(
                 "registry",
@@ -353,7 +357,12 @@ async def rig(
                     "ListReplicas",
                 ),
             ),
-            Context("inference", inference.Settings(**settings), inference.open),
+            Context(
+                "inference",
+                inference.Settings(**settings),
+                inference.open,
+                "used" if database_url is not None else "unused",
+            ),
         ],
         announce=lambda line: None,
     )
