@@ -170,12 +170,14 @@ class EntryQueue:
             self.workers.append(worker)
         if not self._waiting_entries:
             return popped
-        full = len(running) >= limits.max_batches
-        top = max([batch.priority for batch in running], default=Priority.LOW)
-        if any(batch.alone for batch in running):  # 1
-            return popped
-        if full and not any(priority > top and self._waiting[priority].entries for priority in _URGENT_FIRST):
-            return popped
+        full, top = False, Priority.LOW
+        if running:
+            if running[0].alone:  # 1
+                return popped
+            full = len(running) >= limits.max_batches
+            top = max([batch.priority for batch in running])
+            if full and not any(priority > top and self._waiting[priority].entries for priority in _URGENT_FIRST):
+                return popped
         first, next_key = self._first_of_all(now, popped.expired)
         if first is None:
             return popped
@@ -374,19 +376,13 @@ class EntryQueue:
         for priority in _URGENT_FIRST:
             if not self._waiting[priority].entries:
                 continue
-            best: Entry | None = None
-            best_place = (_NEVER, _NEVER, 0)
-            for lines in self._lanes.values():
-                entry = self._first(lines[priority], now, expired)
-                if entry is None:
-                    continue
-                if entry.arrival + self._fairness_seconds <= now:
-                    place = (-1.0, entry.arrival, entry.sequence)
-                else:
-                    place = (self._accounts[priority].time_of(entry.tenant), entry.arrival, entry.sequence)
-                if place < best_place:
-                    best, best_place = entry, place
-            if best is not None:
+            found = [
+                entry
+                for lines in self._lanes.values()
+                if (entry := self._first(lines[priority], now, expired)) is not None
+            ]
+            if found:
+                best = found[0] if len(found) == 1 else min(found, key=lambda entry: self._place(entry, now))
                 firsts.append((best.arrival + self._offsets[priority], best.sequence, best))
         if forget:
             for lane, lines in list(self._lanes.items()):
@@ -398,6 +394,12 @@ class EntryQueue:
             return firsts[0][2], _NEVER
         firsts.sort()
         return firsts[0][2], firsts[1][0]
+
+    def _place(self, entry: Entry, now: float) -> tuple[float, float, int]:
+        """Which of the first ones of several lanes is next: as in one line, the overdue by arrival, then by account."""
+        overdue = entry.arrival + self._fairness_seconds <= now
+        account = -1.0 if overdue else self._accounts[entry.priority].time_of(entry.tenant)
+        return (account, entry.arrival, entry.sequence)
 
     def _first(self, line: Line, now: float, expired: list[Entry]) -> Entry | None:
         """The entry of a line that is next in order; those whose time ran out leave the queue on the way."""
