@@ -628,7 +628,8 @@ class Scheduler:
         before = self.ledger
         self.ledger = self.ledger.share(owner, memory, users)
         for uid in users:
-            if uid in self._replicas:
+            # What a dead fork server left to its workers goes with them: the next load does not bring it back.
+            if uid in self._replicas and owner.startswith("artifacts/"):
                 self._known[self._replicas[uid].version].shared[owner] = positive(memory)
         if self.ledger != before:
             self._step(now)

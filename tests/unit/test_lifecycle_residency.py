@@ -578,6 +578,19 @@ def test_a_second_load_reserves_what_it_will_share_with_nobody(node: Node) -> No
     assert node.scheduler.ledger.charges == {node.granted_to("y"): {HOST: 20}, "artifacts/a": {HOST: 30}}
 
 
+def test_what_a_dead_fork_server_left_is_not_asked_for_again(node: Node) -> None:
+    node.workers["a"] = FakeWorker(memory={HOST: 18})
+    node.want("x", version("a", 20))
+    node.run_for(2.0)
+    node.scheduler.charge_shared("fork-servers/4711", {HOST: 70}, node.clock.now, [node.granted_to("x")])
+    assert node.scheduler.ledger.charged == {HOST: 90}
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    assert node.scheduler.ledger.charged == {}
+    node.want("y", version("a", 20))
+    assert node.scheduler.ledger.charged == {HOST: 20}
+
+
 # Who does not wait, and what is told.
 
 
