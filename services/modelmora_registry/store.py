@@ -185,7 +185,7 @@ class Store:
     async def delete_model(
         self, model_id: ModelId, etag: str, *, force: bool, subject: str, held: Mapping[str, str]
     ) -> list[Gone]:
-        """Raises ModelNotFound, Conflict, VersionInUse. `held`: holds that this process knows of."""
+        """Raises ModelNotFound, Conflict, VersionInUse. `held`: holds that this process knows of, see `Holds.held`."""
         async with self._begin() as (connection, now):
             found = await self._model(connection, model_id, lock=True)
             found.check_etag(etag)
@@ -392,8 +392,8 @@ class Store:
     ) -> Gone:
         """Raises ModelNotFound, VersionNotFound, Conflict, VersionInUse, VersionIsCurrent.
 
-        `held`: holder by version uid of the holds of this process, which are in force even if the database was away
-        for longer than they live.
+        `held`: holders of this process by uid or name of the version, in force even if the database was away for longer
+        than they live.
         """
         async with self._begin() as (connection, now):
             found = await self._model(connection, reference.model_id, lock=True)
@@ -872,7 +872,7 @@ class Store:
 
     async def _check_not_held(self, connection: AsyncConnection, uid: str, name: str, held: Mapping[str, str]) -> None:
         query = sa.select(hold.c.holder).where(hold.c.model_version_id == uid, hold.c.expire_time > sa.func.now())
-        holders = set(await connection.scalars(query.limit(5))) | ({held[uid]} if uid in held else set())
+        holders = set(await connection.scalars(query.limit(5))) | {held[key] for key in (uid, name) if key in held}
         if holders:
             raise VersionInUse(f"{name} is held by {', '.join(sorted(holders))}; unload it first", version=name)
 

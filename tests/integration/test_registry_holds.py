@@ -9,12 +9,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import modelmora_registry.main as registry_main
+import pytest
 from integration.hub_server import hub
 from integration.registry_rig import ENGINES, Rig, registry
-from modelmora.errors import InvalidArgument, ModelMoraError, VersionInUse, VersionNotFound
+from modelmora.errors import DatabaseUnavailable, InvalidArgument, ModelMoraError, VersionInUse, VersionNotFound
 from modelmora.registry.v1 import registry_pb2 as pb
+from modelmora.registry.v1 import registry_pb2_grpc
 from modelmora.status import error_from_rpc
 from modelmora_registry.service import RegistryServicer
 from modelmora_runtime.host import HealthBoard, Platform
@@ -76,13 +79,58 @@ async def test_a_hold_that_ran_out_frees_its_version(database_url: str, data_dir
         assert (await rig.rows("hold", "model_version")) == {"hold": 0, "model_version": 0}
 
 
-async def test_holds_are_released_when_the_registry_stops(database_url: str, data_dir: Path) -> None:
+async def test_a_hold_outlives_the_registry_and_what_was_released_does_not(database_url: str, data_dir: Path) -> None:
+    """A registry that is restarted knows what is in memory before its holders are back."""
     async with registry(database_url, data_dir) as rig:
         version = await rig.echo()
+        await rig.echo(version="2.0.0")
+        channel = grpc.aio.insecure_channel(rig.host.target)
+        stub = registry_pb2_grpc.RegistryHoldServiceStub(channel)  # type: ignore[no-untyped-call]
+        kept = stub.AcquireHold(pb.AcquireHoldRequest(name=version.name, holder="elsewhere"))
+        ended = hold(rig, "acme/echo@2.0.0")
+        await kept.read()
+        await ended.read()
+        ended.cancel()
+        await asyncio.sleep(0.05)
+    async with registry(database_url, data_dir) as rig:
+        assert (await rig.rows("hold"))["hold"] == 1
+        delete = pb.DeleteModelVersionRequest(name=version.name, force=True)
+        await rig.refused(lambda: rig.call(rig.registry.DeleteModelVersion, delete), VersionInUse)
+    await channel.close()
+
+
+async def test_who_could_not_hold_is_waited_for(database_url: str, data_dir: Path) -> None:
+    """The database did not answer in time: lifecycle loads all the same, and asks again a moment later."""
+    async with registry(database_url, data_dir) as rig:
+        version = await rig.echo()
+        one = pb.DeleteModelVersionRequest(name=version.name, force=True)
+        whole = pb.DeleteModelRequest(name="acme/echo", force=True)
+        blocker = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+        async with blocker.transaction():
+            await blocker.execute("LOCK TABLE registry.hold IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(grpc.aio.AioRpcError):
+                await hold(rig, version.name).read()
+        await blocker.close()
+        async with asyncio.timeout(10):
+            while await _is_away(rig):
+                pass
+        await rig.refused(lambda: rig.call(rig.registry.DeleteModel, whole), VersionInUse)
+        await rig.refused(lambda: rig.call(rig.registry.DeleteModelVersion, one), VersionInUse)
         stream = hold(rig, version.name)
         await stream.read()
-    async with registry(database_url, data_dir) as rig:
-        assert (await rig.rows("hold"))["hold"] == 0
+        stream.cancel()
+        async with asyncio.timeout(10):
+            while (await rig.rows("hold"))["hold"]:
+                pass
+        await rig.call(rig.registry.DeleteModelVersion, one)
+
+
+async def _is_away(rig: Rig) -> bool:
+    try:
+        await rig.call(rig.registry.ListModels, pb.ListModelsRequest())
+    except DatabaseUnavailable:
+        return True
+    return False
 
 
 async def test_a_hold_of_nothing_is_refused(database_url: str, data_dir: Path) -> None:
