@@ -99,3 +99,20 @@ def test_sizes_for_people(size_bytes: int, text: str) -> None:
 )
 def test_resource_names_for_people(name: str, text: str) -> None:
     assert show.short(name) == text
+
+
+def test_a_queue_shows_a_row_for_each_tenant_that_waits_and_hides_the_others_sum() -> None:
+    from modelmora.inference.v1 import inference_pb2
+    from modelmora_app.cli.queue import rows
+
+    queue = inference_pb2.Queue(model_version="models/a/b/versions/1", in_flight=3, replicas=2, drain_rate=7.25)
+    level = queue.levels.add(priority=30, entries=9)
+    tenant = level.tenants.add(tenant="acme", weight=3, entries=4, tokens=70)
+    tenant.oldest_age.FromMilliseconds(1500)
+    assert rows(queue) == [
+        ["a/b@1", "high", "acme (weight 3)", "4", "70", "1500.0 ms", "3 on 2", "7.2"],
+        ["", "high", "others", "5", "", "", "", ""],
+    ]
+    cold = inference_pb2.Queue(model_version="models/a/b/versions/1")
+    cold.ready_in.FromMilliseconds(2000)
+    assert rows(cold) == [["a/b@1", "", "", "0", "0", "", "ready in 2000.0 ms", ""]]
