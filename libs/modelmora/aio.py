@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 import grpc
 import grpc.aio
 
-from modelmora import errors, requests
+from modelmora import errors, jobs, requests
 from modelmora.client import CONNECTED_SECONDS, LONG_SECONDS, WATCH_SECONDS, Connection
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
+from modelmora.jobs import AsyncEmbedJob, JobResult
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.observability.v1 import observability_pb2, observability_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -119,6 +120,87 @@ class AsyncClient(Connection):
         """Changes a tenant's share against the others until the server ends; None: back to 1."""
         request = requests.build(inference_pb2.SetTenantWeightRequest, tenant=tenant, weight=weight)
         return await self._call(self.inference.SetTenantWeight, request, timeout)
+
+    # Jobs.
+
+    async def create_embed_job(
+        self,
+        model: str,
+        texts: Sequence[str],
+        *,
+        normalize: bool | None = None,
+        truncate: bool | None = None,
+        dimensions: int | None = None,
+        precision: str | None = None,
+        priority: str | int | None = None,
+        job_timeout: float | None = None,
+        result_ttl: float | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncEmbedJob:
+        """Turns up to 2048 texts into vectors without anybody waiting on the line: see `wait` and `result` of what it
+        returns. The job fails if it has not ended after `job_timeout` seconds (24 h); its results are kept for
+        `result_ttl` seconds (24 h). The default priority is low. QuotaExceeded, QueueFull.
+        """
+        request = jobs.create_request(
+            model,
+            texts,
+            normalize=normalize,
+            truncate=truncate,
+            dimensions=dimensions,
+            precision=precision,
+            priority=priority,
+            job_timeout=job_timeout,
+            result_ttl=result_ttl,
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        return AsyncEmbedJob(self, (await self._call(self.inference.CreateInferenceJob, request, timeout)).job)
+
+    async def job(self, name: str, *, timeout: float | None = None) -> AsyncEmbedJob:
+        """A job that was made earlier, by its name `jobs/{uid}`. JobNotFound."""
+        return AsyncEmbedJob(self, await self.get_job(name, timeout=timeout))
+
+    async def get_job(self, name: str, *, timeout: float | None = None) -> inference_pb2.InferenceJob:
+        """JobNotFound."""
+        request = requests.build(inference_pb2.GetInferenceJobRequest, name=name)
+        return (await self._call(self.inference.GetInferenceJob, request, timeout)).job
+
+    async def list_jobs(
+        self,
+        *,
+        states: Sequence[str | int] = (),
+        model: str = "",
+        tenant: str = "",
+        page_size: int = 100,
+        timeout: float | None = None,
+    ) -> AsyncIterator[inference_pb2.InferenceJob]:
+        """Newest first, fetched page by page; `states` are words such as `running`."""
+        request = jobs.list_request(states, model, tenant, page_size)
+        async for page in self._pages(self.inference.ListInferenceJobs, request, timeout):
+            for item in page.jobs:
+                yield item
+
+    async def cancel_job(self, name: str, *, timeout: float | None = None) -> inference_pb2.InferenceJob:
+        """Ends a job; it may be CANCELLING for a moment. IllegalTransition when it has ended."""
+        request = requests.build(inference_pb2.CancelInferenceJobRequest, name=name)
+        # A repetition would meet what its own first attempt has ended.
+        return (await self._call(self.inference.CancelInferenceJob, request, timeout, idempotent=False)).job
+
+    def watch_job(
+        self, name: str, *, cursor: str = "", timeout: float | None = None
+    ) -> AsyncIterator[inference_pb2.WatchInferenceJobResponse]:
+        """The job as it is now and after every change, until it has ended. Without `timeout` as long as it takes."""
+        return self._watch(
+            self.inference.WatchInferenceJob,
+            lambda cursor: requests.build(inference_pb2.WatchInferenceJobRequest, name=name, cursor=cursor),
+            cursor,
+            timeout,
+        )
+
+    async def job_result(self, name: str, *, partial: bool = False, timeout: float | None = None) -> JobResult:
+        """All results of a job, fetched page by page; with `partial` those there are. ResultNotReady, ResultExpired."""
+        pages = self._pages(self.inference.GetInferenceResult, jobs.result_request(name, partial), timeout)
+        return jobs.result_of([page async for page in pages])
 
     # Registry: models.
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 import grpc
 
-from modelmora import errors, requests
+from modelmora import errors, jobs, requests
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
+from modelmora.jobs import EmbedJob, JobResult
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.observability.v1 import observability_pb2, observability_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -214,6 +215,86 @@ class Client(Connection):
         """Changes a tenant's share against the others until the server ends; None: back to 1."""
         request = requests.build(inference_pb2.SetTenantWeightRequest, tenant=tenant, weight=weight)
         return self._call(self.inference.SetTenantWeight, request, timeout)
+
+    # Jobs.
+
+    def create_embed_job(
+        self,
+        model: str,
+        texts: Sequence[str],
+        *,
+        normalize: bool | None = None,
+        truncate: bool | None = None,
+        dimensions: int | None = None,
+        precision: str | None = None,
+        priority: str | int | None = None,
+        job_timeout: float | None = None,
+        result_ttl: float | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> EmbedJob:
+        """Turns up to 2048 texts into vectors without anybody waiting on the line: see `wait` and `result` of what it
+        returns. The job fails if it has not ended after `job_timeout` seconds (24 h); its results are kept for
+        `result_ttl` seconds (24 h). The default priority is low. QuotaExceeded, QueueFull.
+        """
+        request = jobs.create_request(
+            model,
+            texts,
+            normalize=normalize,
+            truncate=truncate,
+            dimensions=dimensions,
+            precision=precision,
+            priority=priority,
+            job_timeout=job_timeout,
+            result_ttl=result_ttl,
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        return EmbedJob(self, self._call(self.inference.CreateInferenceJob, request, timeout).job)
+
+    def job(self, name: str, *, timeout: float | None = None) -> EmbedJob:
+        """A job that was made earlier, by its name `jobs/{uid}`. JobNotFound."""
+        return EmbedJob(self, self.get_job(name, timeout=timeout))
+
+    def get_job(self, name: str, *, timeout: float | None = None) -> inference_pb2.InferenceJob:
+        """JobNotFound."""
+        request = requests.build(inference_pb2.GetInferenceJobRequest, name=name)
+        return self._call(self.inference.GetInferenceJob, request, timeout).job
+
+    def list_jobs(
+        self,
+        *,
+        states: Sequence[str | int] = (),
+        model: str = "",
+        tenant: str = "",
+        page_size: int = 100,
+        timeout: float | None = None,
+    ) -> Iterator[inference_pb2.InferenceJob]:
+        """Newest first, fetched page by page; `states` are words such as `running`."""
+        request = jobs.list_request(states, model, tenant, page_size)
+        for page in self._pages(self.inference.ListInferenceJobs, request, timeout):
+            yield from page.jobs
+
+    def cancel_job(self, name: str, *, timeout: float | None = None) -> inference_pb2.InferenceJob:
+        """Ends a job; it may be CANCELLING for a moment. IllegalTransition when it has ended."""
+        request = requests.build(inference_pb2.CancelInferenceJobRequest, name=name)
+        # A repetition would meet what its own first attempt has ended.
+        return self._call(self.inference.CancelInferenceJob, request, timeout, idempotent=False).job
+
+    def watch_job(
+        self, name: str, *, cursor: str = "", timeout: float | None = None
+    ) -> Iterator[inference_pb2.WatchInferenceJobResponse]:
+        """The job as it is now and after every change, until it has ended. Without `timeout` as long as it takes."""
+        return self._watch(
+            self.inference.WatchInferenceJob,
+            lambda cursor: requests.build(inference_pb2.WatchInferenceJobRequest, name=name, cursor=cursor),
+            cursor,
+            timeout,
+        )
+
+    def job_result(self, name: str, *, partial: bool = False, timeout: float | None = None) -> JobResult:
+        """All results of a job, fetched page by page; with `partial` those there are. ResultNotReady, ResultExpired."""
+        pages = self._pages(self.inference.GetInferenceResult, jobs.result_request(name, partial), timeout)
+        return jobs.result_of([*pages])
 
     # Registry: models.
 

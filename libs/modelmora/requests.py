@@ -246,6 +246,11 @@ def cold_policy_value(cold: str | int | None) -> inference_pb2.ColdPolicy:
     return _enum_value(inference_pb2.ColdPolicy, "COLD_POLICY_", "cold_policy", cold)  # type: ignore[no-any-return]
 
 
+def job_state_value(state: str | int) -> common_pb2.JobState:
+    """The word as in `running`, or the enum's number."""
+    return _enum_value(common_pb2.JobState, "JOB_STATE_", "states", state)  # type: ignore[no-any-return]
+
+
 def task_type_value(task_type: str | int | None) -> common_pb2.TaskType:
     """The word as in `txt2embed`, or the enum's number."""
     return _enum_value(common_pb2.TaskType, "TASK_TYPE_", "task_type", task_type)  # type: ignore[no-any-return]
@@ -383,8 +388,8 @@ def options_of(engine_options: Mapping[str, Any] | None) -> Any:
     return options
 
 
-def error_from_failure(failure: registry_pb2.Failure) -> errors.ModelMoraError:
-    """The named error of a version that ended FAILED."""
+def error_from_failure(failure: registry_pb2.Failure | inference_pb2.JobError) -> errors.ModelMoraError:
+    """The named error of a version or a job that ended FAILED."""
     found = errors.class_named(failure.reason)
     if found is None:
         return errors.FailedPrecondition(f"{failure.reason}: {failure.message}")

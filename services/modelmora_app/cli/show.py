@@ -24,6 +24,8 @@ _ADVICE = {
     "VersionInUse": "Run `modelmora unload MODEL` first.",
     "VersionDrifted": "`modelmora models verify MODEL` says which files differ.",
     "LockNotFound": "`modelmora lock list` lists what the registry keeps.",
+    "JobNotFound": "`modelmora jobs list` lists those that are kept.",
+    "ResultNotReady": "`modelmora jobs watch JOB` waits for it; --partial takes what is there.",
     "VersionNotReady": "`modelmora models show MODEL` says how far it is.",
     "NeverFits": "`modelmora explain MODEL` has the arithmetic; `modelmora node set --budget` changes the budget.",
     "NodeCordoned": "`modelmora uncordon` lets it load models again.",
