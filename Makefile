@@ -1,6 +1,6 @@
 # Every target is one script; `make help` lists them. `run`, `test` and `check` set up first, which costs nothing when
 # nothing changed.
-.PHONY: help run setup test test-long check bench protos constraints clean
+.PHONY: help run setup test test-long check bench soak protos constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -22,6 +22,9 @@ check: setup     ## format, lint, types, walls, protos (needs node for buf)
 
 bench: setup     ## measure; BENCH=--full for the figures of docs/benchmarks.md
 	@scripts/bench $(BENCH)
+
+soak: setup      ## the long soak of lifecycle; SOAK=--help for its options
+	@scripts/soak $(SOAK)
 
 protos: setup    ## generate libs/modelmora/*/v1 from protos/
 	@scripts/protos

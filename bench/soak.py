@@ -1,0 +1,422 @@
+"""`make soak`: twelve models of mixed size in a budget for three, under load, cancellation and kill -9.
+
+Nothing may be lost: every request that its caller did not withdraw is answered, with the vector of its own text by its
+own model. Nothing may be left: when all is unloaded, the platform has the memory that it had before, within 2 %. What
+must never be in between is looked for by another process (soak_watch.py). A long run writes docs/evidence/soak-….md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform as machine
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+from modelmora.inference.v1 import inference_pb2
+from modelmora.lifecycle.v1 import lifecycle_pb2
+from modelmora_worker.engines.echo import vector
+
+from bench.small_models import small_models, words
+from bench.soak_watch import platform_pids
+from bench.soak_watch import words as command_of
+from bench.up import Up
+
+ROOT = Path(__file__).resolve().parents[1]
+MIB = 1024 * 1024
+DIMENSIONS = 16
+ECHO_MIB = (40, 50, 60, 70, 80, 90, 100, 110)
+REAL_MODELS = 4
+REAL_MIB = 100
+ROOM_MIB = 310
+"""For three of them."""
+CLIENTS = 8
+BURST = 20
+"""Requests that a client sends to one model before it turns to another."""
+CANCELLED_SHARE = 0.1
+SLACK = 0.02
+PATIENCE_SECONDS = 120.0
+MODEL_SEED = 11
+
+
+@dataclass(frozen=True)
+class Goals:
+    """When it has been enough."""
+
+    swaps: int = 60
+    kills: int = 15
+    cancelled: int = 100
+    answered: int = 2000
+
+
+@dataclass
+class Report:
+    """What a soak was and what came of it."""
+
+    seed: int
+    goals: Goals
+    counts: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    """What became of requests that were not answered as they should have been."""
+    unexplained: list[str] = field(default_factory=list)
+    """Workers that ended and were killed by nobody here."""
+    before_bytes: int = 0
+    after_bytes: int = 0
+    watched: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    load_seconds: float = 0.0
+    """Of it under load."""
+
+    @property
+    def growth(self) -> float:
+        return self.after_bytes / self.before_bytes - 1
+
+    def wrong(self) -> list[str]:
+        """Everything that must not be; empty when the soak was passed."""
+        found = [f"lost: {len(self.lost)}, the first: {self.lost[0]}"] if self.lost else []
+        found += [f"unexplained end of a worker: {words}" for words in self.unexplained]
+        found += [f"{kind}: {what}" for kind, what in self.watched.get("violations", {}).items()]
+        if abs(self.growth) > SLACK:
+            found.append(f"memory after is {self.growth:+.1%} of before: {self.before_bytes} and {self.after_bytes}")
+        for name, goal in asdict(self.goals).items():
+            if self.counts[name] < goal:
+                found.append(f"only {self.counts[name]} {name}, not {goal}")
+        if 3 * self.counts["answered by real engines"] < self.counts["answered"]:
+            found.append(f"only {self.counts['answered by real engines']} answers came from real engines")
+        return found
+
+
+class Soak:
+    """One soak of one platform."""
+
+    def __init__(self, up: Up, goals: Goals, seed: int) -> None:
+        self._up = up
+        self._goals = goals
+        self._seed = seed
+        self.report = Report(seed, goals)
+        self._turn = threading.Lock()
+        self._over = threading.Event()
+        self._versions: list[str] = []
+        self._real: set[str] = set()
+        self._known: dict[tuple[str, str], list[float]] = {}
+        """Vectors of real engines, asked for in peace."""
+        self._flying: dict[str, set[int]] = {}
+        """Numbers of the calls that run now, by version."""
+        self._hit: dict[str, set[int]] = {}
+        """Those of them that ran when its worker was last killed."""
+        self._killed: set[int] = set()
+        self._numbers = 0
+        self._texts = [" ".join(words(MODEL_SEED, 40)[n : n + 6]) for n in range(30)]
+
+    def run(self) -> Report:
+        began = time.monotonic()
+        self._register()
+        with self._watching() as ask:
+            self._warm_up()
+            self.report.before_bytes = self._settled(ask)
+            loaded = time.monotonic()
+            follower = threading.Thread(target=self._follow, name="follower", daemon=True)
+            workers = [threading.Thread(target=self._client, args=(n,), name=f"client {n}") for n in range(CLIENTS)]
+            killer = threading.Thread(target=self._kill, name="killer")
+            follower.start()
+            for thread in (*workers, killer):
+                thread.start()
+            for thread in (*workers, killer):
+                thread.join()
+            self.report.load_seconds = time.monotonic() - loaded
+            self.report.after_bytes = self._settled(ask)
+            self._watcher_call.cancel()
+            follower.join(5)
+            self.report.watched = ask()
+        self.report.seconds = time.monotonic() - began
+        return self.report
+
+    # Before and after.
+
+    def _register(self) -> None:
+        for size in ECHO_MIB:
+            options = {
+                "seed": size,
+                "dimensions": DIMENSIONS,
+                "memory_bytes": int(0.7 * size) * MIB,
+                "delay_seconds": 0.002,
+                "max_batch_entries": 8,
+            }
+            self._versions.append(
+                self._up.add_model(f"soak/echo-{size}", engine="echo", options=options, memory_bytes=size * MIB)
+            )
+        for number, folder in enumerate(small_models(REAL_MODELS, MODEL_SEED)):
+            version = self._up.add_model(
+                f"soak/real-{number}", engine="sentence_transformers", folder=folder, memory_bytes=REAL_MIB * MIB
+            )
+            self._versions.append(version)
+            self._real.add(version)
+
+    def _warm_up(self) -> None:
+        """Loads each model once, so that everything is there that stays; then asks for what is known afterwards."""
+        self._set_budget(8192)
+        for version in self._versions:
+            self._load(version)
+        for version in sorted(self._real):
+            for text in self._texts:
+                self._known[version, text] = self._embed(version, text, PATIENCE_SECONDS)
+        for version in self._versions:
+            self._embed(version, self._texts[0], PATIENCE_SECONDS)
+        memory = self._up.lifecycle.GetMemory(lifecycle_pb2.GetMemoryRequest(), timeout=10).devices[0]
+        # What fork servers share stays in memory whoever goes.
+        shared = sum(charge.memory_bytes for charge in memory.charges if not charge.owner.startswith("replicas/"))
+        self._set_budget(ROOM_MIB + shared // MIB)
+
+    def _set_budget(self, budget_mib: int) -> None:
+        request = lifecycle_pb2.UpdateNodeRequest(update_mask={"paths": ["budgets"]})  # type: ignore[arg-type]
+        request.node.budgets.add(device="host", memory_bytes=budget_mib * MIB)
+        self._up.lifecycle.UpdateNode(request, timeout=10)
+
+    def _settled(self, ask: Any) -> int:
+        """Bytes of the platform with every family's fork server there and nothing loaded."""
+        self._load(min(self._real))
+        for version in self._versions:
+            request = lifecycle_pb2.UnloadModelRequest(model=version, force=True, wait=True)
+            try:
+                self._up.lifecycle.UnloadModel(request, timeout=PATIENCE_SECONDS)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:  # type: ignore[attr-defined]
+                    raise
+        while self._up.lifecycle.ListReplicas(lifecycle_pb2.ListReplicasRequest(), timeout=10).replicas:
+            time.sleep(0.05)
+        return int(ask()["own_bytes"])
+
+    def _load(self, version: str) -> None:
+        self._up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=version, wait=True), timeout=PATIENCE_SECONDS)
+
+    @contextmanager
+    def _watching(self) -> Iterator[Any]:
+        command = [sys.executable, "-P", str(ROOT / "bench" / "soak_watch.py"), self._up.target, str(self._up.data_dir)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+
+            def ask() -> Any:
+                process.stdin.write("?\n")  # type: ignore[union-attr]
+                process.stdin.flush()  # type: ignore[union-attr]
+                return json.loads(process.stdout.readline())  # type: ignore[union-attr]
+
+            try:
+                yield ask
+            finally:
+                process.stdin.close()
+                process.wait(10)
+
+    # While it runs.
+
+    def _enough(self) -> bool:
+        return all(self.report.counts[name] >= goal for name, goal in asdict(self._goals).items())
+
+    def _client(self, number: int) -> None:
+        chance = random.Random(self._seed * 1000 + number)
+        real = sorted(self._real)
+        echo = [version for version in self._versions if version not in self._real]
+        while not self._enough() and not self._over.is_set():
+            version = chance.choice(real if chance.random() < 0.4 else echo)
+            for _ in range(BURST):
+                self._call(version, chance.choice(self._texts), chance)
+
+    def _call(self, version: str, text: str, chance: random.Random) -> None:
+        with self._turn:
+            self._numbers += 1
+            number = self._numbers
+            self._flying.setdefault(version, set()).add(number)
+        try:
+            if chance.random() < CANCELLED_SHARE:
+                self._withdraw(version, text, chance.uniform(0, 0.05))
+                return
+            answer = self._embed(version, text, PATIENCE_SECONDS)
+            known = self._known.get((version, text))
+            if known is None:
+                known = vector(int(version.rpartition("/versions/")[0].rpartition("-")[2]), text, DIMENSIONS)
+            likeness = sum(a * b for a, b in zip(answer, known, strict=True))
+            if not likeness > 0.999:
+                self._lose(f"{version} answered {text!r} with another vector: {likeness:.4f}")
+        except grpc.RpcError as error:
+            self._lose(f"{version}: {error.code().name}: {error.details()}")  # type: ignore[attr-defined]
+        else:
+            with self._turn:
+                self.report.counts["answered"] += 1
+                self.report.counts["answered by real engines"] += version in self._real
+        finally:
+            with self._turn:
+                self._flying[version].discard(number)
+
+    def _embed(self, version: str, text: str, seconds: float) -> list[float]:
+        request = inference_pb2.EmbedRequest(model=version, texts=[text])
+        return list(self._up.inference.Embed(request, timeout=seconds).embeddings[0].values)
+
+    def _withdraw(self, version: str, text: str, seconds: float) -> None:
+        request = inference_pb2.EmbedRequest(model=version, texts=[text])
+        call = self._up.inference.Embed.future(request, timeout=PATIENCE_SECONDS)
+        self._over.wait(seconds)
+        if call.cancel():
+            with self._turn:
+                self.report.counts["cancelled"] += 1
+
+    def _lose(self, words: str) -> None:
+        with self._turn:
+            self.report.lost.append(words)
+        if len(self.report.lost) > 20:
+            self._over.set()
+
+    def _kill(self) -> None:
+        """kill -9 of a worker with work, or of a fork server, all along the way."""
+        chance = random.Random(self._seed)
+        while not self._enough() and not self._over.is_set():
+            with self._turn:
+                done = self.report.counts["answered"] / self._goals.answered
+                due = self.report.counts["kills"] < min(1.0, done) * self._goals.kills + 1
+            if not due:
+                self._over.wait(0.05)
+                continue
+            if self.report.counts["kills"] % 6 == 5:
+                self._kill_fork_server(chance)
+            else:
+                self._kill_worker(chance)
+            self._over.wait(chance.uniform(0.05, 0.3))
+
+    def _kill_worker(self, chance: random.Random) -> None:
+        answer = self._up.lifecycle.ListReplicas(lifecycle_pb2.ListReplicasRequest(), timeout=10)
+        with self._turn:
+            # A request must not meet our second kill: then it would be to blame.
+            able = [
+                replica
+                for replica in answer.replicas
+                if replica.state == lifecycle_pb2.REPLICA_STATE_LOADED
+                and replica.pid
+                and not self._hit.get(replica.model_version, set()) & self._flying.get(replica.model_version, set())
+            ]
+            if not able:
+                return
+            replica = chance.choice(able)
+            self._hit[replica.model_version] = set(self._flying.get(replica.model_version, ()))
+            self._killed.add(replica.pid)
+            if _send(replica.pid):
+                self.report.counts["kills"] += 1
+
+    def _kill_fork_server(self, chance: random.Random) -> None:
+        folder = os.fsencode(self._up.data_dir)
+        servers = [pid for pid in platform_pids(folder) if "fork_server" in command_of(pid)]
+        replicas = self._up.lifecycle.ListReplicas(lifecycle_pb2.ListReplicasRequest(), timeout=10).replicas
+        workers = {replica.pid for replica in replicas}
+        able = sorted(pid for pid in servers if pid not in workers and pid not in self._killed)
+        if able and _send(chance.choice(able)):
+            with self._turn:
+                self.report.counts["kills"] += 1
+                self.report.counts["kills of fork servers"] += 1
+
+    def _follow(self) -> None:
+        """Counts swaps, and workers that end and were killed by nobody."""
+        self._watcher_call = self._up.lifecycle.WatchReplicas(lifecycle_pb2.WatchReplicasRequest())
+        try:
+            for event in self._watcher_call:
+                replica = event.replica
+                if event.previous_state == lifecycle_pb2.REPLICA_STATE_UNSPECIFIED:
+                    continue
+                with self._turn:
+                    if replica.state == lifecycle_pb2.REPLICA_STATE_DRAINING and "makes room" in replica.reason:
+                        self.report.counts["swaps"] += 1
+                    if replica.state == lifecycle_pb2.REPLICA_STATE_LOADED and replica.reason == "loaded":
+                        self.report.counts["loads"] += 1
+                    ended = replica.state == lifecycle_pb2.REPLICA_STATE_FAILED
+                    if ended and replica.pid not in self._killed and not replica.reason.startswith("cancelled"):
+                        self.report.unexplained.append(f"{replica.model_version}: {replica.reason[:300]}")
+        except grpc.RpcError:
+            pass
+
+
+def _send(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def soak(data_dir: Path, goals: Goals, seed: int) -> Report:
+    """One platform of its own in `data_dir`, soaked until the goals are reached."""
+    settings = {
+        "REGISTRY_MODEL_ROOTS": json.dumps([str(small_models(1, MODEL_SEED)[0].parent.parent)]),
+        "LIFECYCLE_MINIMUM_RESIDENCY_SECONDS": "0.2",
+        "LIFECYCLE_NODE": "soak",
+    }
+    with Up(data_dir, settings=settings) as up:
+        return Soak(up, goals, seed).run()
+
+
+def evidence(report: Report) -> str:
+    """The page of a run."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ": unknown")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    rows = {
+        "commit": commit.strip() + (" (with changes)" if dirty else ""),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{os.cpu_count()} x {model.partition(':')[2].strip()}, {memory / 2**30:.0f} GiB, "
+        f"{machine.system()} {machine.release()}, Python {machine.python_version()}",
+        "seed": report.seed,
+        "duration": f"{report.seconds:.0f} s, of which {report.load_seconds:.0f} s under load",
+        "models": f"{len(ECHO_MIB)} echo, {min(ECHO_MIB)} to {max(ECHO_MIB)} MiB; {REAL_MODELS} sentence-transformers",
+        "room": f"{ROOM_MIB} MiB, beside what fork servers share",
+        **dict(sorted(report.counts.items())),
+        "lost requests": len(report.lost),
+        "workers that ended unexplained": len(report.unexplained),
+        "samples of the watcher": report.watched.get("samples"),
+        "violations seen by it": json.dumps(report.watched.get("violations")),
+        "most charged": f"{report.watched.get('most_charged_bytes', 0) / MIB:.0f} MiB",
+        "most private memory of workers": f"{report.watched.get('most_private_bytes', 0) / MIB:.0f} MiB",
+        "memory before and after": f"{report.before_bytes / MIB:.1f} and {report.after_bytes / MIB:.1f} MiB "
+        f"({report.growth:+.2%})",
+        "verdict": "; ".join(report.wrong()) or "passed",
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    about = "By `make soak`; bench/soak.py says what it does and what must never be."
+    return "\n".join(["# Soak", "", about, "", "| | |", "|---|---|", *lines, ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--swaps", type=int, default=1000)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--cancelled", type=int, default=1000)
+    parser.add_argument("--answered", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--evidence", type=Path, default=ROOT / "docs" / "evidence", help="folder for the page")
+    given = parser.parse_args()
+    goals = Goals(given.swaps, given.kills, given.cancelled, given.answered)
+    with tempfile.TemporaryDirectory(prefix="mm-soak-") as folder:
+        report = soak(Path(folder) / "data", goals, given.seed)
+    page = evidence(report)
+    given.evidence.mkdir(parents=True, exist_ok=True)
+    path = given.evidence / f"soak-{datetime.now(UTC):%Y%m%d-%H%M}.md"
+    path.write_text(page)
+    print(page)
+    print(path)
+    return 1 if report.wrong() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
