@@ -28,6 +28,13 @@ async def load(made: Rig, calls: int) -> list[asyncio.Task[None]]:
     return [asyncio.create_task(call(number)) for number in range(calls)]
 
 
+async def scaled_up(made: Rig) -> Loaded:
+    """One more replica, in use."""
+    one = await made.lessor.scale_up(VERSION)
+    await made.until(lambda queue: queue.replicas == 2)
+    return one
+
+
 async def entries(worker: Loaded) -> int:
     return (await worker.seen()).entries
 
@@ -61,7 +68,7 @@ async def test_lifecycle_hears_what_waits(slow: Rig) -> None:
 
 async def test_the_end_of_one_lease_does_not_disturb_the_other(slow: Rig) -> None:
     await slow.right("warm up")
-    second = await slow.lessor.scale_up(VERSION)
+    second = await scaled_up(slow)
     lease = await slow.lessor.lease(1)
     calls = await load(slow, 20)
     await slow.running()
@@ -76,8 +83,7 @@ async def test_the_end_of_one_lease_does_not_disturb_the_other(slow: Rig) -> Non
 
 async def test_the_first_lease_may_end_while_a_further_one_goes_on(slow: Rig) -> None:
     await slow.right("warm up")
-    await slow.lessor.scale_up(VERSION)
-    await slow.lessor.lease(1)
+    await scaled_up(slow)
     calls = await load(slow, 20)
     await slow.running()
     (await slow.lessor.lease(0)).revoke()
@@ -89,7 +95,7 @@ async def test_the_first_lease_may_end_while_a_further_one_goes_on(slow: Rig) ->
 
 async def test_what_a_dead_replica_had_goes_to_the_other_one(slow: Rig) -> None:
     await slow.right("warm up")
-    second = await slow.lessor.scale_up(VERSION)
+    second = await scaled_up(slow)
     lease = await slow.lessor.lease(1)
     calls = await load(slow, 20)
     await slow.running()
@@ -103,8 +109,7 @@ async def test_a_poisonous_text_is_condemned_alone_whichever_replica_it_kills(da
     options = {"crash_on_text": "poison", "delay_seconds": 0.02}
     async with rig(data_dir, {"acme/echo": options}, max_batch_entries=4) as made:
         await made.right("warm up")
-        await made.lessor.scale_up(VERSION)
-        await made.lessor.lease(1)
+        await scaled_up(made)
         good = await load(made, 20)
         with pytest.raises(errors.RequestCrashedWorker):
             await made.embed("poison", priority=common_pb2.PRIORITY_HIGH)
