@@ -192,3 +192,70 @@ def test_a_token_closes_the_door_of_a_running_platform(tmp_path: Path) -> None:
         (known,) = json.loads(modelmora(up, "token", "list", "--json").stdout)
         assert modelmora(up, "token", "revoke", known["id"]).exit_code == 0
         assert modelmora(up, "models", MODELMORA_TOKEN=token).exit_code == 5
+
+
+def test_placement_is_explained_and_use_is_replayed(up: Up, tmp_path: Path) -> None:
+    assert "demo/still@v1.0.0: fits" in modelmora(up, "explain", "demo/still").stdout
+    answer(up, "embed", "demo/echo", "a text")
+    assert answer(up, "explain", "demo/echo")["outcome"] == "loaded"
+    shown = modelmora(up, "ps").stdout
+    assert {"PROFILE", "START", "CHARGED", "PREDICTED", "IDLE"} <= set(shown.splitlines()[0].split())
+    answer(up, "unload", "demo/echo", "--force")  # its use ends, and is written down
+    file = tmp_path / "trace.jsonl"
+    for _ in range(100):
+        told = modelmora(up, "trace", "export", "--output", str(file))
+        assert told.exit_code == 0, told.stderr
+        if file.read_text():
+            break
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    assert "models/demo/echo/versions/v1.0.0" in {event["model_version"] for event in events}
+    results = answer(up, "simulate", "--trace", str(file), "--policy", "lru,ttl", "--budget", "1GiB")
+    assert [result["policy"] for result in results] == ["lru", "ttl"]
+    assert all(result["acquires"] == len(events) for result in results)
+    assert "MISSES" in modelmora(up, "simulate", "--trace", str(file)).stdout
+    assert modelmora(up, "decisions").exit_code == 0
+    assert answer(up, "decisions", "--model", "demo/echo", "--outcome", "plan") == []
+
+
+def test_residency_and_node_are_shown_and_set(up: Up) -> None:
+    assert "defaults" in modelmora(up, "residency", "show").stdout
+    told = answer(up, "residency", "set", "demo/still", "--keep-alive", "5m", "--min-replicas", "1")
+    assert (told["keep_alive"], told["min_replicas"], told["revision"]) == ("PT300S", 1, 1)
+    shown = modelmora(up, "residency", "show").stdout
+    assert "demo/still@v1.0.0" in shown
+    assert "5 min" in shown
+    wrong = modelmora(up, "residency", "set", "demo/still", "--max-replicas", "1", "--min-replicas", "2")
+    assert wrong.exit_code == 2
+    assert "residency.min_replicas" in wrong.stderr
+    answer(up, "residency", "set", "demo/still", "--min-replicas", "0", "--keep-alive", "default")
+    set_ = modelmora(up, "node", "set", "--budget", "host=60%", "--policy", "gdsf", "--idle-ttl", "10m")
+    assert set_.exit_code == 0, set_.stderr
+    assert "60% of what exists" in set_.stdout
+    found = answer(up, "node", "show")
+    assert (found["policy"], found["idle_ttl"], found["state"]) == ("gdsf", "PT600S", "active")
+    warned = modelmora(up, "node", "set", "--budget", "host=100000GiB")
+    assert "warning: " in warned.stderr
+    unknown = modelmora(up, "node", "set", "--budget", "cuda:99=8GiB")
+    assert unknown.exit_code == 2
+    assert "node.budgets[0].device" in unknown.stderr
+    back = answer(up, "node", "set", "--default-budgets", "--policy", "default", "--idle-ttl", "default")
+    assert back["node"]["policy"] == "lru"
+
+
+def test_a_drained_node_says_what_to_do_and_comes_back(up: Up) -> None:
+    answer(up, "load", "demo/echo")
+    drained = modelmora(up, "drain", "--wait", "--reason", "a new disk")
+    assert "nothing is in memory" in drained.stdout
+    refused = modelmora(up, "load", "demo/echo")
+    assert refused.exit_code == 6
+    assert "a new disk" in refused.stderr
+    assert "modelmora uncordon" in refused.stderr
+    assert "a new disk" in modelmora(up, "health").stdout
+    assert answer(up, "uncordon")["state"] == "active"
+    assert answer(up, "load", "demo/echo")["state"] == "loaded"
+
+
+def test_the_shell_completes_the_new_commands() -> None:
+    environ = {"_MODELMORA_COMPLETE": "bash_complete", "COMP_WORDS": "modelmora node ", "COMP_CWORD": "2"}
+    told = subprocess.run([PROGRAM], env={**os.environ, **environ}, capture_output=True, text=True, timeout=30)
+    assert {line.partition(",")[2] for line in told.stdout.splitlines()} == {"show", "set"}
