@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from integration.inference_rig import Rig, rig
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2 as pb
+from modelmora_inference.domain import Aging, Priority
+from modelmora_inference.jobs import Job
+from modelmora_inference.store import Chunk, JobStore, Limits
+from modelmora_runtime.db import Database
+from modelmora_runtime.ids import uuid7
 from modelmora_worker.engines.echo import vector
 
 S = common_pb2.JobState
@@ -98,3 +106,297 @@ async def test_a_job_is_accepted_computed_and_its_vectors_are_those_of_its_texts
         assert (ended.attempt, ended.model_version) == (1, "models/acme/echo/versions/1")
         assert_vectors(await there.results(job, page_size=100), texts)
         assert_vectors(await there.results(job, encoding=pb.VECTOR_ENCODING_BYTES), texts)
+
+
+async def test_each_input_has_an_error_of_its_own(data_dir: Path, database_url: str) -> None:
+    models = {"acme/echo": {"max_input_tokens": 3, "crash_on_text": "poison", "max_batch_entries": 4}}
+    async with jobs(data_dir, database_url, models=models) as there:
+        texts = ["a b", "a b c d", "some poison", "c", "d e f g h"]
+        job = await there.create(*texts, embed={"truncate": False})
+        ended = await there.end(job)
+        assert ended.state == S.JOB_STATE_SUCCEEDED
+        assert (ended.progress.succeeded, ended.progress.failed) == (2, 3)
+        results = await there.results(job)
+        assert [one.error.reason for one in results] == ["", "TextTooLong", "RequestCrashedWorker", "", "TextTooLong"]
+        assert results[1].error.message == "the text has 4 tokens, the model takes 3"
+        failed = await there.end(await there.create("a b c d", embed={"truncate": False}))
+        assert (failed.state, failed.error.reason) == (S.JOB_STATE_FAILED, "TextTooLong")
+        with pytest.raises(errors.ResultNotReady):
+            await there.results(failed)
+        assert len(await there.results(failed, partial=True)) == 1
+
+
+async def test_a_request_id_makes_one_job_and_another_content_is_refused(data_dir: Path, database_url: str) -> None:
+    async with jobs(data_dir, database_url) as there:
+        made = await asyncio.gather(*(there.create("a", "b", request_id="one") for _ in range(8)))
+        assert len({job.uid for job in made}) == 1
+        with pytest.raises(errors.RequestIdReused):
+            await there.create("a", "c", request_id="one")
+        assert (await there.create("a", "b", request_id="two")).uid != made[0].uid
+
+
+async def test_a_queued_and_a_running_job_are_cancelled_and_leave_the_worker(data_dir: Path, database_url: str) -> None:
+    models = {"acme/echo": {"delay_seconds": 0.2, "max_batch_entries": 8}}
+    async with jobs(data_dir, database_url, models=models, max_jobs=1) as there:
+        texts = [f"{n}" for n in range(500)]
+        running, waiting = await there.create(*texts), await there.create("a")
+        await there.until(running, S.JOB_STATE_RUNNING)
+        assert (await there.get(waiting)).state == S.JOB_STATE_PENDING
+        assert (await there.cancel(waiting)).state == S.JOB_STATE_CANCELLED
+        assert (await there.cancel(running)).state == S.JOB_STATE_CANCELLING
+        ended = await there.end(running, timeout=5)
+        assert (ended.state, ended.HasField("error")) == (S.JOB_STATE_CANCELLED, False)
+        await there.rig.until(lambda queue: not queue.in_flight and not sum(one.entries for one in queue.levels))
+        for job in (running, waiting):
+            with pytest.raises(errors.IllegalTransition):
+                await there.cancel(job)
+            with pytest.raises(errors.ResultNotReady):
+                await there.results(job)
+        # The slot is free again.
+        assert (await there.end(await there.create("b"))).state == S.JOB_STATE_SUCCEEDED
+
+
+async def test_progress_is_watched_from_a_cursor_and_partial_results_are_there(
+    data_dir: Path, database_url: str
+) -> None:
+    models = {"acme/echo": {"delay_seconds": 0.05, "max_batch_entries": 32}}
+    async with jobs(data_dir, database_url, models=models) as there:
+        texts = [f"{n}" for n in range(400)]
+        job = await there.create(*texts)
+        seen: list[pb.WatchInferenceJobResponse] = []
+        watch = there.stub.WatchInferenceJob(pb.WatchInferenceJobRequest(name=job.name), timeout=20)
+        async for told in watch:
+            seen.append(told)
+            if told.job.progress.succeeded:
+                break
+        watch.cancel()
+        partial = await there.results(job, partial=True)
+        assert {one.index for one in partial} < set(range(400))
+        assert partial
+        with pytest.raises(errors.ResultNotReady):
+            await there.results(job)
+        resume = pb.WatchInferenceJobRequest(name=job.name, cursor=seen[-1].cursor)
+        async for told in there.stub.WatchInferenceJob(resume, timeout=20):
+            assert (
+                told.job.progress.succeeded > seen[-1].job.progress.succeeded or told.job.state != S.JOB_STATE_RUNNING
+            )
+            seen.append(told)
+        counts = [told.job.progress.succeeded for told in seen]
+        assert counts == sorted(counts)
+        assert seen[-1].job.state == S.JOB_STATE_SUCCEEDED
+        assert S.JOB_STATE_RUNNING in {told.job.state for told in seen}
+        assert_vectors(await there.results(job), texts)
+
+
+async def test_a_job_that_is_too_late_fails_and_keeps_what_was_answered(data_dir: Path, database_url: str) -> None:
+    models = {"acme/echo": {"delay_seconds": 0.3, "max_batch_entries": 64}}
+    async with jobs(data_dir, database_url, models=models, max_jobs=1) as there:
+        long = pb.CreateInferenceJobRequest().timeout
+        long.FromMilliseconds(1500)
+        job = await there.create(*[f"{n}" for n in range(2000)], timeout=long)
+        behind = await there.create("a", timeout=long)
+        ended, late = await asyncio.gather(there.end(job), there.end(behind))
+        for one in (ended, late):
+            assert (one.state, one.error.reason) == (S.JOB_STATE_FAILED, "DeadlineExceeded")
+            assert 0 <= (one.end_time.ToDatetime() - one.deadline.ToDatetime()).total_seconds() < 2
+        results = await there.results(job, partial=True)
+        assert len(results) == ended.progress.succeeded > 0
+        with pytest.raises(errors.ResultNotReady):
+            await there.results(behind, partial=True)
+
+
+async def test_jobs_of_others_are_not_there(data_dir: Path, database_url: str) -> None:
+    """Tenants come from tokens; here the servicer is asked as different callers."""
+    async with jobs(data_dir, database_url) as there:
+        mine = await there.create("a")
+        found = await there.stub.ListInferenceJobs(pb.ListInferenceJobsRequest(tenant="nobody"), timeout=5)
+        assert not found.jobs
+        for page_token in ("x", "e30"):
+            with pytest.raises(errors.InvalidArgument):
+                await there.stub.ListInferenceJobs(pb.ListInferenceJobsRequest(page_token=page_token), timeout=5)
+        names = []
+        for _ in range(4):
+            names.append((await there.create("b")).name)
+        request = pb.ListInferenceJobsRequest(page_size=2)
+        listed: list[str] = []
+        while True:
+            page = await there.stub.ListInferenceJobs(request, timeout=5)
+            listed += [job.name for job in page.jobs]
+            if not page.next_page_token:
+                break
+            request.page_token = page.next_page_token
+        assert listed == [*reversed(names), mine.name]
+        request.states.append(S.JOB_STATE_CANCELLED)
+        with pytest.raises(errors.InvalidArgument):
+            await there.stub.ListInferenceJobs(request, timeout=5)
+
+
+async def test_results_are_kept_for_their_time_and_the_job_a_while_longer(data_dir: Path, database_url: str) -> None:
+    async with jobs(data_dir, database_url) as there:
+        ttl = pb.CreateInferenceJobRequest().result_ttl
+        ttl.FromMilliseconds(1)
+        job = await there.end(await there.create("a", result_ttl=ttl))
+        with pytest.raises(errors.ResultExpired):
+            await there.results(job)
+        assert (await there.get(job)).state == S.JOB_STATE_SUCCEEDED
+        store = JobStore(Database(database_url, "inference"), Limits(job_keep=timedelta()), Aging())
+        await store.migrate()
+        assert await store.sweep() == 2
+        assert await store.sweep() == 0
+        with pytest.raises(errors.JobNotFound):
+            await there.get(job)
+        with pytest.raises(errors.JobNotFound):
+            await there.cancel(job)
+
+
+async def test_jobs_are_bounded_by_tenant_and_in_bytes(data_dir: Path, database_url: str) -> None:
+    models = {"acme/echo": {"delay_seconds": 5}}
+    bounds = {"jobs_per_tenant": 2, "job_bytes": 2**20}
+    async with jobs(data_dir, database_url, models=models, **bounds) as there:
+        with pytest.raises(errors.QueueFull) as full:
+            await there.create("a" * 100_000, *["b" * 99_999] * 11)
+        assert full.value.retry_after_seconds
+        made = await asyncio.gather(*(there.create("a") for _ in range(5)), return_exceptions=True)
+        assert sum(isinstance(one, errors.QuotaExceeded) for one in made) == 3
+        await there.cancel(next(one for one in made if isinstance(one, pb.InferenceJob)))
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"model": ""}, "model"),
+    ({"embed": None}, "embed"),
+    ({"embed": {"texts": []}}, "embed.texts"),
+    ({"embed": {"texts": ["a", " "]}}, "embed.texts[1]"),
+    ({"embed": {"texts": ["a"] * 2049}}, "embed.texts"),
+    ({"embed": {"texts": ["a"], "dimensions": 0}}, "embed.dimensions"),
+    ({"embed": {"texts": ["a"], "precision": "int1"}}, "embed.precision"),
+    ({"priority": 7}, "priority"),
+    ({"timeout": {"seconds": 0}}, "timeout"),
+    ({"timeout": {"seconds": 7 * 86400, "nanos": 1}}, "timeout"),
+    ({"timeout": {"seconds": -5}}, "timeout"),
+    ({"result_ttl": {"seconds": 31 * 86400}}, "result_ttl"),
+    ({"request_id": "x" * 201}, "request_id"),
+    ({"request_id": "a\0b"}, "request_id"),
+]
+
+
+async def test_a_bad_job_is_refused_at_its_field(data_dir: Path, database_url: str) -> None:
+    async with jobs(data_dir, database_url) as there:
+        for change, field in BAD:
+            fields = {"model": "acme/echo", "embed": {"texts": ["a"]}} | change
+            request = pb.CreateInferenceJobRequest(
+                **{name: value for name, value in fields.items() if value is not None}
+            )
+            with pytest.raises(errors.InvalidArgument) as wrong:
+                await there.stub.CreateInferenceJob(request, timeout=5)
+            assert [violation.field for violation in wrong.value.fields] == [field]
+
+
+async def test_other_bad_requests_have_named_errors(data_dir: Path, database_url: str) -> None:
+    async with jobs(data_dir, database_url, models={"acme/echo": {}, "acme/other": {}}) as there:
+        there.rig.resolver.task_types["models/acme/other/versions/1"] = common_pb2.TASK_TYPE_TXT2TXT
+        with pytest.raises(errors.ModelNotFound):
+            await there.create("a", model="acme/none")
+        with pytest.raises(errors.TaskNotSupported):
+            await there.create("a", model="acme/other")
+        absent = "jobs/01890a5d-ac96-774b-bcce-b302099a8057"
+        for rpc, kind in (
+            (there.stub.GetInferenceJob, pb.GetInferenceJobRequest),
+            (there.stub.CancelInferenceJob, pb.CancelInferenceJobRequest),
+            (there.stub.GetInferenceResult, pb.GetInferenceResultRequest),
+        ):
+            with pytest.raises(errors.JobNotFound):
+                await rpc(kind(name=absent), timeout=5)
+            for name in ("", "jobs/", "jobs/x", "models/a", "jobs/\0", absent + "\0"):
+                with pytest.raises(errors.InvalidArgument):
+                    await rpc(kind(name=name), timeout=5)
+        job = await there.end(await there.create("a"))
+        for field, value in (("page_size", -1), ("page_size", 3000), ("page_token", "zzz"), ("encoding", 9)):
+            with pytest.raises(errors.InvalidArgument):
+                await there.results(job, **{field: value})
+        for cursor in ("x", "7", f"{job.uid}.-1", f"{job.uid}.x"):
+            with pytest.raises(errors.InvalidArgument):
+                async for _ in there.stub.WatchInferenceJob(
+                    pb.WatchInferenceJobRequest(name=job.name, cursor=cursor), timeout=5
+                ):
+                    pass
+        for fields in ({"model": "a\0"}, {"tenant": "x" * 500}, {"states": [99]}, {"page_size": 1001}):
+            with pytest.raises(errors.InvalidArgument):
+                await there.stub.ListInferenceJobs(pb.ListInferenceJobsRequest(**fields), timeout=5)
+
+
+async def test_without_a_database_calls_are_answered_and_jobs_are_refused(data_dir: Path) -> None:
+    async with jobs(data_dir, None) as there:
+        await there.rig.right("a b")
+        with pytest.raises(errors.DatabaseUnavailable):
+            await there.create("a")
+
+
+async def test_a_stop_gives_jobs_back_at_once_and_another_process_goes_on(data_dir: Path, database_url: str) -> None:
+    models = {"acme/echo": {"delay_seconds": 0.1, "max_batch_entries": 16}}
+    texts = [f"{n}" for n in range(600)]
+    async with jobs(data_dir, database_url, models=models) as there:
+        job = await there.create(*texts)
+        async for told in there.stub.WatchInferenceJob(pb.WatchInferenceJobRequest(name=job.name), timeout=20):
+            if told.job.progress.succeeded:
+                break
+    store = JobStore(Database(database_url, "inference"), Limits(), Aging())
+    await store.migrate()
+    left, _ = await store.get(job.uid, None)
+    assert (left.state, left.claim, left.failures) == ("pending", None, 0)
+    assert 0 < left.succeeded < 600
+    async with jobs(data_dir.with_name("other"), database_url) as there:
+        ended = await there.end(job)
+        assert (ended.state, ended.attempt) == (S.JOB_STATE_SUCCEEDED, 2)
+        assert_vectors(await there.results(job), texts)
+
+
+async def test_a_claim_that_its_holder_lets_expire_is_taken_over_and_its_late_results_are_refused(
+    data_dir: Path, database_url: str
+) -> None:
+    store = JobStore(Database(database_url, "inference"), Limits(), Aging())
+    await store.migrate()
+    async with jobs(data_dir, database_url, max_jobs=1, models={"acme/echo": {"delay_seconds": 0.5}}) as there:
+        await there.until(await there.create("first"), S.JOB_STATE_RUNNING)
+        job = await there.create("a", "b")
+        # Somebody else, who will be slower than his claim.
+        claimed = await store.claim(str(uuid.uuid4()), timedelta(seconds=1), with_work=True)
+        assert claimed is not None
+        mine, _ = claimed
+        assert (mine.uid, mine.attempt) == (job.uid, 1)
+        assert mine.claim is not None
+        ended = await there.end(job)
+        assert (ended.state, ended.attempt) == (S.JOB_STATE_SUCCEEDED, 2)
+        with pytest.raises(errors.ClaimLost):
+            await store.start(job.uid, mine.claim.token)
+        late = Chunk(0, 2, b"late")
+        told = await store.publish(job.uid, mine.claim.token, late, succeeded=2, failures=[], input_tokens=0)
+        assert told.state == "succeeded"  # there was nothing left to answer
+        assert_vectors(await there.results(job), ["a", "b"])
+
+
+async def test_tenants_with_fewer_jobs_at_work_go_first_then_age_and_priority(database_url: str) -> None:
+    store = JobStore(Database(database_url, "inference"), Limits(), Aging(medium_seconds=30, low_seconds=90))
+    await store.migrate()
+
+    async def add(name: str, tenant: str, priority: Priority, age_seconds: float) -> None:
+        def make(now: datetime) -> Job:
+            then = now - timedelta(seconds=age_seconds)
+            later = now + timedelta(hours=1)
+            return Job(
+                uid=str(uuid7()), tenant=tenant, subject="", model=name, model_version="", digest="", task_type=1,
+                options=b"", priority=priority, inputs=1, stored_bytes=1, create_time=then, update_time=then,
+                deadline=later, result_ttl=timedelta(hours=1), not_before=then,
+            )  # fmt: skip
+
+        await store.create(make, "", [(1, b"x")])
+
+    await add("a old low", "a", Priority.LOW, 50)
+    await add("a low", "a", Priority.LOW, 10)
+    await add("a medium", "a", Priority.MEDIUM, 5)
+    await add("a high", "a", Priority.HIGH, 0)
+    await add("b low", "b", Priority.LOW, 0)
+    order = []
+    while (claimed := await store.claim(str(uuid.uuid4()), timedelta(minutes=1), with_work=True)) is not None:
+        order.append(claimed[0].model)
+    assert order == ["a high", "b low", "a medium", "a old low", "a low"]
+    assert await store.claim(str(uuid.uuid4()), timedelta(minutes=1), with_work=True) is None
