@@ -33,8 +33,8 @@ from modelmora_lifecycle.launcher import Launcher, LaunchSpec, WorkerExit, Worke
 
 log = logging.getLogger(__name__)
 
-BATCHES = Counter("modelmora_worker_batches", "Batches that workers computed, by their own count.")
-ENTRIES = Counter("modelmora_worker_entries", "Entries that workers computed, by their own count.")
+BATCHES = Counter("modelmora_worker_batches", "Batches of users that workers computed, by their own count.")
+ENTRIES = Counter("modelmora_worker_entries", "Entries of users that workers computed, by their own count.")
 
 _TAIL_LINES = 20
 _TAIL_CHARS = 4000
@@ -144,6 +144,10 @@ class Worker:
         self._grace_seconds = 0.0
         self._last_sign = 0.0
         self._counted = (0, 0)
+        """Batches and entries by the worker's own count."""
+        self._own = (0, 0)
+        """Those of them that we have asked for ourselves."""
+        self._told = (0, 0)
         self._dimensions = 0
         self._profile: common_pb2.EngineProfile | None = None
         self._problem = ""
@@ -208,7 +212,12 @@ class Worker:
     async def ask(self, request: worker_pb2.InferRequest, *, timeout_seconds: float) -> list[worker_pb2.InferReply]:
         """One batch of our own, through the control channel. Raises what the engine raises, TimeoutError."""
         async with asyncio.timeout(timeout_seconds):
-            return [reply async for reply in self._open_control().infer(request)]
+            return await self._infer(request)
+
+    async def _infer(self, request: worker_pb2.InferRequest) -> list[worker_pb2.InferReply]:
+        # Counted when it is sent: what users have asked for is told a moment late rather than too high.
+        self._own = (self._own[0] + 1, self._own[1] + len(request.texts))
+        return [reply async for reply in self._open_control().infer(request)]
 
     async def allow(self, key: bytes) -> None:
         """Lets a holder in. Raises WorkerUnavailable, TimeoutError."""
@@ -359,10 +368,11 @@ class Worker:
             await asyncio.sleep(interval)
 
     def _count(self, reply: worker_pb2.WatchReply) -> None:
-        batches, entries = self._counted
         self._counted = (reply.batches, reply.entries)
-        BATCHES.inc(max(0, reply.batches - batches))
-        ENTRIES.inc(max(0, reply.entries - entries))
+        told = self._told
+        self._told = (max(told[0], reply.batches - self._own[0]), max(told[1], reply.entries - self._own[1]))
+        BATCHES.inc(self._told[0] - told[0])
+        ENTRIES.inc(self._told[1] - told[1])
 
     async def _take_pulse(self) -> None:
         self._last_sign = time.monotonic()
@@ -416,7 +426,7 @@ class Worker:
             texts=[worker_pb2.TextEntry(text=_PROBE_TEXT, truncate=True)],
         )
         try:
-            replies = [reply async for reply in self._open_control().infer(request)]
+            replies = await self._infer(request)
         except WorkerUnavailable:
             return ""  # that it cannot be reached is told by others
         except ModelMoraError as error:

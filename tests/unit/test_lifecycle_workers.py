@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from modelmora.worker.v1 import worker_pb2
 from modelmora_lifecycle.domain import MIB, VersionFacts
-from modelmora_lifecycle.workers import WorkerRules, nonsense_limits
+from modelmora_lifecycle.workers import ENTRIES, Worker, WorkerRules, nonsense_limits
 
 RULES = WorkerRules(growth_factor=1.5, engine_slack_bytes=300 * MIB, bare_slack_bytes=30 * MIB)
 
@@ -44,3 +44,15 @@ def test_negative_limits_of_an_engine_are_nonsense() -> None:
     assert nonsense_limits(worker_pb2.LoadReply(max_batch_tokens=1, embedding_dimensions=8)) == ""
     assert nonsense_limits(worker_pb2.LoadReply(max_batch_tokens=-1)) == "max_batch_tokens -1"
     assert nonsense_limits(worker_pb2.LoadReply(embedding_dimensions=-8)) == "embedding_dimensions -8"
+
+
+def test_what_lifecycle_asks_itself_is_not_counted_as_use() -> None:
+    worker = Worker("r", VersionFacts("models/a/b/versions/1", "echo"), {}, None, None, RULES, None)  # type: ignore[arg-type]
+    before = ENTRIES._value.get()
+    worker._count(worker_pb2.WatchReply(batches=2, entries=5))
+    worker._own = (1, 1)  # a probe is on its way
+    worker._count(worker_pb2.WatchReply(batches=2, entries=5))
+    worker._count(worker_pb2.WatchReply(batches=3, entries=6))
+    assert ENTRIES._value.get() - before == 5
+    worker._count(worker_pb2.WatchReply(batches=4, entries=9))
+    assert ENTRIES._value.get() - before == 8
