@@ -1,6 +1,6 @@
 # Every target is one script; `make help` lists them. `run`, `test` and `check` set up first, which costs nothing when
 # nothing changed.
-.PHONY: help run setup test test-long check bench soak protos constraints clean
+.PHONY: help run setup test mutants test-long check bench soak protos constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -13,6 +13,9 @@ setup:           ## make .venv from constraints.txt; a no-op when nothing change
 
 test: setup      ## the suite that CI runs
 	@scripts/test
+
+mutants: setup   ## the mutants whose tests start processes (CI runs them too)
+	@scripts/test --mutants
 
 test-long: setup ## the long forms: soak, drills (up to an hour)
 	@scripts/test --long

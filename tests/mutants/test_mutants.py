@@ -46,6 +46,12 @@ def mutants() -> list[Mutant]:
 
 
 ALL = mutants()
+PARAMETERS = [
+    pytest.param(
+        mutant, id=mutant.name, marks=() if mutant.test.startswith("tests/unit/") else pytest.mark.slow_mutant
+    )
+    for mutant in ALL
+]
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,8 @@ def test_mutants_have_names_of_their_own() -> None:
 
 @pytest.mark.timeout(600)
 def test_the_named_tests_pass_without_a_mutant(trees: SimpleQueue[Tree]) -> None:
-    named = sorted({mutant.test for mutant in ALL})
+    # Those of the slow mutants are run by the suite itself, and cost too much to be run here too.
+    named = sorted({mutant.test for mutant in ALL if mutant.test.startswith("tests/unit/")})
     files = sorted({test.partition("::")[0] for test in named})
     shares = [set(files[number::WORKERS]) for number in range(WORKERS)]
 
@@ -149,7 +156,7 @@ def test_the_named_tests_pass_without_a_mutant(trees: SimpleQueue[Tree]) -> None
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", PARAMETERS)
 def test_the_named_test_fails_with(mutant: Mutant, outcomes: dict[str, Future[Outcome]]) -> None:
     outcome = outcomes[mutant.name].result()
     assert outcome.imported, f"{mutant.file} was never imported from the copy:\n{outcome.output}"
