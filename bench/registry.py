@@ -184,6 +184,13 @@ def _calls(registry: registry_pb2_grpc.RegistryServiceStub, versions: int) -> Ma
         "search for a series": lambda: registry.ListModels(
             pb.ListModelsRequest(query=f"series s{one() % 2500}"), timeout=30
         ),
+        "search for one word of five, best first": lambda: registry.ListModels(
+            pb.ListModelsRequest(query="speech"), timeout=30
+        ),
+        "search for one word of five, in a team, best first": lambda: registry.ListModels(
+            pb.ListModelsRequest(query="speech", filter="labels.team = team-3"), timeout=30
+        ),
+        "search for a word that all have": lambda: registry.ListModels(pb.ListModelsRequest(query="model"), timeout=30),
         "search for one word of five, in a team": lambda: registry.ListModels(
             pb.ListModelsRequest(query="speech", filter="labels.team = team-3", order_by="name"), timeout=30
         ),

@@ -12,8 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from modelmora_registry.domain import MANAGED_ALIAS, PRODUCTION_ALIAS, tasks_of
 from modelmora_registry.filters import Comparison, Expression, Group
-from modelmora_registry.listing import TOTAL_SIZE_CAP, Page
+from modelmora_registry.listing import RANK, TOTAL_SIZE_CAP, Page
 from modelmora_registry.tables_store import UID, alias, model, model_version
+
+RANKED = 500
+"""So many of what a search finds are compared, the newest."""
+
+Narrowed = tuple[sa.Select[Any], sa.ColumnElement[Any], sa.ColumnElement[Any]]
+"""Rows, their uid and their sort key."""
 
 Condition = Callable[[Comparison], sa.ColumnElement[bool]]
 """What a comparison asks of a row, as SQL. Values go in as parameters, never as text."""
@@ -131,6 +137,20 @@ def words_of(query: str) -> sa.ColumnElement[Any]:
     return words
 
 
+def best_of(query: sa.Select[Any], words: sa.ColumnElement[Any], found_in: sa.ColumnElement[Any]) -> Narrowed:
+    """The newest models that match, each with its rank, however many there are: to rank all that have a common word
+    takes longer with every model."""
+    newest = query.add_columns(found_in.label("search"))
+    found = newest.order_by(model.c.create_time.desc(), model.c.uid.desc()).limit(RANKED).subquery("newest")
+    rank = rank_of(found.c.search, words)
+    columns = [column for column in found.c if column.name != "search"]
+    return sa.select(*columns, rank.label(RANK)), found.c.uid, rank
+
+
+def rank_of(found_in: sa.ColumnElement[Any], words: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    return sa.cast(sa.func.ts_rank_cd(found_in, words), sa.Double)
+
+
 def keys_of(table: sa.Table) -> dict[str, sa.ColumnElement[Any]]:
     """What rows may be ordered by: their columns, by name."""
     return dict(table.c)
@@ -139,22 +159,30 @@ def keys_of(table: sa.Table) -> dict[str, sa.ColumnElement[Any]]:
 async def page_of(
     connection: AsyncConnection,
     query: sa.Select[Any],
-    tie: sa.Column[Any],
+    tie: sa.ColumnElement[Any],
     keys: Mapping[str, sa.ColumnElement[Any]],
     fields: Mapping[str, Condition],
     page: Page,
     *,
     with_total: bool = False,
+    narrow: Callable[[sa.Select[Any]], Narrowed] | None = None,
 ) -> tuple[Sequence[Any], str, int | None]:
     """Rows of one page, the token of the next and, if wanted, the capped count. `query` selects the sort key too, under
-    its name; `tie` is the uid that tells rows of one sort key apart."""
+    its name; `tie` is the uid that tells rows of one sort key apart. `narrow` says among which of all that is found the
+    page is, with their sort key."""
+    if page.query or page.filter is not None:
+        # The plan is for these words: one for any words takes them all for rare.
+        await connection.execute(sa.text("SET LOCAL plan_cache_mode = force_custom_plan"))
     if page.filter is not None:
         query = query.where(condition_of(page.filter, fields))
     total = None
     if with_total:
         capped = query.with_only_columns(sa.literal(1), maintain_column_froms=True).limit(TOTAL_SIZE_CAP).subquery()
         total = await connection.scalar(sa.select(sa.func.count()).select_from(capped))
-    key = keys[page.order.field]
+    if narrow is None:
+        key = keys[page.order.field]
+    else:
+        query, tie, key = narrow(query)
     if page.after is not None:
         last = sa.tuple_(sa.literal(_read_key(key, page.after[0]), key.type), sa.literal(page.after[1], UID))
         query = query.where(sa.tuple_(key, tie) < last if page.order.descending else sa.tuple_(key, tie) > last)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,7 +57,7 @@ from modelmora_registry.domain import (
     bare_name,
     current_version_of,
 )
-from modelmora_registry.list_store import MODEL_FIELDS, VERSION_FIELDS, keys_of, page_of, words_of
+from modelmora_registry.list_store import MODEL_FIELDS, VERSION_FIELDS, best_of, keys_of, page_of, rank_of, words_of
 from modelmora_registry.listing import RANK, Page
 from modelmora_registry.metadata import Facts
 from modelmora_registry.selection import Candidate
@@ -155,13 +155,16 @@ class Store:
 
     async def list_models(self, page: Page, *, with_total: bool) -> Found:
         async with self._read() as connection:
-            query, keys = sa.select(model), keys_of(model)
+            query, keys, narrow = sa.select(model), keys_of(model), None
             if page.query:
                 words, found_in = words_of(page.query), sa.literal_column("model.search", TSVECTOR)
-                keys[RANK] = sa.cast(sa.func.ts_rank_cd(found_in, words), sa.Double)
-                query = query.add_columns(keys[RANK].label(RANK)).where(found_in.op("@@")(words))
+                query = query.where(found_in.op("@@")(words))
+                if page.order.field == RANK:
+                    narrow = partial(best_of, words=words, found_in=found_in)
+                else:
+                    query = query.add_columns(rank_of(found_in, words).label(RANK))
             rows, token, total = await page_of(
-                connection, query, model.c.uid, keys, MODEL_FIELDS, page, with_total=with_total
+                connection, query, model.c.uid, keys, MODEL_FIELDS, page, with_total=with_total, narrow=narrow
             )
             aliases = await self._aliases(connection, [row.uid for row in rows])
             return Found([_model(row, aliases.get(row.uid, {})) for row in rows], token, total)

@@ -22,6 +22,7 @@ from modelmora.errors import (
     VersionNotReady,
 )
 from modelmora.registry.v1 import registry_pb2 as pb
+from modelmora_registry import list_store
 from modelmora_runtime.db import Database
 
 TXT2EMBED, TXT2TXT = common_pb2.TASK_TYPE_TXT2EMBED, common_pb2.TASK_TYPE_TXT2TXT
@@ -201,6 +202,21 @@ async def test_a_search_finds_words_and_the_best_comes_first(rig: Rig) -> None:
     assert len(set(seen)) == 3
     assert ranks == sorted(ranks, reverse=True)
     assert ranks[-1] > 0
+
+
+async def test_of_many_that_match_the_newest_are_ranked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(list_store, "RANKED", 3)
+    for number in range(6):
+        await create(rig, f"acme/m{number}", description="word " * (6 - number), labels={"odd": str(number % 2)})
+    assert await models(rig, query="word") == ["acme/m3", "acme/m4", "acme/m5"]
+    assert await models(rig, query="word", filter="labels.odd = 0") == ["acme/m0", "acme/m2", "acme/m4"]
+    request = pb.ListModelsRequest(query="word", page_size=2, include_total_size=True)
+    first = await rig.call(rig.registry.ListModels, request)
+    request.page_token = first.next_page_token
+    second = await rig.call(rig.registry.ListModels, request)
+    assert [found.name[-2:] for found in (*first.models, *second.models)] == ["m3", "m4", "m5"]
+    assert (first.total_size, second.next_page_token) == (6, "")
+    assert len(await models(rig, query="word", order_by="name")) == 6
 
 
 @pytest.mark.parametrize("order", ["name", "create_time desc", "rank"])
