@@ -23,7 +23,7 @@ from modelmora.jobs import AsyncEmbedJob, JobResult
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.observability.v1 import observability_pb2, observability_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
-from modelmora.requests import Embeddings, EmbedOptions
+from modelmora.requests import Embeddings, EmbedOptions, TaskOptions
 from modelmora.status import error_from_rpc
 
 if TYPE_CHECKING:
@@ -101,6 +101,44 @@ class AsyncClient(Connection):
                 requests.follow(request, answers[0])
             answers.append(await self._until(deadline, self.inference.Embed, request))
         return requests.embeddings_of(answers, single=single)
+
+    async def rerank(
+        self,
+        model: str,
+        query: str,
+        texts: Sequence[str],
+        *,
+        return_texts: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> inference_pb2.RerankResponse:
+        """How well each of up to 2048 texts answers the query: `ranked` with `index` and `score`, best first, and its
+        cost. The options are those of `modelmora.requests.TaskOptions`: `truncate`, `raw_scores`, `top_n`, `priority`,
+        `precision`, `cold`, `fallback`, `request_id`. TaskNotSupported unless the model is a reranker."""
+        request = requests.task_request(
+            inference_pb2.RerankRequest, model=model, query=query, texts=texts, return_texts=return_texts, **options
+        )
+        return await self._call(self.inference.Rerank, request, timeout)
+
+    async def classify(
+        self,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        pairs: str | Sequence[str] = (),
+        timeout: float | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> inference_pb2.ClassifyResponse:
+        """Labels with scores, best first, for each of up to 2048 texts: `classifications[i].labels`. `pairs`: the
+        second texts, for models that judge two together. The options are those of `modelmora.requests.TaskOptions`."""
+        request = requests.task_request(
+            inference_pb2.ClassifyRequest,
+            model=model,
+            texts=requests.texts_of(texts),
+            pairs=requests.texts_of(pairs),
+            **options,
+        )
+        return await self._call(self.inference.Classify, request, timeout)
 
     async def queue(self, model: str = "", *, timeout: float | None = None) -> list[inference_pb2.Queue]:
         """What waits for each version, or for one."""

@@ -168,6 +168,39 @@ def embed_requests(
         )
 
 
+class TaskOptions(TypedDict, total=False):
+    """How to rerank or classify; what is absent or None is left to the server."""
+
+    truncate: bool | None
+    """Cut what is over the model's limit, else TextTooLong. Default true."""
+    raw_scores: bool | None
+    """Scores as the model gives them, not made into 0 to 1."""
+    top_n: int | None
+    """Only the best n. Default: all."""
+    priority: str | int | None
+    """low, medium or high."""
+    precision: str | None
+    """`exact` demands the engine's exact profile."""
+    cold: str | int | None
+    """When the model is not in memory: `wait` (default) until it is, or `fail_fast` with ModelLoading."""
+    fallback: str | None
+    """A model of the same task that answers while the one asked for is not in memory."""
+    request_id: str | None
+    """Names the call for `explain_request` while it lasts."""
+
+
+def task_request(cls: type[MessageT], **fields: Any) -> MessageT:
+    """A request of a task other than embedding, from its own fields and TaskOptions."""
+    cold, fallback = fields.pop("cold", None), fields.pop("fallback", None)
+    priority = priority_value(fields.pop("priority", None))
+    return build(cls, priority=priority, cold_policy=cold_policy_value(cold), fallback_model=fallback, **fields)
+
+
+def texts_of(texts: str | Sequence[str]) -> Sequence[str]:
+    """One text or several, as several."""
+    return [texts] if isinstance(texts, str) else texts
+
+
 def follow(request: inference_pb2.EmbedRequest, first: inference_pb2.EmbedResponse) -> None:
     """All groups of one call go to the version that answered the first: an alias may move between, a model may load."""
     request.model = first.model_version

@@ -29,7 +29,7 @@ import logging
 import time
 import uuid
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,13 +93,17 @@ class Call:
     exact: bool
     done: asyncio.Future[None]
     """Ends when every row is there, or with the first error."""
+    task_type: common_pb2.TaskType = common_pb2.TASK_TYPE_TXT2EMBED
+    """What its entries ask for; other tasks than embedding bring them as messages of the worker's wire."""
+    input_field: str = "texts"
+    """Of the request: where its entries come from, for errors of a single one."""
     if_loaded: bool = False
     """Not worth a wait for a load: ModelLoading then."""
     ready_in_seconds: float | None = None
     """It met a model that was not in memory: the estimate then, where there was one."""
     entries: list[Entry] = field(default_factory=list)
     rows: list[bytes] = field(default_factory=list)
-    """Little-endian float32, one for each text."""
+    """One for each entry: little-endian float32, what they mean is the task's."""
     input_tokens: array[int] = field(default_factory=lambda: array("i"))
     truncated: bytearray = field(default_factory=bytearray)
     missing: int = 0
@@ -109,6 +113,8 @@ class Call:
     compute_seconds: float = 0.0
     profile: common_pb2.EngineProfile | None = None
     """Of the replica that answered last."""
+    description: worker_pb2.EngineDescription | None = None
+    """What the engine says of the model; not asked for when texts are embedded."""
     seen: object = None
     """The worker's reply whose times were counted last."""
     timer: asyncio.TimerHandle | None = None
@@ -168,6 +174,8 @@ class Dispatcher:
         self.max_input_tokens = 0
         self.embedding_dimensions = 0
         """Both as the engine told after its load; 0 while unknown."""
+        self.description: worker_pb2.EngineDescription | None = None
+        """What the engine says of the model; None until a task has needed it."""
         self._holder = uuid.uuid4().hex
         self._acquire = acquire
         self._rules = rules
@@ -192,19 +200,24 @@ class Dispatcher:
 
     # What the service calls.
 
-    def submit(self, call: Call, texts: Sequence[str]) -> None:
-        """Queues one entry for each text. Raises QueueFull, ModelLoading, ShuttingDown; the call is untouched then."""
+    def submit(self, call: Call, inputs: Sequence[str | worker_pb2.TextEntry]) -> None:
+        """Queues one entry for each text to embed, or for each message of another task, which must not change any more.
+        Raises QueueFull, ModelLoading, ShuttingDown; the call is untouched then."""
         if self._closing:
             raise errors.ShuttingDown(retry_after_seconds=1.0)
         if not self._leases:
             call.ready_in_seconds = self.ready_in(call.arrival)
             if call.if_loaded and self._loading:
                 raise errors.ModelLoading(retry_after_seconds=call.ready_in_seconds or 1.0, model_version=self.version)
-        lane = call.exact
+        embeds = call.task_type == common_pb2.TASK_TYPE_TXT2EMBED
+        lane: Hashable = call.exact if embeds else (call.task_type, call.exact)
         longest = self.max_input_tokens if call.truncate else 0
         entries = []
-        for index, text in enumerate(texts):
-            size_bytes = len(text) if text.isascii() else len(text.encode())
+        for index, text in enumerate(inputs):
+            if isinstance(text, str):
+                size_bytes = len(text) if text.isascii() else len(text.encode())
+            else:
+                size_bytes = text.ByteSize()
             tokens = 2 + int(size_bytes / self._bytes_per_token)
             if longest and tokens > longest:
                 tokens = longest
@@ -579,7 +592,8 @@ class Dispatcher:
         if lease.crashed and in_flight:
             log.warning("the worker of %s died with %d entries on it", self.version, in_flight)
         for entry in self.queue.worker_gone(lease.worker, crashed=lease.crashed):
-            field = errors.FieldViolation(f"texts[{entry.index}]", "the worker died twice while it ran alone")
+            path = f"{entry.call.input_field}[{entry.index}]"  # type: ignore[attr-defined]
+            field = errors.FieldViolation(path, "the worker died twice while it ran alone")
             self._fail(entry, errors.RequestCrashedWorker(fields=[field]))
 
     # Batches.
@@ -610,19 +624,26 @@ class Dispatcher:
 
     def _send(self, lease: _Lease, batch: Batch, now: float) -> None:
         first: Call = batch.entries[0].call  # type: ignore[assignment]
-        request = worker_pb2.InferRequest(task_type=common_pb2.TASK_TYPE_TXT2EMBED, exact=first.exact, rank=batch.rank)
+        request = worker_pb2.InferRequest(task_type=first.task_type, exact=first.exact, rank=batch.rank)
+        embeds = first.task_type == common_pb2.TASK_TYPE_TXT2EMBED
+        if not embeds:
+            request.describe = self.description is None
         texts = request.texts
         for entry in batch.entries:
             call: Call = entry.call  # type: ignore[assignment]
             call.started = now
             left = entry.deadline - now
             seconds = int(left)
-            text = texts.add(
-                text=entry.payload,
-                truncate=call.truncate,
-                normalize=call.normalize,
-                dimensions=call.dimensions,
-            )
+            if embeds:
+                text = texts.add(
+                    text=entry.payload,
+                    truncate=call.truncate,
+                    normalize=call.normalize,
+                    dimensions=call.dimensions,
+                )
+            else:
+                text = texts.add()
+                text.CopyFrom(entry.payload)  # type: ignore[arg-type]
             text.timeout.seconds = seconds
             text.timeout.nanos = int((left - seconds) * 1e9)
         infer = lease.channel.infer(request)
@@ -678,6 +699,8 @@ class Dispatcher:
         if not size == len(dimensions) == len(input_tokens) == len(truncated) or 4 * sum(dimensions) != len(rows):
             raise errors.InternalError("the worker's reply does not fit together")
         errors_at = {error.position: error for error in reply.errors}
+        if reply.HasField("description"):
+            self.description = reply.description
         compute = reply.compute.seconds + reply.compute.nanos / 1e9
         tokenise = reply.tokenise.seconds + reply.tokenise.nanos / 1e9
         token_seconds = compute / (sum(input_tokens) or 1)
@@ -709,6 +732,7 @@ class Dispatcher:
                 call.profile = reply.engine_profile if reply.HasField("engine_profile") else lease.profile
             call.missing -= 1
             if not call.missing:
+                call.description = self.description
                 self._counts.queue_seconds[call.priority].observe(call.started - call.arrival)
                 call.end()
         self._counts.input_tokens += total_tokens
@@ -738,7 +762,7 @@ class Dispatcher:
         if isinstance(error, errors.InvalidArgument):
             # A row's error names no field; of a call's fields only these two can be wrong in the engine's eyes.
             too_wide = 0 < self.embedding_dimensions < call.dimensions
-            path = "dimensions" if too_wide else f"texts[{entry.index}]"
+            path = "dimensions" if too_wide else f"{call.input_field}[{entry.index}]"
             description = error.message.removeprefix(f"{path}: ")
             error = type(error)(f"{path}: {description}", fields=[errors.FieldViolation(path, description)])
         call.end(error)
@@ -793,7 +817,7 @@ class Dispatchers:
     def get(self, version: str) -> Dispatcher | None:
         return self._by_version.get(version)
 
-    def submit(self, version: str, call: Call, texts: Sequence[str]) -> Dispatcher:
+    def submit(self, version: str, call: Call, inputs: Sequence[str | worker_pb2.TextEntry]) -> Dispatcher:
         """Queues a call for a version; the dispatcher that has it. Raises QueueFull, ModelLoading, ShuttingDown."""
         dispatcher = self._by_version.get(version)
         if dispatcher is None:
@@ -809,7 +833,7 @@ class Dispatchers:
                 forget=self._forget,
             )
             self._by_version[version] = dispatcher
-        dispatcher.submit(call, texts)
+        dispatcher.submit(call, inputs)
         return dispatcher
 
     async def close(self) -> None:

@@ -15,15 +15,15 @@ from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.errors import FieldViolation
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
+from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime.auth import OPERATORS, Caller, current_caller
 from modelmora_runtime.interceptors import deadline_seconds, metadata_value
 from modelmora_runtime.telemetry import current_span
 
 from modelmora_inference.catalog import Catalog
+from modelmora_inference.checks import MAX_REQUEST_ID_CHARACTERS, PRIORITIES, invalid, wrong_call, wrong_texts
 from modelmora_inference.dispatcher import Call, Dispatcher, Dispatchers
 from modelmora_inference.domain import (
-    MAX_TEXT_CHARACTERS,
-    MAX_TEXTS,
     MAX_TIMEOUT_SECONDS,
     Place,
     Priority,
@@ -31,39 +31,33 @@ from modelmora_inference.domain import (
 )
 from modelmora_inference.job_service import JobNews, JobRpcs
 from modelmora_inference.store import JobStore
+from modelmora_inference.task_service import TaskRpcs
 
 log = logging.getLogger(__name__)
 
 MAX_REFERENCE_CHARACTERS = 400
-MAX_REQUEST_ID_CHARACTERS = 200
 REQUEST_ID_KEY = "x-request-id"
 READY_IN_KEY = "modelmora-ready-in"
 """Trailing metadata of a call that met a cold model: the estimate in seconds."""
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
-MAX_VIOLATIONS = 10
-"""More than so many wrong fields are not named one by one."""
 ANSWER_BEFORE_SECONDS = 0.02
 """An expired call is answered so long before the caller's clock runs out (or a tenth of its time, if that is less): the
 answer should still find somebody who reads it."""
 
-_PRIORITIES = {
-    common_pb2.PRIORITY_UNSPECIFIED: Priority.MEDIUM,
-    common_pb2.PRIORITY_LOW: Priority.LOW,
-    common_pb2.PRIORITY_MEDIUM: Priority.MEDIUM,
-    common_pb2.PRIORITY_HIGH: Priority.HIGH,
-}
 _BYTES = inference_pb2.VECTOR_ENCODING_BYTES
 _ENCODINGS = frozenset(inference_pb2.VectorEncoding.values())
 _FAIL_FAST = inference_pb2.COLD_POLICY_FAIL_FAST
-_COLD_POLICIES = frozenset(inference_pb2.ColdPolicy.values())
 
 
 @dataclass(slots=True)
 class _Asked:
-    """One Embed call as it came in. Times are on the monotonic clock, in seconds."""
+    """One call of a task as it came in. Times are on the monotonic clock, in seconds."""
 
-    request: inference_pb2.EmbedRequest
+    request: Any
+    """EmbedRequest, or that of another task: they share the fields of every call."""
     context: Any
+    ask: Callable[[_Asked, VersionFacts, bool], Awaitable[Any]]
+    """Asks a version; the answer."""
     priority: Priority
     arrival: float
     deadline: float
@@ -71,7 +65,7 @@ class _Asked:
     """Empty: nobody will ask."""
 
 
-class InferenceService(JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
+class InferenceService(TaskRpcs, JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
     """Embed: catalog → queue → dispatcher → worker. See dispatcher.py for the life of a call in between."""
 
     def __init__(
@@ -99,20 +93,27 @@ class InferenceService(JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
         arrival = time.monotonic()
         violations = _violations(request, self._max_call_bytes)
         if violations:
-            raise _invalid(violations)
+            raise invalid(violations)
+        response: inference_pb2.EmbedResponse = await self._answer(request, context, arrival, self._embed)
+        return response
+
+    async def _answer(
+        self, request: Any, context: Any, arrival: float, ask: Callable[[_Asked, VersionFacts, bool], Awaitable[Any]]
+    ) -> Any:
+        """The answer of the version that a call means, or of its fallback."""
         seconds = deadline_seconds(context)
         seconds -= min(ANSWER_BEFORE_SECONDS, seconds / 10)
         if request.HasField("timeout"):
             seconds = min(seconds, request.timeout.seconds + request.timeout.nanos / 1e9)
         deadline = arrival + min(seconds, MAX_TIMEOUT_SECONDS)
-        priority = _PRIORITIES[request.priority]
-        asked = _Asked(request, context, priority, arrival, deadline, _request_id(request, context))
+        priority = PRIORITIES[request.priority]
+        asked = _Asked(request, context, ask, priority, arrival, deadline, _request_id(request, context))
         status = "CANCELLED"
         try:
             if request.fallback_model:
-                response = await self._embed_or_fall_back(asked)
+                response = await self._ask_or_fall_back(asked)
             else:
-                response = await self._embed_resolved(asked, request.cold_policy == _FAIL_FAST)
+                response = await self._ask_resolved(asked, request.cold_policy == _FAIL_FAST)
             status = "OK"
         except errors.ModelMoraError as error:
             status = error.status
@@ -153,12 +154,12 @@ class InferenceService(JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
         if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
             violations.append(FieldViolation("weight", f"{MIN_WEIGHT:g} to {MAX_WEIGHT:g}"))
         if violations:
-            raise _invalid(violations)
+            raise invalid(violations)
         self._dispatchers.weights[request.tenant] = weight
         log.info("tenant %s has weight %g from now on", request.tenant, weight)
         return inference_pb2.SetTenantWeightResponse(tenant=request.tenant, weight=weight)
 
-    async def _embed_or_fall_back(self, asked: _Asked) -> inference_pb2.EmbedResponse:
+    async def _ask_or_fall_back(self, asked: _Asked) -> Any:
         """While the model is cold its fallback answers, if that is in memory."""
         request = asked.request
         main = self._catalog.known(request.model) or await self._find(request.model, asked.deadline)
@@ -167,48 +168,46 @@ class InferenceService(JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
             tasks = f"{_task(other)}, not {_task(main)}"
             raise errors.TaskNotSupported(f"fallback_model: {other.name} does {tasks}", model_version=other.name)
         try:
-            return await self._embed_resolved(asked, True)
+            return await self._ask_resolved(asked, True)
         except errors.ModelLoading as loading:
             if other.name != main.name and await self._serves(other.name):
                 _tell_ready_in(asked.context, loading.retry_after_seconds)
                 try:
-                    return await self._embed(asked, other, True)
+                    return await asked.ask(asked, other, True)
                 except errors.ModelLoading:
                     pass  # it has just been evicted
             if request.cold_policy == _FAIL_FAST:
                 raise
-        return await self._embed_resolved(asked, False)
+        return await self._ask_resolved(asked, False)
 
     async def _serves(self, version: str) -> bool:
         dispatcher = self._dispatchers.get(version)
         return (dispatcher is not None and dispatcher.replicas > 0) or await self._is_loaded(version)
 
-    async def _embed_resolved(self, asked: _Asked, if_loaded: bool) -> inference_pb2.EmbedResponse:
+    async def _ask_resolved(self, asked: _Asked, if_loaded: bool) -> Any:
         reference = asked.request.model
         facts = self._catalog.known(reference) or await self._find(reference, asked.deadline)
         try:
-            return await self._embed(asked, facts, if_loaded)
+            return await asked.ask(asked, facts, if_loaded)
         except errors.NotFound:
             # The version is gone; by now the reference may mean another one.
             self._catalog.forget(reference)
             again = await self._find(reference, asked.deadline)
             if again.name == facts.name:
                 raise
-        return await self._embed(asked, again, if_loaded)
+        return await asked.ask(asked, again, if_loaded)
 
     async def _embed(self, asked: _Asked, facts: VersionFacts, if_loaded: bool) -> inference_pb2.EmbedResponse:
         request = asked.request
         if facts.task_type != common_pb2.TASK_TYPE_TXT2EMBED:
             raise errors.TaskNotSupported(f"{facts.name} does {_task(facts)}, not txt2embed", model_version=facts.name)
-        dispatchers = self._dispatchers
-        dispatcher = dispatchers.get(facts.name)
+        dispatcher = self._dispatchers.get(facts.name)
         widest = facts.embedding_dimensions or (dispatcher.embedding_dimensions if dispatcher else 0)
         if widest and request.dimensions > widest:
             raise errors.InvalidArgument.at("dimensions", f"at most {widest}, the model's own number")
-        tenant = current_caller().tenant
         call = Call(
             priority=asked.priority,
-            tenant=tenant,
+            tenant=current_caller().tenant,
             arrival=asked.arrival,
             deadline=asked.deadline,
             normalize=request.normalize if request.HasField("normalize") else True,
@@ -218,8 +217,20 @@ class InferenceService(JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
             done=asyncio.get_running_loop().create_future(),
             if_loaded=if_loaded,
         )
-        dispatcher = dispatchers.submit(facts.name, call, request.texts)
-        found, name = (dispatcher, call), (tenant, asked.request_id)
+        await self._run(asked, facts, call, request.texts)
+        return _response(call, facts, request.encoding == _BYTES)
+
+    async def _run(
+        self,
+        asked: _Asked,
+        facts: VersionFacts,
+        call: Call,
+        inputs: Sequence[str] | Sequence[worker_pb2.TextEntry],
+    ) -> None:
+        """Has a call answered; its entries leave the queue when the caller hangs up."""
+        dispatchers = self._dispatchers
+        dispatcher = dispatchers.submit(facts.name, call, inputs)
+        found, name = (dispatcher, call), (call.tenant, asked.request_id)
         if asked.request_id:
             dispatchers.asked[name] = found
         try:
@@ -236,11 +247,10 @@ class InferenceService(JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
         if span is not None and span.sampled:
             span.attributes |= {
                 "modelmora.model_version": facts.name,
-                "modelmora.texts": len(request.texts),
+                "modelmora.texts": len(inputs),
                 "modelmora.queue_seconds": call.started - call.arrival,
                 "modelmora.compute_seconds": call.compute_seconds,
             }
-        return _response(call, facts, request.encoding == _BYTES)
 
     def _wrong_embed(self, request: inference_pb2.EmbedRequest) -> list[FieldViolation]:
         return _violations(request, self._max_call_bytes)
@@ -255,7 +265,7 @@ class InferenceService(JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
             raise errors.InvalidArgument.at(field, description) from error
 
 
-def _request_id(request: inference_pb2.EmbedRequest, context: Any) -> str:
+def _request_id(request: Any, context: Any) -> str:
     return request.request_id or metadata_value(context, REQUEST_ID_KEY)[:MAX_REQUEST_ID_CHARACTERS]
 
 
@@ -273,52 +283,14 @@ def _runs_it(caller: Caller) -> bool:
     return not caller.roles.isdisjoint(OPERATORS)
 
 
-def _invalid(violations: Sequence[FieldViolation]) -> errors.InvalidArgument:
-    return errors.InvalidArgument(
-        "; ".join(f"{violation.field}: {violation.description}" for violation in violations), fields=violations
-    )
-
-
 def _violations(request: inference_pb2.EmbedRequest, max_call_bytes: int) -> list[FieldViolation]:
-    found: list[FieldViolation] = []
-    if not request.model:
-        found.append(FieldViolation("model", "is required"))
-    texts = request.texts
-    if not 1 <= len(texts) <= MAX_TEXTS:
-        found.append(FieldViolation("texts", f"1 to {MAX_TEXTS} texts, not {len(texts)}"))
-    else:
-        size = 0
-        for index, text in enumerate(texts):
-            size += len(text)
-            if not text or text.isspace():
-                found.append(FieldViolation(f"texts[{index}]", "is empty or only white space"))
-            elif len(text) > MAX_TEXT_CHARACTERS:
-                found.append(
-                    FieldViolation(f"texts[{index}]", f"has {len(text)} characters, at most {MAX_TEXT_CHARACTERS}")
-                )
-            if len(found) >= MAX_VIOLATIONS:
-                break
-        if size > max_call_bytes // 4 and (size := sum(len(text.encode()) for text in texts)) > max_call_bytes:
-            found.append(FieldViolation("texts", f"{size} bytes in one call, at most {max_call_bytes}"))
+    found = [] if request.model else [FieldViolation("model", "is required")]
+    found += wrong_texts("texts", request.texts, max_call_bytes)
     if request.HasField("dimensions") and request.dimensions < 1:
         found.append(FieldViolation("dimensions", "at least 1"))
-    if request.priority not in _PRIORITIES:
-        found.append(FieldViolation("priority", f"there is no priority {request.priority}"))
     if request.encoding not in _ENCODINGS:
         found.append(FieldViolation("encoding", f"there is no encoding {request.encoding}"))
-    if request.cold_policy not in _COLD_POLICIES:
-        found.append(FieldViolation("cold_policy", f"there is no policy {request.cold_policy}"))
-    if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS:
-        found.append(FieldViolation("request_id", f"at most {MAX_REQUEST_ID_CHARACTERS} characters"))
-    if request.precision not in ("", "exact"):
-        found.append(FieldViolation("precision", "exact, or nothing"))
-    if request.HasField("timeout"):
-        seconds = request.timeout.seconds + request.timeout.nanos / 1e9
-        if not 0 <= request.timeout.nanos < 10**9:
-            found.append(FieldViolation("timeout", "nanos must be 0 to 999,999,999"))
-        elif not 0 < seconds <= MAX_TIMEOUT_SECONDS:
-            found.append(FieldViolation("timeout", f"above 0 and at most {MAX_TIMEOUT_SECONDS:g} s"))
-    return found
+    return found + wrong_call(request)
 
 
 def _response(call: Call, facts: VersionFacts, as_bytes: bool) -> inference_pb2.EmbedResponse:

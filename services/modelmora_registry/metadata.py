@@ -19,7 +19,9 @@ from pydantic import Field
 from modelmora_registry.domain import ModelLimits, ModelMetadata, ReadOnly, TaskType, Value
 
 MODULES_FILE = "modules.json"
+CONFIG_FILE = "config.json"
 SENTENCE_TRANSFORMERS = "sentence_transformers"
+TRANSFORMERS = "transformers"
 TRUSTED_MODULES = "sentence_transformers."
 INDEX_ENDING = ".safetensors.index.json"
 _SHARD = re.compile(r"(.*)-[0-9]{5}-of-([0-9]{5})\.safetensors")
@@ -33,6 +35,11 @@ _POOLING_FLAGS = (
     "pooling_mode_weightedmean_tokens",
     "pooling_mode_lasttoken",
 )
+
+
+_HEADS = {"ForSequenceClassification": TaskType.CLASSIFICATION}
+"""What a model of transformers does, by the end of its class's name."""
+_TRANSFORMERS_TASKS = frozenset({TaskType.RERANKING, *_HEADS.values()})
 
 
 class Kind(Value):
@@ -86,16 +93,37 @@ def wanted_of(paths: Collection[str]) -> list[str]:
     return sorted(wanted)
 
 
-def kind_of(paths: Collection[str]) -> Kind:
-    """The engine and the task of a model with these files."""
+def kind_of(paths: Collection[str], config: Any = None, task_type: TaskType | None = None) -> Kind:
+    """The engine and the task of a model with these files: by its `config.json`, where that is at hand, by the task
+    that was asked for, by names. (A cross-encoder may have a `modules.json` too.)"""
+    if CONFIG_FILE in paths:
+        head = _head_of(config)
+        if task_type in (head or _TRANSFORMERS_TASKS):
+            return Kind(engine=TRANSFORMERS, task_type=task_type)
+        if head and task_type is None:
+            return Kind(engine=TRANSFORMERS, task_type=head[0])
     if MODULES_FILE in paths:
         return Kind(engine=SENTENCE_TRANSFORMERS, task_type=TaskType.TXT2EMBED)
     return Kind()
 
 
+def _head_of(config: Any) -> tuple[TaskType, ...]:
+    """The tasks that a model of this configuration can do, the likeliest first; none where it does not tell. One that
+    gives pairs a single score is a reranker."""
+    architectures = config.get("architectures") if isinstance(config, Mapping) else None
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    task = next((_HEADS[end] for end in _HEADS if isinstance(name, str) and name.endswith(end)), None)
+    if task is None:
+        return ()
+    labels = config.get("id2label")
+    if task is TaskType.CLASSIFICATION and isinstance(labels, Mapping) and len(labels) == 1:
+        return (TaskType.RERANKING, task)
+    return (task,)
+
+
 def missing_weights(engine: str, paths: Collection[str]) -> str | None:
     """What an engine needs and cannot find, as far as names tell: weights at all, and every shard of them."""
-    if engine != SENTENCE_TRANSFORMERS:
+    if engine not in (SENTENCE_TRANSFORMERS, TRANSFORMERS):
         return None
     if not any(path.endswith(".safetensors") for path in paths):
         return "model.safetensors"

@@ -59,7 +59,7 @@ from modelmora_registry.link_service import LinkRpcs
 from modelmora_registry.link_store import LinkStore
 from modelmora_registry.lock_service import FingerprintRpcs, LockRpcs, golden_for
 from modelmora_registry.lock_store import LockStore
-from modelmora_registry.sources import Plan
+from modelmora_registry.sources import Plan, local_config
 from modelmora_registry.store import Created, Gone, RequestKey, Store
 from modelmora_registry.verify import Verifier
 from modelmora_registry.watching import Watching
@@ -413,7 +413,8 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
         if key is not None and (earlier := await self._store.earlier(key)):
             return earlier
         plan = await self._artifacts.plan(self._source(draft, at), at=f"{at}source")
-        engine, task_type = self._check_engine(draft, plan, at)
+        config = await asyncio.to_thread(local_config, plan)
+        engine, task_type = self._check_engine(draft, plan, config, at)
         if missing := metadata.missing_weights(engine, plan.paths):
             raise SourceNotFound(
                 f"the source has no file {missing}, which {engine} needs",
@@ -467,9 +468,9 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
             return ModelSource(hub=draft.source.hub.model_copy(update={"commit": ""}))
         return draft.source
 
-    def _check_engine(self, draft: VersionDraft, plan: Plan, at: str) -> tuple[str, TaskType]:
+    def _check_engine(self, draft: VersionDraft, plan: Plan, config: Any, at: str) -> tuple[str, TaskType]:
         """The engine and task asked for, or else those that the files tell; with options that the engine takes."""
-        kind = metadata.kind_of(plan.paths)
+        kind = metadata.kind_of(plan.paths, config, draft.task_type)
         engine = draft.engine or kind.engine
         known = ", ".join(sorted(self._engines))
         if engine is None:
@@ -480,9 +481,11 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
             raise EngineNotFound(problem, fields=[FieldViolation(f"{at}engine", problem)], engine=engine)
         if card.needs_files and not plan.files:
             raise InvalidArgument.at(f"{at}source", f"{engine} needs files")
-        task_type = draft.task_type or kind.task_type
+        task_type = draft.task_type or (kind.task_type if engine == kind.engine else None)
         if task_type is None and len(card.tasks) == 1:
             task_type = domain.parse_task(next(iter(card.tasks)))
+        if task_type is None and TaskType.TXT2EMBED.value in card.tasks:
+            task_type = TaskType.TXT2EMBED  # an engine that embeds among others embeds by default
         if task_type is None:
             raise InvalidArgument.at(f"{at}task_type", f"must be set; {engine} does {', '.join(sorted(card.tasks))}")
         if task_type.value not in card.tasks:

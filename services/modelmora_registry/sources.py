@@ -7,6 +7,7 @@ and no file of the model. Everything here blocks and runs in the registry's file
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -47,6 +48,7 @@ ErrorT = TypeVar("ErrorT", bound=ModelMoraError)
 
 SUMS_FILE = "SHA256SUMS"
 MAX_SUMS_BYTES = 4 * 2**20
+MAX_CONFIG_BYTES = 4 * 2**20
 HEADS_AT_ONCE = 8
 HTTP_HINT = "a server that wants a token needs it in registry.http_token_files"
 _SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__"})
@@ -85,6 +87,17 @@ class Plan:
     @property
     def is_remote(self) -> bool:
         return self.source.hub is not None or self.source.url is not None
+
+
+def local_config(plan: Plan) -> Any:
+    """The parsed `config.json` of a folder on this machine; None for other sources, and where there is none to read."""
+    file = next((file for file in plan.files if file.path == metadata.CONFIG_FILE), None)
+    if file is None or not file.origin or plan.is_remote or file.size_bytes > MAX_CONFIG_BYTES:
+        return None
+    try:
+        return json.loads(Path(file.origin).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None  # the import will say what is wrong with it
 
 
 class Sources:

@@ -60,6 +60,8 @@ class WorkerService:
         self._had_control = False
         self._load_asked = False
         self._loaded = False
+        self._task_type = common_pb2.TASK_TYPE_UNSPECIFIED
+        self._description = worker_pb2.EngineDescription()
         self._draining = False
         self._drains: list[tuple[Connection, int]] = []
 
@@ -202,6 +204,8 @@ class WorkerService:
 
         def loaded(engine: base.Engine) -> None:
             self._loaded = True
+            self._task_type = load.task_type
+            self._description.labels.extend(footprints[0].labels)
             reply = _load_reply(rows[0], footprints[0], load.artifact_path)
             imported = [name for name in list(sys.modules) if name not in modules_before]
             log.info(
@@ -223,6 +227,14 @@ class WorkerService:
         fail = self._failer(connection, session, request_id, size)
         if not self._ready(fail):
             return
+        if infer.task_type and self._task_type and infer.task_type != self._task_type:
+            does, wanted = (
+                common_pb2.TaskType.Name(task).removeprefix("TASK_TYPE_").lower()
+                for task in (self._task_type, infer.task_type)
+            )
+            fail(errors.TaskNotSupported(f"the model was loaded for {does}, not {wanted}"))
+            return
+        describe = infer.describe
         deadlines: list[float] = []
         if any(text.HasField("timeout") for text in infer.texts):
             now = time.monotonic()
@@ -232,9 +244,14 @@ class WorkerService:
             ]
 
         def answer(done: pipelines.Done) -> None:
+            nonlocal describe
             if done.last:
                 session.jobs.pop(request_id, None)
-            reply = worker_pb2.WorkerReply(infer=_infer_reply(done)).SerializeToString()
+            infer_reply = _infer_reply(done)
+            if describe:
+                infer_reply.description.CopyFrom(self._description)
+                describe = False
+            reply = worker_pb2.WorkerReply(infer=infer_reply).SerializeToString()
             connection.send(request_id, reply, granted_bytes=size if done.last else None)
 
         job = pipelines.Batch(infer.texts, deadlines, answer, fail, exact=infer.exact, rank=infer.rank)

@@ -98,6 +98,8 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
         self.loaded: dict[str, Loaded] = {}
         self.further: dict[str, list[Loaded]] = {}
         """Replicas beyond the first."""
+        self.task_types: Mapping[str, common_pb2.TaskType] = {}
+        """Of the versions that are not loaded to embed."""
         self.estimate_seconds: float | None = None
         """What it says of the time until a cold version is loaded."""
         self._loads: set[asyncio.Task[Loaded]] = set()
@@ -220,7 +222,7 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
             LaunchSpec(replica_uid=replica, engine="echo", label=version), timeout_seconds=30
         )
         control = await WorkerChannel.connect(process.endpoint, process.control_key)
-        request = worker_pb2.LoadRequest(engine="echo", model_version=version)
+        request = worker_pb2.LoadRequest(engine="echo", model_version=version, task_type=self.task_types.get(version))
         request.options.update(dict(self._models[version]))
         return Loaded(f"replicas/{replica}", process, control, await control.load(request, timeout_seconds=30))
 
@@ -319,6 +321,7 @@ async def rig(
     versions = {version_of(name): options for name, options in (models or {"acme/echo": {}}).items()}
     launcher = LocalLauncher(data_dir / "w", data_dir / "logs")
     lessor, resolver = Lessor(launcher, versions), Resolver(versions)
+    lessor.task_types = resolver.task_types
 
     def service(full_name: str, add: Any, servicer: object, *methods: str) -> Service:
         return Service(full_name, only(add, methods), servicer, dict.fromkeys(methods, SERVICES))

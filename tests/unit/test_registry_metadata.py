@@ -31,6 +31,27 @@ def test_modules_make_a_sentence_transformer() -> None:
     assert kind_of(["sub/modules.json", "config.json"]).engine is None
 
 
+def test_the_class_in_its_configuration_tells_what_a_model_of_transformers_does():
+    def told(config: object, *paths: str, task: TaskType | None = None) -> tuple[str | None, TaskType | None]:
+        kind = kind_of(["config.json", "model.safetensors", *paths], config, task)
+        return kind.engine, kind.task_type
+
+    one, three = {"0": "LABEL_0"}, {"0": "a", "1": "b", "2": "c"}
+    judge = {"architectures": ["BertForSequenceClassification"]}
+    classifies = ("transformers", TaskType.CLASSIFICATION)
+    ranks = ("transformers", TaskType.RERANKING)
+    assert told(judge) == classifies
+    assert told({**judge, "id2label": three}) == classifies
+    assert told({**judge, "id2label": one}) == ranks
+    assert told({**judge, "id2label": one}, "modules.json") == ranks, "a cross-encoder as it is saved today"
+    assert told({**judge, "id2label": one}, task=TaskType.CLASSIFICATION) == classifies
+    assert told({**judge, "id2label": three}, task=TaskType.RERANKING) == (None, None)
+    assert told(None, task=TaskType.RERANKING) == ranks, "of a remote source only names are known"
+    for config in (None, [], {"architectures": "x"}, {"architectures": [3]}, {"architectures": ["BertModel"]}):
+        assert told(config) == (None, None)
+        assert told(config, "modules.json") == ("sentence_transformers", TaskType.TXT2EMBED)
+
+
 @pytest.mark.parametrize(
     ("configs", "tokens", "dimensions"),
     [

@@ -29,6 +29,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "drain": ("node", "Empty the node for maintenance."),
     "uncordon": ("node", "Let the node load models again."),
     "embed": ("embed", "Turn texts into vectors."),
+    "rerank": ("tasks", "Sort texts by how well they answer a query."),
+    "classify": ("tasks", "Give texts labels with scores."),
     "jobs": ("jobs", "Embed many texts in the background: create, watch, cancel, fetch."),
     "queue": ("queue", "Show what waits, and why a call waits."),
     "health": ("health", "Show how every component is."),

@@ -29,12 +29,15 @@ class Batching(enum.Enum):
 
 
 class Text(Protocol):
-    """One text of a batch; worker.v1 TextEntry is one. `dimensions` 0: all."""
+    """One text of a batch; worker.v1 TextEntry is one. `dimensions` 0: all; `pair`: the second text of tasks that take
+    two; `raw_scores`: not made into probabilities."""
 
     text: str
     truncate: bool
     normalize: bool
     dimensions: int
+    pair: str
+    raw_scores: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class Footprint:
     embedding_dimensions: int
     max_batch_tokens: int
     max_batch_entries: int
+    labels: Sequence[str] = ()
+    """Of a classifier, in the order of its scores."""
 
 
 @dataclass(slots=True)
@@ -96,7 +101,8 @@ class Prepared:
 
 @dataclass(slots=True)
 class Rows:
-    """Results of a micro-batch: row i has `dimensions[i]` little-endian float32 in `data`; a failed row has none."""
+    """Results of a micro-batch: row i has `dimensions[i]` little-endian float32 in `data`; a failed row has none. What
+    they are is the task's: see worker.v1 InferRequest."""
 
     data: bytes
     dimensions: list[int]
@@ -191,7 +197,7 @@ TABLE: Final[Mapping[str, EngineRow]] = {
         EngineRow(
             name="echo",
             module="modelmora_worker.engines.echo:EchoEngine",
-            tasks=frozenset({"txt2embed"}),
+            tasks=frozenset({"txt2embed", "reranking", "classification"}),
             needs_files=False,
             options={
                 **_LIMITS,
@@ -216,6 +222,7 @@ TABLE: Final[Mapping[str, EngineRow]] = {
                 "fast_crash": Option(bool, "kills itself when it computes with echo/bf16", default=False),
                 "micro_batch_entries": Option(int, "texts computed together", minimum=1, maximum=100_000),
                 "seed": Option(int, "of the vectors", default=0, minimum=0, maximum=2**53),
+                "labels": Option(int, "labels of a classifier", default=3, minimum=1, maximum=10_000),
             },
             profiles=("echo/fp32", "echo/bf16"),
         ),
@@ -251,6 +258,20 @@ TABLE: Final[Mapping[str, EngineRow]] = {
                 "transformers.models.xlm_roberta.tokenization_xlm_roberta",
                 "modelmora_worker.engines.sentence_transformers:fill_caches",
             ),
+            environment=_TORCH_ENVIRONMENT,
+        ),
+        EngineRow(
+            name="transformers",
+            module="modelmora_worker.engines.transformers:TransformersEngine",
+            tasks=frozenset({"reranking", "classification"}),
+            needs_files=True,
+            extra="torch",
+            options={
+                **_LIMITS,
+                "micro_batch_tokens": Option(int, "tokens computed together", default=512, minimum=16, maximum=10**6),
+            },
+            profiles=("torch/fp32",),
+            family="torch",
             environment=_TORCH_ENVIRONMENT,
         ),
     )
@@ -329,6 +350,15 @@ def _check_value(option: Option, value: object) -> str:
     if option.choices and value not in option.choices:
         return f"must be one of {', '.join(option.choices)}"
     return ""
+
+
+def task_of(row: EngineRow, spec: EngineSpec) -> str:
+    """The task to load a model for; an engine that embeds among others embeds by default. Raises TaskNotSupported."""
+    task = spec.task or ("txt2embed" if "txt2embed" in row.tasks else "")
+    if task not in row.tasks:
+        known = ", ".join(sorted(row.tasks))
+        raise errors.TaskNotSupported(f"engine {row.name} does {known}, not {task or 'a model without a task'}")
+    return task
 
 
 def too_many_dimensions(asked: int, there: int) -> errors.InvalidArgument:

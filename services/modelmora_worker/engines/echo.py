@@ -47,6 +47,7 @@ class EchoEngine:
 
     def __init__(self) -> None:
         self._options: dict[str, Any] = {}
+        self._task = "txt2embed"
         self._fast = False
         self._batches = 0
         self._memory: list[mmap.mmap] = []
@@ -60,6 +61,7 @@ class EchoEngine:
         if name not in offered:
             raise errors.InvalidArgument.at("engine_profile", f"this engine has the profiles {', '.join(offered)}")
         self._fast = name == "echo/bf16"
+        self._task = base.task_of(base.TABLE["echo"], spec)
         total = options["memory_bytes"]
         progress("memory", 0, total)
         step = options["memory_step_bytes"] or total
@@ -80,6 +82,7 @@ class EchoEngine:
             embedding_dimensions=options["dimensions"],
             max_batch_tokens=options["max_batch_tokens"] or MAX_BATCH_TOKENS,
             max_batch_entries=options["max_batch_entries"] or MAX_BATCH_ENTRIES,
+            labels=[f"label-{n}" for n in range(options["labels"])] if self._task == "classification" else (),
         )
 
     def prepare(self, texts: Sequence[base.Text], exact: bool = False) -> base.Prepared:
@@ -87,7 +90,9 @@ class EchoEngine:
         batch = base.MicroBatch([], [], [], [], exact)
         most = self._options["micro_batch_entries"] or len(texts)
         for position, entry in enumerate(texts):
-            words = entry.text.split()
+            # Two texts are one, with what no text has between them.
+            text = f"{entry.text}\0 {entry.pair}" if entry.pair else entry.text
+            words = text.split()
             limit = self._max_input_tokens
             if len(words) > limit and not entry.truncate:
                 error = errors.TextTooLong(f"the text has {len(words)} tokens, the model takes {limit}")
@@ -104,7 +109,7 @@ class EchoEngine:
             batch.positions.append(position)
             batch.input_tokens.append(min(len(words), limit))
             batch.truncated.append(len(words) > limit)
-            batch.items.append((" ".join(words[:limit]) if len(words) > limit else entry.text, entry))
+            batch.items.append((" ".join(words[:limit]) if len(words) > limit else text, entry))
         return prepared
 
     def infer(self, batch: base.MicroBatch) -> base.Rows:
@@ -121,7 +126,7 @@ class EchoEngine:
                 rows.failed.append((position, errors.InvalidArgument("the text is one this engine was told to fail")))
                 rows.dimensions.append(0)
                 continue
-            values = vector(options["seed"], text, options["dimensions"])
+            values = self._values(text, entry)
             if fast:
                 values = unit([in_bf16(value + options["fast_error"] * (-1) ** n) for n, value in enumerate(values)])
             if entry.dimensions:
@@ -140,6 +145,14 @@ class EchoEngine:
         for memory in self._memory:
             memory.close()
         self._memory.clear()
+
+    def _values(self, text: str, entry: base.Text) -> list[float]:
+        """The row of one text: its vector, or scores made from that."""
+        if self._task == "txt2embed":
+            return vector(self._options["seed"], text, self._options["dimensions"])
+        count = self._options["labels"] if self._task == "classification" else 1
+        values = vector(self._options["seed"], text, count + 1)[:count]
+        return values if entry.raw_scores else [1 / (1 + math.exp(-value)) for value in values]
 
     def _misbehave(self, texts: Sequence[str], fast: bool) -> None:
         options = self._options

@@ -54,6 +54,16 @@ class InferenceServiceStub(object):
                 request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/Rerank',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.RerankRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.RerankResponse.FromString,
+                _registered_method=True)
+        self.Classify = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/Classify',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ClassifyResponse.FromString,
+                _registered_method=True)
         self.GetQueue = channel.unary_unary(
                 '/modelmora.inference.v1.InferenceService/GetQueue',
                 request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetQueueRequest.SerializeToString,
@@ -121,6 +131,20 @@ class InferenceServiceServicer(object):
 
     def Embed(self, request, context):
         """Turns texts into vectors, one for each text, in the order of the texts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rerank(self, request, context):
+        """Says how well each text answers a query, best first. For models of the task `reranking`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Classify(self, request, context):
+        """Gives each text scores for the model's labels. For models of the task `classification` that take text.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,6 +238,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
                     response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
             ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.RerankRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.RerankResponse.SerializeToString,
+            ),
+            'Classify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Classify,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ClassifyRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ClassifyResponse.SerializeToString,
+            ),
             'GetQueue': grpc.unary_unary_rpc_method_handler(
                     servicer.GetQueue,
                     request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetQueueRequest.FromString,
@@ -302,6 +336,60 @@ class InferenceService(object):
             '/modelmora.inference.v1.InferenceService/Embed',
             modelmora_dot_inference_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
             modelmora_dot_inference_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/Rerank',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.RerankRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.RerankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Classify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/Classify',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.ClassifyRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.ClassifyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -120,33 +120,39 @@ class LoadReply(_message.Message):
     def __init__(self, footprint: _Optional[_Iterable[_Union[_common_pb2.DeviceMemory, _Mapping]]] = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ..., max_input_tokens: _Optional[int] = ..., embedding_dimensions: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_batch_entries: _Optional[int] = ..., tasks: _Optional[_Iterable[_Union[_common_pb2.TaskType, str]]] = ...) -> None: ...
 
 class InferRequest(_message.Message):
-    __slots__ = ("task_type", "texts", "exact", "rank")
+    __slots__ = ("task_type", "texts", "exact", "rank", "describe")
     TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
+    DESCRIBE_FIELD_NUMBER: _ClassVar[int]
     task_type: _common_pb2.TaskType
     texts: _containers.RepeatedCompositeFieldContainer[TextEntry]
     exact: bool
     rank: int
-    def __init__(self, task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., texts: _Optional[_Iterable[_Union[TextEntry, _Mapping]]] = ..., exact: bool = ..., rank: _Optional[int] = ...) -> None: ...
+    describe: bool
+    def __init__(self, task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., texts: _Optional[_Iterable[_Union[TextEntry, _Mapping]]] = ..., exact: bool = ..., rank: _Optional[int] = ..., describe: bool = ...) -> None: ...
 
 class TextEntry(_message.Message):
-    __slots__ = ("text", "truncate", "normalize", "dimensions", "timeout")
+    __slots__ = ("text", "truncate", "normalize", "dimensions", "timeout", "pair", "raw_scores")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    PAIR_FIELD_NUMBER: _ClassVar[int]
+    RAW_SCORES_FIELD_NUMBER: _ClassVar[int]
     text: str
     truncate: bool
     normalize: bool
     dimensions: int
     timeout: _duration_pb2.Duration
-    def __init__(self, text: _Optional[str] = ..., truncate: bool = ..., normalize: bool = ..., dimensions: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    pair: str
+    raw_scores: bool
+    def __init__(self, text: _Optional[str] = ..., truncate: bool = ..., normalize: bool = ..., dimensions: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pair: _Optional[str] = ..., raw_scores: bool = ...) -> None: ...
 
 class InferReply(_message.Message):
-    __slots__ = ("positions", "rows", "row_dimensions", "input_tokens", "truncated", "errors", "tokenise", "compute", "done", "engine_profile")
+    __slots__ = ("positions", "rows", "row_dimensions", "input_tokens", "truncated", "errors", "tokenise", "compute", "done", "engine_profile", "description")
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     ROW_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +163,7 @@ class InferReply(_message.Message):
     COMPUTE_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_PROFILE_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     positions: _containers.RepeatedScalarFieldContainer[int]
     rows: bytes
     row_dimensions: _containers.RepeatedScalarFieldContainer[int]
@@ -167,7 +174,14 @@ class InferReply(_message.Message):
     compute: _duration_pb2.Duration
     done: bool
     engine_profile: _common_pb2.EngineProfile
-    def __init__(self, positions: _Optional[_Iterable[int]] = ..., rows: _Optional[bytes] = ..., row_dimensions: _Optional[_Iterable[int]] = ..., input_tokens: _Optional[_Iterable[int]] = ..., truncated: _Optional[_Iterable[bool]] = ..., errors: _Optional[_Iterable[_Union[EntryError, _Mapping]]] = ..., tokenise: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compute: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., done: bool = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ...) -> None: ...
+    description: EngineDescription
+    def __init__(self, positions: _Optional[_Iterable[int]] = ..., rows: _Optional[bytes] = ..., row_dimensions: _Optional[_Iterable[int]] = ..., input_tokens: _Optional[_Iterable[int]] = ..., truncated: _Optional[_Iterable[bool]] = ..., errors: _Optional[_Iterable[_Union[EntryError, _Mapping]]] = ..., tokenise: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compute: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., done: bool = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ..., description: _Optional[_Union[EngineDescription, _Mapping]] = ...) -> None: ...
+
+class EngineDescription(_message.Message):
+    __slots__ = ("labels",)
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class EntryError(_message.Message):
     __slots__ = ("position", "reason", "message")

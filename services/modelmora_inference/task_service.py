@@ -1,0 +1,182 @@
+"""The RPCs of tasks other than embedding: a mixin for the servicer of inference.
+
+Each turns its request into messages of the worker's wire, one for each unit of work, and its rows back into an answer;
+what happens between is the same for all tasks (`_answer`, `_run`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from array import array
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from modelmora import errors
+from modelmora.common.v1 import common_pb2
+from modelmora.errors import FieldViolation
+from modelmora.inference.v1 import inference_pb2 as pb
+from modelmora.worker.v1 import worker_pb2
+from modelmora_runtime.auth import current_caller
+
+from modelmora_inference.checks import invalid, wrong_call, wrong_text, wrong_texts
+from modelmora_inference.dispatcher import Call
+from modelmora_inference.domain import VersionFacts
+
+Ask = Callable[[Any, VersionFacts, bool], Awaitable[Any]]
+"""Asks one version what a call wants: (the call as it came in, the version, whether only if it is in memory)."""
+
+
+class TaskRpcs:
+    """RPCs of InferenceService that answer with a model's output, embedding aside."""
+
+    _max_call_bytes: int
+
+    async def _answer(self, request: Any, context: Any, arrival: float, ask: Ask) -> Any:
+        raise NotImplementedError
+
+    async def _run(self, asked: Any, facts: VersionFacts, call: Call, inputs: Sequence[worker_pb2.TextEntry]) -> None:
+        raise NotImplementedError
+
+    async def Rerank(self, request: pb.RerankRequest, context: Any) -> pb.RerankResponse:
+        arrival = time.monotonic()
+        if violations := wrong_rerank(request, self._max_call_bytes):
+            raise invalid(violations)
+
+        async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.RerankResponse:
+            call = _call(asked, facts, common_pb2.TASK_TYPE_RERANKING, if_loaded)
+            query, truncate, raw_scores = request.query, call.truncate, request.raw_scores
+            entries = [
+                worker_pb2.TextEntry(text=query, pair=text, truncate=truncate, raw_scores=raw_scores)
+                for text in request.texts
+            ]
+            await self._run(asked, facts, call, entries)
+            return _ranked(request, call, facts)
+
+        response: pb.RerankResponse = await self._answer(request, context, arrival, ask)
+        return response
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
+        arrival = time.monotonic()
+        if violations := wrong_classify(request, self._max_call_bytes):
+            raise invalid(violations)
+
+        async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.ClassifyResponse:
+            call = _call(asked, facts, common_pb2.TASK_TYPE_CLASSIFICATION, if_loaded)
+            truncate, raw_scores = call.truncate, request.raw_scores
+            entries = [
+                worker_pb2.TextEntry(text=text, pair=pair, truncate=truncate, raw_scores=raw_scores)
+                for text, pair in zip(request.texts, request.pairs or [""] * len(request.texts), strict=True)
+            ]
+            await self._run(asked, facts, call, entries)
+            return _classified(request, call, facts)
+
+        response: pb.ClassifyResponse = await self._answer(request, context, arrival, ask)
+        return response
+
+
+def wrong_rerank(request: pb.RerankRequest, max_call_bytes: int) -> list[FieldViolation]:
+    found = [] if request.model else [FieldViolation("model", "is required")]
+    found += wrong_text("query", request.query)
+    found += wrong_texts("texts", request.texts, max_call_bytes, beside=request.query)
+    found += _wrong_top(request)
+    return found + wrong_call(request)
+
+
+def wrong_classify(request: pb.ClassifyRequest, max_call_bytes: int) -> list[FieldViolation]:
+    found = [] if request.model else [FieldViolation("model", "is required")]
+    found += wrong_texts("texts", request.texts, max_call_bytes)
+    if request.pairs:
+        if len(request.pairs) != len(request.texts):
+            description = f"as many as texts, {len(request.texts)}, or none; not {len(request.pairs)}"
+            found.append(FieldViolation("pairs", description))
+        else:
+            found += wrong_texts("pairs", request.pairs, max_call_bytes)
+    found += _wrong_top(request)
+    return found + wrong_call(request)
+
+
+def _wrong_top(request: pb.RerankRequest | pb.ClassifyRequest) -> list[FieldViolation]:
+    return [FieldViolation("top_n", "at least 1")] if request.HasField("top_n") and request.top_n < 1 else []
+
+
+def _call(asked: Any, facts: VersionFacts, task_type: common_pb2.TaskType, if_loaded: bool) -> Call:
+    """A call for a version, which must do the task. Raises TaskNotSupported."""
+    if facts.task_type != task_type:
+        does, wanted = (
+            common_pb2.TaskType.Name(number).removeprefix("TASK_TYPE_").lower()
+            for number in (facts.task_type, task_type)
+        )
+        raise errors.TaskNotSupported(f"{facts.name} does {does}, not {wanted}", model_version=facts.name)
+    request = asked.request
+    return Call(
+        priority=asked.priority,
+        tenant=current_caller().tenant,
+        arrival=asked.arrival,
+        deadline=asked.deadline,
+        normalize=False,
+        truncate=request.truncate if request.HasField("truncate") else True,
+        dimensions=0,
+        exact=request.precision == "exact",
+        done=asyncio.get_running_loop().create_future(),
+        task_type=task_type,
+        if_loaded=if_loaded,
+    )
+
+
+def _ranked(request: pb.RerankRequest, call: Call, facts: VersionFacts) -> pb.RerankResponse:
+    scores = [_floats(row) for row in call.rows]
+    if any(len(row) != 1 for row in scores):
+        raise errors.InternalError("the worker answered with more or less than one score for a text")
+    order = sorted(range(len(scores)), key=lambda index: (-scores[index][0], index))
+    response = pb.RerankResponse()
+    for index in order[: request.top_n or None]:
+        rank = response.ranked.add(
+            index=index,
+            score=scores[index][0],
+            input_tokens=call.input_tokens[index],
+            truncated=bool(call.truncated[index]),
+        )
+        if request.return_texts:
+            rank.text = request.texts[index]
+    _tell(response, call, facts)
+    return response
+
+
+def _classified(request: pb.ClassifyRequest, call: Call, facts: VersionFacts) -> pb.ClassifyResponse:
+    labels = call.description.labels if call.description is not None else ()
+    response = pb.ClassifyResponse()
+    for row, tokens, truncated in zip(call.rows, call.input_tokens, call.truncated, strict=True):
+        scores = _floats(row)
+        if len(scores) != len(labels):
+            raise errors.InternalError(f"the worker answered with {len(scores)} scores for {len(labels)} labels")
+        order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+        answer = response.classifications.add(input_tokens=tokens, truncated=bool(truncated))
+        for index in order[: request.top_n or None]:
+            answer.labels.add(label=labels[index], score=scores[index], index=index)
+    _tell(response, call, facts)
+    return response
+
+
+def _floats(row: bytes) -> array[float]:
+    values = array("f", row)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
+
+
+def _tell(response: Any, call: Call, facts: VersionFacts) -> None:
+    """What every answer says of its making."""
+    response.model_version, response.digest = facts.name, facts.digest
+    if call.profile is not None:
+        response.engine_profile.CopyFrom(call.profile)
+    response.usage.input_tokens = sum(call.input_tokens)
+    timings = response.timings
+    for duration, seconds in (
+        (timings.queue, call.started - call.arrival),
+        (timings.tokenise, call.tokenise_seconds),
+        (timings.compute, call.compute_seconds),
+        (timings.total, time.monotonic() - call.arrival),
+    ):
+        duration.FromNanoseconds(int(seconds * 1e9))
