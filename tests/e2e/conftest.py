@@ -15,15 +15,17 @@ from bench.up import Up
 StartUp = Callable[..., Up]
 
 
-def model_root_settings() -> dict[str, str]:
-    """Lets the registry read the starter model's files."""
-    return {"REGISTRY_MODEL_ROOTS": json.dumps([str(minilm_folder())])}
+@pytest.fixture(scope="session")
+def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder from which the platform for all tests imports models."""
+    return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="session")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def platform(tmp_path_factory: pytest.TempPathFactory, model_root: Path) -> Iterator[Up]:
     """One platform for all tests that do it no harm, with the real MiniLM loaded."""
-    up = Up(tmp_path_factory.mktemp("platform") / "data", settings=model_root_settings())
+    roots = {"REGISTRY_MODEL_ROOTS": json.dumps([str(minilm_folder()), str(model_root)])}
+    up = Up(tmp_path_factory.mktemp("platform") / "data", settings=roots)
     up.start()
     try:
         up.add_model(MINILM, engine="sentence_transformers", folder=minilm_folder())
