@@ -20,6 +20,7 @@ from modelmora_registry.web import Asked, Download, Web, read_secret, source_err
 METADATA_TIMEOUT_SECONDS = 10.0
 HINT = "a gated or private repository needs access on the Hub and registry.hub_token_file"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,13 @@ def _asked(repo_id: str, revision: str, file: str = "") -> Asked:
 
 
 def _remote_file(sibling: Any) -> RemoteFile:
-    if sibling.lfs is not None:
-        return RemoteFile(sibling.rfilename, int(sibling.lfs.size), f"sha256:{sibling.lfs.sha256}", None)
-    return RemoteFile(sibling.rfilename, int(sibling.size), None, str(sibling.blob_id))
+    """Raises ValueError or TypeError for what is no entry of a listing: a digest becomes the name of a file here."""
+    path, large = sibling.rfilename, sibling.lfs
+    size_bytes = int(sibling.size if large is None else large.size)
+    if not isinstance(path, str) or size_bytes < 0:
+        raise ValueError("no file")
+    if large is None:
+        return RemoteFile(path, size_bytes, None, str(sibling.blob_id))
+    if not _SHA256.fullmatch(large.sha256):
+        raise ValueError("no digest")
+    return RemoteFile(path, size_bytes, f"sha256:{large.sha256}", None)

@@ -318,6 +318,28 @@ async def test_redirect_loops_nonsense_and_silence_are_unavailable(rig: Rig, fak
     await rig.refused(made, SourceUnavailable)
 
 
+@pytest.mark.parametrize(
+    ("path", "lie"),
+    [
+        ("config.json", {"rfilename": None}),
+        ("config.json", {"rfilename": 5}),
+        ("config.json", {"size": -(10**15)}),
+        ("config.json", {"size": None}),
+        (WEIGHTS, {"sha256": "A" * 64}),
+        (WEIGHTS, {"sha256": None}),
+        (WEIGHTS, {"sha256": "../../../outside"}),
+    ],
+)
+async def test_a_listing_that_cannot_be_is_refused_before_the_first_byte(
+    rig: Rig, fake: FakeHub, path: str, lie: dict[str, Any]
+) -> None:
+    """A digest is the name of a file here: that of a stranger must never be linked to."""
+    (rig.data_dir / "outside").write_bytes(fake.files[WEIGHTS])
+    fake.lie[path] = lie
+    made = partial(rig.call, rig.registry.ImportModel, pb.ImportModelRequest(source=source()))
+    await rig.refused(made, SourceUnavailable)
+
+
 async def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(
     database_url: str, data_dir: Path, fake: FakeHub, tmp_path: Path
 ) -> None:
