@@ -179,7 +179,11 @@ def test_completion_scripts_call_the_program(shell: str) -> None:
 
 
 def test_completion_knows_commands_and_options() -> None:
-    for words, expected in (("modelmora mo", "models"), ("modelmora models --fi", "--filter")):
+    for words, expected in (
+        ("modelmora mo", "models"),
+        ("modelmora models im", "import"),
+        ("modelmora models --fi", "--filter"),
+    ):
         environ = {
             "_MODELMORA_COMPLETE": "bash_complete",
             "COMP_WORDS": words,

@@ -188,12 +188,12 @@ def _show_version(version: registry_pb2.ModelVersion) -> None:
 @catalog.listing
 @remote
 def models(session: Session, filter_: str, order_by: str, everything: bool) -> None:
-    """List models; with a command, find, show, describe, choose, archive or delete one."""
+    """List models; with a command, import, find, show, describe, choose, archive or delete one."""
     if click.get_current_context().invoked_subcommand is None:
         catalog.print_models(session, filter_, order_by, everything)
 
 
-for _command in catalog.COMMANDS:
+for _command in (import_, *catalog.COMMANDS):
     models.add_command(_command)
 
 
