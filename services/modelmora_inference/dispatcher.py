@@ -95,8 +95,9 @@ class Call:
     """Ends when every row is there, or with the first error."""
     task_type: common_pb2.TaskType = common_pb2.TASK_TYPE_TXT2EMBED
     """What its entries ask for; other tasks than embedding bring them as messages of the worker's wire."""
-    input_field: str = "texts"
-    """Of the request: where its entries come from, for errors of a single one."""
+    operation: worker_pb2.Operation = worker_pb2.OPERATION_UNSPECIFIED
+    input_field: str = "texts[]"
+    """Of the request: where its entries come from, for errors of a single one; `[]`: one of several."""
     if_loaded: bool = False
     """Not worth a wait for a load: ModelLoading then."""
     ready_in_seconds: float | None = None
@@ -113,11 +114,22 @@ class Call:
     compute_seconds: float = 0.0
     profile: common_pb2.EngineProfile | None = None
     """Of the replica that answered last."""
+    failed_index: int | None = None
+    """Whose error ended it, if it was that of one text."""
     description: worker_pb2.EngineDescription | None = None
     """What the engine says of the model; not asked for when texts are embedded."""
     seen: object = None
     """The worker's reply whose times were counted last."""
     timer: asyncio.TimerHandle | None = None
+
+    def path_of(self, index: int) -> str:
+        """The field of the request that an entry comes from."""
+        return self.input_field.replace("[]", f"[{index}]")
+
+    @property
+    def embeds(self) -> bool:
+        """Its entries are plain texts."""
+        return self.task_type == common_pb2.TASK_TYPE_TXT2EMBED and not self.operation
 
     def end(self, error: errors.ModelMoraError | None = None) -> None:
         if self.timer is not None:
@@ -209,8 +221,7 @@ class Dispatcher:
             call.ready_in_seconds = self.ready_in(call.arrival)
             if call.if_loaded and self._loading:
                 raise errors.ModelLoading(retry_after_seconds=call.ready_in_seconds or 1.0, model_version=self.version)
-        embeds = call.task_type == common_pb2.TASK_TYPE_TXT2EMBED
-        lane: Hashable = call.exact if embeds else (call.task_type, call.exact)
+        lane: Hashable = call.exact if call.embeds else (call.task_type, call.operation, call.exact)
         longest = self.max_input_tokens if call.truncate else 0
         entries = []
         for index, text in enumerate(inputs):
@@ -592,7 +603,7 @@ class Dispatcher:
         if lease.crashed and in_flight:
             log.warning("the worker of %s died with %d entries on it", self.version, in_flight)
         for entry in self.queue.worker_gone(lease.worker, crashed=lease.crashed):
-            path = f"{entry.call.input_field}[{entry.index}]"  # type: ignore[attr-defined]
+            path = entry.call.path_of(entry.index)  # type: ignore[attr-defined]
             field = errors.FieldViolation(path, "the worker died twice while it ran alone")
             self._fail(entry, errors.RequestCrashedWorker(fields=[field]))
 
@@ -625,8 +636,9 @@ class Dispatcher:
     def _send(self, lease: _Lease, batch: Batch, now: float) -> None:
         first: Call = batch.entries[0].call  # type: ignore[assignment]
         request = worker_pb2.InferRequest(task_type=first.task_type, exact=first.exact, rank=batch.rank)
-        embeds = first.task_type == common_pb2.TASK_TYPE_TXT2EMBED
+        embeds = first.embeds
         if not embeds:
+            request.operation = first.operation
             request.describe = self.description is None
         texts = request.texts
         for entry in batch.entries:
@@ -756,13 +768,14 @@ class Dispatcher:
         call: Call = entry.call  # type: ignore[assignment]
         if call.done.done():
             return
+        call.failed_index = entry.index
         if isinstance(error, errors.DeadlineExceeded):
             self._expire(call)
             return
         if isinstance(error, errors.InvalidArgument):
             # A row's error names no field; of a call's fields only these two can be wrong in the engine's eyes.
             too_wide = 0 < self.embedding_dimensions < call.dimensions
-            path = "dimensions" if too_wide else f"{call.input_field}[{entry.index}]"
+            path = "dimensions" if too_wide else call.path_of(entry.index)
             description = error.message.removeprefix(f"{path}: ")
             error = type(error)(f"{path}: {description}", fields=[errors.FieldViolation(path, description)])
         call.end(error)

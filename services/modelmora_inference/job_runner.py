@@ -4,8 +4,9 @@ One `JobRunner` in each inference process; any number of them share a database. 
 code:
 
   1. A free slot claims the job that is next. One that is to end (cancelled, too late, tried too often) is ended.
-  2. Its chunks are read, a few at a time, and every input becomes a call of its own in the queue of the job's version:
-     it shares batches with everybody, and what is wrong with it is its own. A full queue is waited for.
+  2. Its chunks are read, a few at a time, and each becomes a call in the queue of the job's version: it shares batches
+     with everybody. An input whose own error ends the call is left out and the others are asked again; after a few
+     such inputs each is asked alone. A full queue is waited for.
   3. A chunk whose inputs are all answered is written down. While the database is away that waits; nothing is lost.
   4. An error that is no input's own ends the job, or gives it back for later if it may pass.
   5. Every third of a claim's time all claims are made to hold on. Who hears then, or from a notification, that a job is
@@ -20,6 +21,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -41,7 +43,7 @@ from prometheus_client import Counter
 
 from modelmora_inference import jobs
 from modelmora_inference.dispatcher import Call, Dispatcher, Dispatchers
-from modelmora_inference.domain import Priority
+from modelmora_inference.domain import Place, Priority
 from modelmora_inference.jobs import Job, JobFailure, JobState
 from modelmora_inference.store import SWEEP_JOBS, Chunk, JobStore
 
@@ -59,6 +61,8 @@ START_SECONDS = 0.2
 GIVE_BACK_SECONDS = 3.0
 """So long a stop waits for jobs to be given back; the claims of others expire."""
 LONGEST_FULL_SECONDS = 5.0
+BAD_INPUTS = 3
+"""So many inputs of a chunk may be left out before the others are asked one by one."""
 
 ENDED = Counter("modelmora_inference_jobs_total", "Jobs that ended here, by state", ["state"])
 LOST = Counter("modelmora_inference_claims_lost_total", "Jobs that somebody else had taken up before they were done")
@@ -103,11 +107,6 @@ class JobRunner:
         self._wake = asyncio.Event()
         self._stopping = False
 
-    @property
-    def at_work(self) -> int:
-        """Jobs that are ours now."""
-        return len(self._held)
-
     def hear(self, news: str) -> None:
         """`uid state` of a job that changed somewhere; the empty string: of any."""
         uid, _, state = news.partition(" ")
@@ -121,12 +120,9 @@ class JobRunner:
         while True:
             self._wake.clear()
             try:
-                wait = LOOK_SECONDS
                 if not await self._take_up():
-                    soonest = await self._store.seconds_to_next()
-                    if soonest is not None and len(self._held) < self._rules.jobs:
-                        wait = min(max(soonest, 0.02), LOOK_SECONDS)
-                    await self._woken(wait)
+                    soonest = await self._store.seconds_to_next(with_work=self._has_room)
+                    await self._woken(LOOK_SECONDS if soonest is None else min(max(soonest, 0.05), LOOK_SECONDS))
             except ModelMoraError as error:
                 if not isinstance(error, DatabaseUnavailable):
                     log.warning("jobs could not be looked for: %s", error.message)
@@ -175,7 +171,7 @@ class JobRunner:
     async def _take_up(self) -> bool:
         """One job, if there is one for us. 1"""
         token = str(uuid.uuid4())
-        claimed = await self._store.claim(token, self._lasts, with_work=len(self._held) < self._rules.jobs)
+        claimed = await self._store.claim(token, self._lasts, with_work=self._has_room)
         if claimed is None:
             return False
         job, now = claimed
@@ -186,6 +182,10 @@ class JobRunner:
         task.add_done_callback(lambda _: self._let_go(held))
         return True
 
+    @property
+    def _has_room(self) -> bool:
+        return len(self._held) < self._rules.jobs
+
     def _let_go(self, held: _Held) -> None:
         del self._tasks[held]
         if self._held.get(held.job.uid) is held:
@@ -193,10 +193,9 @@ class JobRunner:
         self._wake.set()
 
     async def _woken(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
-        except TimeoutError:
-            pass
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):  # not wait_for, which may swallow a cancellation
+                await self._wake.wait()
 
     async def _attend(self, held: _Held, now: datetime) -> None:
         """Sees a job through to its end here, whatever it is."""
@@ -252,7 +251,7 @@ class JobRunner:
         return InternalError()
 
     async def _notice_start(self, held: _Held) -> None:
-        if held.told or not (held.started or any(call.started for call in held.calls)):
+        if held.told or not (held.started or any(_is_begun(call) for call in held.calls)):
             return
         held.told = True
         try:
@@ -278,7 +277,7 @@ class JobRunner:
         if payload is None:
             return
         texts = inference_pb2.EmbedTask.FromString(payload).texts
-        results = await _all(self._answer(held, options, text, first + at) for at, text in enumerate(texts))
+        results = await self._answer(held, options, list(enumerate(texts, first)))
         failures = [
             JobFailure(one.error.reason, one.error.message) for one in results if one.WhichOneof("outcome") == "error"
         ]
@@ -302,12 +301,18 @@ class JobRunner:
             ENDED.labels(job.state.value).inc()
 
     async def _answer(
-        self, held: _Held, options: inference_pb2.EmbedTask, text: str, index: int
-    ) -> inference_pb2.InferenceResult:
-        """One input's result, or its own error. Raises what concerns the whole job."""
-        while True:
+        self, held: _Held, options: inference_pb2.EmbedTask, inputs: list[tuple[int, str]], bad: int = 0
+    ) -> list[inference_pb2.InferenceResult]:
+        """The result or the own error of each input, by index. Raises what concerns the whole job."""
+        found: list[inference_pb2.InferenceResult] = []
+        while inputs:
+            if bad > BAD_INPUTS and len(inputs) > 1:
+                alone = await _all(self._answer(held, options, [one], bad) for one in inputs)
+                found += [result for some in alone for result in some]
+                break
+            call = _call_of(held, options)
             try:
-                return await self._ask(held, options, text, index)
+                await self._ask(held, call, [text for _, text in inputs])
             except QueueFull as full:
                 await asyncio.sleep(min(max(full.retry_after_seconds or 0.0, 0.05), LONGEST_FULL_SECONDS))
             except DeadlineExceeded:
@@ -315,29 +320,25 @@ class JobRunner:
             except ModelMoraError as error:
                 if not jobs.is_of_input(error):
                     raise
-                message = error.message.removeprefix("texts[0]: ")
-                return inference_pb2.InferenceResult(
-                    index=index, error=inference_pb2.JobError(reason=error.reason, message=message)
-                )
+                bad += 1
+                if call.failed_index is None:
+                    bad = BAD_INPUTS + 1
+                    if len(inputs) > 1:
+                        continue
+                at = call.failed_index or 0
+                index, _ = inputs.pop(at)
+                told = inference_pb2.JobError(reason=error.reason, message=error.message.removeprefix(f"texts[{at}]: "))
+                found.append(inference_pb2.InferenceResult(index=index, error=told))
+            else:
+                found += [_result(index, call, at) for at, (index, _) in enumerate(inputs)]
+                break
             if time.monotonic() >= held.deadline:
                 raise DeadlineExceeded("not all inputs were answered before the job's deadline")
+        return sorted(found, key=lambda one: one.index)
 
-    async def _ask(
-        self, held: _Held, options: inference_pb2.EmbedTask, text: str, index: int
-    ) -> inference_pb2.InferenceResult:
-        job, now = held.job, time.monotonic()
-        call = Call(
-            priority=Priority(job.priority),
-            tenant=job.tenant,
-            arrival=now,
-            deadline=min(held.deadline, now + CALL_SECONDS),
-            normalize=options.normalize if options.HasField("normalize") else True,
-            truncate=options.truncate if options.HasField("truncate") else True,
-            dimensions=options.dimensions,
-            exact=options.precision == "exact",
-            done=asyncio.get_running_loop().create_future(),
-        )
-        dispatcher: Dispatcher = self._dispatchers.submit(job.model_version, call, [text])
+    async def _ask(self, held: _Held, call: Call, texts: list[str]) -> None:
+        """One call through the queue; its rows are there when this returns."""
+        dispatcher: Dispatcher = self._dispatchers.submit(held.job.model_version, call, texts)
         held.calls.add(call)
         try:
             await call.done
@@ -347,10 +348,6 @@ class JobRunner:
         finally:
             held.calls.discard(call)
         held.started = True
-        embed = inference_pb2.EmbedResult(
-            vector=call.rows[0], input_tokens=call.input_tokens[0], truncated=bool(call.truncated[0])
-        )
-        return inference_pb2.InferenceResult(index=index, embed=embed)
 
     async def _persist(self, step: Callable[[], Awaitable[T]]) -> T:
         """Until the database has taken it; a stop waits for no database."""
@@ -361,6 +358,32 @@ class JobRunner:
                 if self._stopping:
                     raise
                 await asyncio.sleep(AWAY_SECONDS)
+
+
+def _is_begun(call: Call) -> bool:
+    return any(entry.place is not Place.WAITING for entry in call.entries)
+
+
+def _call_of(held: _Held, options: inference_pb2.EmbedTask) -> Call:
+    job, now = held.job, time.monotonic()
+    return Call(
+        priority=Priority(job.priority),
+        tenant=job.tenant,
+        arrival=now,
+        deadline=min(held.deadline, now + CALL_SECONDS),
+        normalize=options.normalize if options.HasField("normalize") else True,
+        truncate=options.truncate if options.HasField("truncate") else True,
+        dimensions=options.dimensions,
+        exact=options.precision == "exact",
+        done=asyncio.get_running_loop().create_future(),
+    )
+
+
+def _result(index: int, call: Call, at: int) -> inference_pb2.InferenceResult:
+    embed = inference_pb2.EmbedResult(
+        vector=call.rows[at], input_tokens=call.input_tokens[at], truncated=bool(call.truncated[at])
+    )
+    return inference_pb2.InferenceResult(index=index, embed=embed)
 
 
 async def _all(work: Iterable[Awaitable[T]]) -> list[T]:

@@ -246,9 +246,14 @@ class JobStore:
             old = _job_of(row)
             return await _save(connection, old, old.claimed(token, now, lasts)), now
 
-    async def seconds_to_next(self) -> float | None:
-        """Until some job that nobody has is to be taken up, as things are now; None: there is none."""
-        ready = sa.func.least(sa.func.greatest(_job.c.not_before, _job.c.claim_expire_time), _job.c.deadline)
+    async def seconds_to_next(self, *, with_work: bool) -> float | None:
+        """Until `claim` should find one, as things are now; None: there is none."""
+        free = sa.func.least(_job.c.not_before, _job.c.deadline)
+        ready = (
+            sa.case((_job.c.claim_token.is_(None), free), else_=_job.c.claim_expire_time)
+            if with_work
+            else sa.func.greatest(_job.c.claim_expire_time, _job.c.deadline)
+        )
         soonest = sa.select(sa.extract("epoch", sa.func.min(ready) - sa.func.now())).where(_UNFINISHED)
         async with self._read() as connection:
             seconds = await connection.scalar(soonest)

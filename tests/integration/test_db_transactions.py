@@ -77,6 +77,19 @@ async def test_a_start_with_nothing_to_migrate_does_without_alembic(
     assert (await process.communicate())[0].split() == [b"0002", b"False"]
 
 
+async def test_schemas_of_one_process_that_migrate_at_once_get_their_own_tables(database_url: str, line: str) -> None:
+    databases = [Database(database_url, f"things{number}") for number in range(3)]
+    try:
+        async with asyncio.timeout(20):
+            assert await asyncio.gather(*(database.migrate(line) for database in databases)) == ["0002"] * 3
+        for database in databases:
+            async with database.begin() as connection:
+                await connection.execute(text("INSERT INTO thing (id, word, note) VALUES (1, 'a', 'b')"))
+    finally:
+        for database in databases:
+            await database.close()
+
+
 async def test_many_that_migrate_at_once_migrate_once(database_url: str, line: str) -> None:
     databases = [Database(database_url, "things") for _ in range(6)]
     try:

@@ -17,8 +17,10 @@ from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2 as pb
 from modelmora_inference.domain import Aging, Priority
+from modelmora_inference.job_service import JobNews, JobRpcs
 from modelmora_inference.jobs import Job
 from modelmora_inference.store import Chunk, JobStore, Limits
+from modelmora_runtime.auth import Caller, Role, set_caller
 from modelmora_runtime.db import Database
 from modelmora_runtime.ids import uuid7
 from modelmora_worker.engines.echo import vector
@@ -73,6 +75,21 @@ async def jobs(data_dir: Path, database_url: str | None, **settings: Any) -> Asy
         if database_url is not None:
             await migrated(there)
         yield there
+
+
+@asynccontextmanager
+async def opened(database_url: str, limits: Limits) -> AsyncIterator[JobStore]:
+    database = Database(database_url, "inference")
+    store = JobStore(database, limits, Aging(medium_seconds=30, low_seconds=90))
+    await store.migrate()
+    yield store
+    await database.close()
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[JobStore]:
+    async with opened(database_url, Limits()) as found:
+        yield found
 
 
 async def migrated(there: Jobs) -> None:
@@ -146,7 +163,7 @@ async def test_a_queued_and_a_running_job_are_cancelled_and_leave_the_worker(dat
         assert (await there.cancel(running)).state == S.JOB_STATE_CANCELLING
         ended = await there.end(running, timeout=5)
         assert (ended.state, ended.HasField("error")) == (S.JOB_STATE_CANCELLED, False)
-        await there.rig.until(lambda queue: not queue.in_flight and not sum(one.entries for one in queue.levels))
+        assert not sum(level.entries for level in (await there.rig.queue()).levels)
         for job in (running, waiting):
             with pytest.raises(errors.IllegalTransition):
                 await there.cancel(job)
@@ -191,8 +208,9 @@ async def test_progress_is_watched_from_a_cursor_and_partial_results_are_there(
 async def test_a_job_that_is_too_late_fails_and_keeps_what_was_answered(data_dir: Path, database_url: str) -> None:
     models = {"acme/echo": {"delay_seconds": 0.3, "max_batch_entries": 64}}
     async with jobs(data_dir, database_url, models=models, max_jobs=1) as there:
+        await there.rig.right("loaded")
         long = pb.CreateInferenceJobRequest().timeout
-        long.FromMilliseconds(1500)
+        long.FromMilliseconds(2000)
         job = await there.create(*[f"{n}" for n in range(2000)], timeout=long)
         behind = await there.create("a", timeout=long)
         ended, late = await asyncio.gather(there.end(job), there.end(behind))
@@ -205,18 +223,9 @@ async def test_a_job_that_is_too_late_fails_and_keeps_what_was_answered(data_dir
             await there.results(behind, partial=True)
 
 
-async def test_jobs_of_others_are_not_there(data_dir: Path, database_url: str) -> None:
-    """Tenants come from tokens; here the servicer is asked as different callers."""
+async def test_jobs_are_listed_newest_first_page_by_page(data_dir: Path, database_url: str) -> None:
     async with jobs(data_dir, database_url) as there:
-        mine = await there.create("a")
-        found = await there.stub.ListInferenceJobs(pb.ListInferenceJobsRequest(tenant="nobody"), timeout=5)
-        assert not found.jobs
-        for page_token in ("x", "e30"):
-            with pytest.raises(errors.InvalidArgument):
-                await there.stub.ListInferenceJobs(pb.ListInferenceJobsRequest(page_token=page_token), timeout=5)
-        names = []
-        for _ in range(4):
-            names.append((await there.create("b")).name)
+        names = [(await there.create("b")).name for _ in range(5)]
         request = pb.ListInferenceJobsRequest(page_size=2)
         listed: list[str] = []
         while True:
@@ -225,10 +234,79 @@ async def test_jobs_of_others_are_not_there(data_dir: Path, database_url: str) -
             if not page.next_page_token:
                 break
             request.page_token = page.next_page_token
-        assert listed == [*reversed(names), mine.name]
-        request.states.append(S.JOB_STATE_CANCELLED)
-        with pytest.raises(errors.InvalidArgument):
-            await there.stub.ListInferenceJobs(request, timeout=5)
+        assert listed == names[::-1]
+        request.states.append(S.JOB_STATE_CANCELLED)  # a token belongs to its list
+        for page_token in (request.page_token, "x", "e30"):
+            request.page_token = page_token
+            with pytest.raises(errors.InvalidArgument):
+                await there.stub.ListInferenceJobs(request, timeout=5)
+        found = await there.stub.ListInferenceJobs(pb.ListInferenceJobsRequest(tenant="nobody"), timeout=5)
+        assert not found.jobs
+
+
+class Rpcs(JobRpcs):
+    """The RPCs without a server, so that a test says who calls."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._jobs, self._job_news, self._stopping = store, JobNews(), asyncio.Event()
+
+
+async def test_jobs_of_other_tenants_are_not_there(store: JobStore) -> None:
+    await add(store, "mine", "a")
+    await add(store, "theirs", "b")
+    rpcs = Rpcs(store)
+
+    async def listed(caller: Caller, **fields: Any) -> dict[str, str]:
+        set_caller(caller)
+        found = await rpcs.ListInferenceJobs(pb.ListInferenceJobsRequest(**fields), None)
+        return {job.model: job.name for job in found.jobs}
+
+    client = Caller("someone", "a", frozenset({Role.CLIENT}))
+    operator = Caller("someone", "a", frozenset({Role.OPERATOR}))
+    names = await listed(operator)
+    assert set(names) == {"mine", "theirs"}
+    assert set(await listed(operator, tenant="b")) == {"theirs"}
+    assert set(await listed(client)) == {"mine"}
+    assert await listed(client, tenant="b") == {}
+    for name, absent in ((names["mine"], False), (names["theirs"], True)):
+        for call in (
+            lambda name=name: rpcs.GetInferenceJob(pb.GetInferenceJobRequest(name=name), None),
+            lambda name=name: rpcs.GetInferenceResult(pb.GetInferenceResultRequest(name=name), None),
+            lambda name=name: anext(rpcs.WatchInferenceJob(pb.WatchInferenceJobRequest(name=name), None)),
+            lambda name=name: rpcs.CancelInferenceJob(pb.CancelInferenceJobRequest(name=name), None),
+        ):
+            try:
+                await call()
+                assert not absent
+            except errors.JobNotFound:
+                assert absent
+            except errors.ResultNotReady:
+                assert not absent
+
+
+async def test_a_chunk_is_answered_once_however_often_its_results_come(store: JobStore) -> None:
+    job = await add(store, "m", "a", inputs=(2, 1))
+    token = await claim(store)
+
+    async def publish(first: int, inputs: int, payload: bytes) -> Job:
+        chunk = Chunk(first, inputs, payload)
+        return await store.publish(job.uid, token, chunk, succeeded=inputs, failures=[], input_tokens=5)
+
+    once = await publish(0, 2, b"first")
+    again = await publish(0, 2, b"again")
+    assert again == once
+    assert (once.answered, once.input_tokens, await store.waiting_chunks(job.uid)) == (2, 5, [2])
+    ended = await publish(2, 1, b"last")
+    assert (ended.state, ended.stored_bytes) == ("succeeded", len(b"firstlast"))
+    _, _, chunks = await store.results(job.uid, None, start=0, max_inputs=10, max_bytes=100)
+    assert [chunk.payload for chunk in chunks] == [b"first", b"last"]
+
+
+async def test_a_job_that_lasts_longer_than_a_claim_is_not_taken_over(data_dir: Path, database_url: str) -> None:
+    models = {"acme/echo": {"delay_seconds": 1.7}}
+    async with jobs(data_dir, database_url, models=models, job_claim_seconds=1) as there:
+        ended = await there.end(await there.create("a"))
+        assert (ended.state, ended.attempt) == (S.JOB_STATE_SUCCEEDED, 1)
 
 
 async def test_results_are_kept_for_their_time_and_the_job_a_while_longer(data_dir: Path, database_url: str) -> None:
@@ -239,10 +317,9 @@ async def test_results_are_kept_for_their_time_and_the_job_a_while_longer(data_d
         with pytest.raises(errors.ResultExpired):
             await there.results(job)
         assert (await there.get(job)).state == S.JOB_STATE_SUCCEEDED
-        store = JobStore(Database(database_url, "inference"), Limits(job_keep=timedelta()), Aging())
-        await store.migrate()
-        assert await store.sweep() == 2
-        assert await store.sweep() == 0
+        async with opened(database_url, Limits(job_keep=timedelta())) as store:
+            assert await store.sweep() == 2
+            assert await store.sweep() == 0
         with pytest.raises(errors.JobNotFound):
             await there.get(job)
         with pytest.raises(errors.JobNotFound):
@@ -331,7 +408,9 @@ async def test_without_a_database_calls_are_answered_and_jobs_are_refused(data_d
             await there.create("a")
 
 
-async def test_a_stop_gives_jobs_back_at_once_and_another_process_goes_on(data_dir: Path, database_url: str) -> None:
+async def test_a_stop_gives_jobs_back_at_once_and_another_process_goes_on(
+    data_dir: Path, database_url: str, store: JobStore
+) -> None:
     models = {"acme/echo": {"delay_seconds": 0.1, "max_batch_entries": 16}}
     texts = [f"{n}" for n in range(600)]
     async with jobs(data_dir, database_url, models=models) as there:
@@ -339,8 +418,6 @@ async def test_a_stop_gives_jobs_back_at_once_and_another_process_goes_on(data_d
         async for told in there.stub.WatchInferenceJob(pb.WatchInferenceJobRequest(name=job.name), timeout=20):
             if told.job.progress.succeeded:
                 break
-    store = JobStore(Database(database_url, "inference"), Limits(), Aging())
-    await store.migrate()
     left, _ = await store.get(job.uid, None)
     assert (left.state, left.claim, left.failures) == ("pending", None, 0)
     assert 0 < left.succeeded < 600
@@ -351,10 +428,8 @@ async def test_a_stop_gives_jobs_back_at_once_and_another_process_goes_on(data_d
 
 
 async def test_a_claim_that_its_holder_lets_expire_is_taken_over_and_its_late_results_are_refused(
-    data_dir: Path, database_url: str
+    data_dir: Path, database_url: str, store: JobStore
 ) -> None:
-    store = JobStore(Database(database_url, "inference"), Limits(), Aging())
-    await store.migrate()
     async with jobs(data_dir, database_url, max_jobs=1, models={"acme/echo": {"delay_seconds": 0.5}}) as there:
         await there.until(await there.create("first"), S.JOB_STATE_RUNNING)
         job = await there.create("a", "b")
@@ -374,29 +449,56 @@ async def test_a_claim_that_its_holder_lets_expire_is_taken_over_and_its_late_re
         assert_vectors(await there.results(job), ["a", "b"])
 
 
-async def test_tenants_with_fewer_jobs_at_work_go_first_then_age_and_priority(database_url: str) -> None:
-    store = JobStore(Database(database_url, "inference"), Limits(), Aging(medium_seconds=30, low_seconds=90))
-    await store.migrate()
-
-    async def add(name: str, tenant: str, priority: Priority, age_seconds: float) -> None:
-        def make(now: datetime) -> Job:
-            then = now - timedelta(seconds=age_seconds)
-            later = now + timedelta(hours=1)
-            return Job(
-                uid=str(uuid7()), tenant=tenant, subject="", model=name, model_version="", digest="", task_type=1,
-                options=b"", priority=priority, inputs=1, stored_bytes=1, create_time=then, update_time=then,
-                deadline=later, result_ttl=timedelta(hours=1), not_before=then,
-            )  # fmt: skip
-
-        await store.create(make, "", [(1, b"x")])
-
-    await add("a old low", "a", Priority.LOW, 50)
-    await add("a low", "a", Priority.LOW, 10)
-    await add("a medium", "a", Priority.MEDIUM, 5)
-    await add("a high", "a", Priority.HIGH, 0)
-    await add("b low", "b", Priority.LOW, 0)
+async def test_tenants_with_fewer_jobs_at_work_go_first_then_age_and_priority(store: JobStore) -> None:
+    await add(store, "a old low", "a", Priority.LOW, age_seconds=80)
+    await add(store, "a low", "a", Priority.LOW, age_seconds=10)
+    await add(store, "a medium", "a", Priority.MEDIUM, age_seconds=5)
+    await add(store, "a high", "a", Priority.HIGH)
+    await add(store, "b low", "b", Priority.LOW)
     order = []
     while (claimed := await store.claim(str(uuid.uuid4()), timedelta(minutes=1), with_work=True)) is not None:
         order.append(claimed[0].model)
-    assert order == ["a high", "b low", "a medium", "a old low", "a low"]
-    assert await store.claim(str(uuid.uuid4()), timedelta(minutes=1), with_work=True) is None
+    # HIGH counts from now, LOW of 80 s ago from in 10 s, MEDIUM from in 25 s, LOW of 10 s ago from in 80 s.
+    assert order == ["a high", "b low", "a old low", "a medium", "a low"]
+
+
+async def add(
+    store: JobStore,
+    model: str,
+    tenant: str,
+    priority: Priority = Priority.LOW,
+    *,
+    age_seconds: float = 0.0,
+    inputs: tuple[int, ...] = (1,),
+) -> Job:
+    """A job of chunks with so many inputs each, as if it had been made some time ago."""
+
+    def make(now: datetime) -> Job:
+        then = now - timedelta(seconds=age_seconds)
+        return Job(
+            uid=str(uuid7()),
+            tenant=tenant,
+            subject="",
+            model=model,
+            model_version="",
+            digest="",
+            task_type=1,
+            options=b"",
+            priority=priority,
+            inputs=sum(inputs),
+            stored_bytes=len(inputs),
+            create_time=then,
+            update_time=then,
+            deadline=now + timedelta(hours=1),
+            result_ttl=timedelta(hours=1),
+            not_before=then,
+        )
+
+    return await store.create(make, "", [(count, b"x") for count in inputs])
+
+
+async def claim(store: JobStore) -> str:
+    """The token of a claim on what is next."""
+    token = str(uuid.uuid4())
+    assert await store.claim(token, timedelta(minutes=1), with_work=True) is not None
+    return token

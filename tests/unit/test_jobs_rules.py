@@ -191,7 +191,7 @@ OPS = st.tuples(
 
 
 @given(st.lists(OPS, max_size=60))
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=150, deadline=None, database=None)
 def test_a_job_ends_once_and_only_its_last_claim_changes_it(ops: list[tuple[str, int, int]]) -> None:
     """Three runners that know nothing of each other, some of them late, and an owner who cancels."""
     one, now, count = job(inputs=4), NOW, 0
