@@ -100,7 +100,14 @@ def _tagger(folder: Path) -> Any:
     return _classifier(folder, problem_type="multi_label_classification")
 
 
-KINDS = {"reranker": _reranker, "classifier": _classifier, "tagger": _tagger}
+def _reader(folder: Path) -> Any:
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    vocabulary = _wordpiece(folder)
+    return BertForQuestionAnswering(BertConfig(vocab_size=vocabulary, max_position_embeddings=64, **_SMALL))
+
+
+KINDS = {"reranker": _reranker, "classifier": _classifier, "tagger": _tagger, "reader": _reader}
 
 if __name__ == "__main__":
     print(build(sys.argv[1], Path(sys.argv[2])))

@@ -140,6 +140,63 @@ class AsyncClient(Connection):
         )
         return await self._call(self.inference.Classify, request, timeout)
 
+    async def answer_question(
+        self,
+        model: str,
+        question: str,
+        context: str,
+        *,
+        top_n: int | None = None,
+        max_answer_tokens: int | None = None,
+        priority: str | int | None = None,
+        precision: str | None = None,
+        cold: str | int | None = None,
+        fallback: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> inference_pb2.AnswerQuestionResponse:
+        """Where in the context the answer stands: `answers` with `text`, `score`, `start` and `end` in characters, the
+        best first; one unless `top_n` says more. The context may be longer than the model reads."""
+        request = requests.task_request(
+            inference_pb2.AnswerQuestionRequest,
+            model=model,
+            question=question,
+            context=context,
+            top_n=top_n,
+            max_answer_tokens=max_answer_tokens,
+            priority=priority,
+            precision=precision,
+            cold=cold,
+            fallback=fallback,
+            request_id=request_id,
+        )
+        return await self._call(self.inference.AnswerQuestion, request, timeout)
+
+    async def tokenize(
+        self,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        priority: str | int | None = None,
+        timeout: float | None = None,
+    ) -> inference_pb2.TokenizeResponse:
+        """What the model's tokenizer makes of each of up to 2048 texts: `texts[i].tokens` with ids and offsets in
+        characters. It loads the model."""
+        request = requests.build(
+            inference_pb2.TokenizeRequest,
+            model=model,
+            texts=requests.texts_of(texts),
+            add_special_tokens=add_special_tokens,
+            priority=requests.priority_value(priority),
+        )
+        return await self._call(self.inference.Tokenize, request, timeout)
+
+    async def describe_model(self, model: str, *, timeout: float | None = None) -> inference_pb2.DescribeModelResponse:
+        """What a model takes and gives, and its limits. It loads nothing."""
+        request = requests.build(inference_pb2.DescribeModelRequest, model=model)
+        return await self._call(self.inference.DescribeModel, request, timeout)
+
     async def queue(self, model: str = "", *, timeout: float | None = None) -> list[inference_pb2.Queue]:
         """What waits for each version, or for one."""
         request = requests.build(inference_pb2.GetQueueRequest, model=model)

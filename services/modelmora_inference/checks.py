@@ -67,7 +67,7 @@ def wrong_call(request: Any) -> list[FieldViolation]:
         found.append(FieldViolation("cold_policy", f"there is no policy {request.cold_policy}"))
     if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS:
         found.append(FieldViolation("request_id", f"at most {MAX_REQUEST_ID_CHARACTERS} characters"))
-    if request.precision not in ("", "exact"):
+    if not isinstance(request, inference_pb2.TokenizeRequest) and request.precision not in ("", "exact"):
         found.append(FieldViolation("precision", "exact, or nothing"))
     if request.HasField("timeout"):
         seconds = request.timeout.seconds + request.timeout.nanos / 1e9

@@ -58,6 +58,7 @@ class _Asked:
     context: Any
     ask: Callable[[_Asked, VersionFacts, bool], Awaitable[Any]]
     """Asks a version; the answer."""
+    fallback_model: str
     priority: Priority
     arrival: float
     deadline: float
@@ -107,10 +108,11 @@ class InferenceService(TaskRpcs, JobRpcs, inference_pb2_grpc.InferenceServiceSer
             seconds = min(seconds, request.timeout.seconds + request.timeout.nanos / 1e9)
         deadline = arrival + min(seconds, MAX_TIMEOUT_SECONDS)
         priority = PRIORITIES[request.priority]
-        asked = _Asked(request, context, ask, priority, arrival, deadline, _request_id(request, context))
+        fallback = "" if isinstance(request, inference_pb2.TokenizeRequest) else request.fallback_model
+        asked = _Asked(request, context, ask, fallback, priority, arrival, deadline, _request_id(request, context))
         status = "CANCELLED"
         try:
-            if request.fallback_model:
+            if asked.fallback_model:
                 response = await self._ask_or_fall_back(asked)
             else:
                 response = await self._ask_resolved(asked, request.cold_policy == _FAIL_FAST)
@@ -163,7 +165,7 @@ class InferenceService(TaskRpcs, JobRpcs, inference_pb2_grpc.InferenceServiceSer
         """While the model is cold its fallback answers, if that is in memory."""
         request = asked.request
         main = self._catalog.known(request.model) or await self._find(request.model, asked.deadline)
-        other = await self._find(request.fallback_model, asked.deadline, "fallback_model")
+        other = await self._find(asked.fallback_model, asked.deadline, "fallback_model")
         if other.task_type != main.task_type:
             tasks = f"{_task(other)}, not {_task(main)}"
             raise errors.TaskNotSupported(f"fallback_model: {other.name} does {tasks}", model_version=other.name)

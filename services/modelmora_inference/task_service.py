@@ -19,19 +19,29 @@ from modelmora.errors import FieldViolation
 from modelmora.inference.v1 import inference_pb2 as pb
 from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime.auth import current_caller
+from modelmora_runtime.interceptors import deadline_seconds
 
 from modelmora_inference.checks import invalid, wrong_call, wrong_text, wrong_texts
-from modelmora_inference.dispatcher import Call
-from modelmora_inference.domain import VersionFacts
+from modelmora_inference.dispatcher import Call, Dispatchers
+from modelmora_inference.domain import MAX_TEXT_CHARACTERS, MAX_TEXTS, VersionFacts
 
 Ask = Callable[[Any, VersionFacts, bool], Awaitable[Any]]
 """Asks one version what a call wants: (the call as it came in, the version, whether only if it is in memory)."""
+
+
+MAX_ANSWERS = 20
+MAX_ANSWER_TOKENS = 512
+DEFAULT_ANSWER_TOKENS = 30
 
 
 class TaskRpcs:
     """RPCs of InferenceService that answer with a model's output, embedding aside."""
 
     _max_call_bytes: int
+    _dispatchers: Dispatchers
+
+    async def _find(self, reference: str, deadline: float, field: str = "model") -> VersionFacts:
+        raise NotImplementedError
 
     async def _answer(self, request: Any, context: Any, arrival: float, ask: Ask) -> Any:
         raise NotImplementedError
@@ -75,6 +85,104 @@ class TaskRpcs:
         response: pb.ClassifyResponse = await self._answer(request, context, arrival, ask)
         return response
 
+    async def AnswerQuestion(self, request: pb.AnswerQuestionRequest, context: Any) -> pb.AnswerQuestionResponse:
+        arrival = time.monotonic()
+        if violations := wrong_question(request, self._max_call_bytes):
+            raise invalid(violations)
+
+        async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.AnswerQuestionResponse:
+            call = _call(asked, facts, common_pb2.TASK_TYPE_QUESTION_ANSWERING, if_loaded)
+            call.input_field = "question"
+            entry = worker_pb2.TextEntry(
+                text=request.question,
+                pair=request.context,
+                truncate=True,
+                max_answers=request.top_n if request.HasField("top_n") else 1,
+                max_answer_tokens=request.max_answer_tokens
+                if request.HasField("max_answer_tokens")
+                else DEFAULT_ANSWER_TOKENS,
+            )
+            await self._run(asked, facts, call, [entry])
+            return _answered(request, call, facts)
+
+        response: pb.AnswerQuestionResponse = await self._answer(request, context, arrival, ask)
+        return response
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        arrival = time.monotonic()
+        if violations := wrong_tokenize(request, self._max_call_bytes):
+            raise invalid(violations)
+
+        async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.TokenizeResponse:
+            call = _call(asked, facts, facts.task_type, if_loaded)  # type: ignore[arg-type]
+            call.operation = worker_pb2.OPERATION_TOKENIZE
+            plain = request.HasField("add_special_tokens") and not request.add_special_tokens
+            await self._run(
+                asked, facts, call, [worker_pb2.TextEntry(text=text, plain=plain) for text in request.texts]
+            )
+            return _tokenized(call, facts)
+
+        response: pb.TokenizeResponse = await self._answer(request, context, arrival, ask)
+        return response
+
+    async def DescribeModel(self, request: pb.DescribeModelRequest, context: Any) -> pb.DescribeModelResponse:
+        if not request.model:
+            raise errors.InvalidArgument.at("model", "is required")
+        facts = await self._find(request.model, time.monotonic() + min(deadline_seconds(context), 5.0))
+        dispatcher = self._dispatchers.get(facts.name)
+        known = dispatcher.description if dispatcher is not None else None
+        inputs, outputs = tensors_of(facts, len(known.labels) if known is not None else 0)
+        return pb.DescribeModelResponse(
+            model_version=facts.name,
+            digest=facts.digest,
+            task_type=common_pb2.TaskType.Name(facts.task_type),
+            inputs=inputs,
+            outputs=outputs,
+            labels=known.labels if known is not None else (),
+            max_input_tokens=(dispatcher.max_input_tokens if dispatcher is not None else 0) or facts.max_input_tokens,
+            embedding_dimensions=facts.embedding_dimensions
+            or (dispatcher.embedding_dimensions if dispatcher is not None else 0),
+            max_texts=MAX_TEXTS,
+            max_text_characters=MAX_TEXT_CHARACTERS,
+            max_call_bytes=self._max_call_bytes,
+            replicas=dispatcher.replicas if dispatcher is not None else 0,
+        )
+
+
+def tensors_of(facts: VersionFacts, labels: int) -> tuple[list[pb.TensorDescription], list[pb.TensorDescription]]:
+    """What one call of a version's task takes and gives; nothing for tasks that nobody here does."""
+
+    def tensor(name: str, datatype: str, *shape: int) -> pb.TensorDescription:
+        return pb.TensorDescription(name=name, datatype=datatype, shape=shape)
+
+    texts = tensor("texts", "BYTES", -1)
+    if facts.task_type == common_pb2.TASK_TYPE_TXT2EMBED:
+        return [texts], [tensor("vectors", "FP32", -1, facts.embedding_dimensions or -1)]
+    if facts.task_type == common_pb2.TASK_TYPE_RERANKING:
+        return [tensor("query", "BYTES", 1), texts], [tensor("scores", "FP32", -1)]
+    if facts.task_type == common_pb2.TASK_TYPE_CLASSIFICATION:
+        return [texts], [tensor("scores", "FP32", -1, labels or -1)]
+    if facts.task_type == common_pb2.TASK_TYPE_QUESTION_ANSWERING:
+        outputs = [("answers", "BYTES"), ("scores", "FP32"), ("starts", "INT32"), ("ends", "INT32")]
+        return [tensor("question", "BYTES", 1), tensor("context", "BYTES", 1)], [tensor(*out, -1) for out in outputs]
+    return [], []
+
+
+def wrong_question(request: pb.AnswerQuestionRequest, max_call_bytes: int) -> list[FieldViolation]:
+    found = [] if request.model else [FieldViolation("model", "is required")]
+    found += wrong_text("question", request.question)
+    found += wrong_text("context", request.context)
+    if request.HasField("top_n") and not 1 <= request.top_n <= MAX_ANSWERS:
+        found.append(FieldViolation("top_n", f"1 to {MAX_ANSWERS}"))
+    if request.HasField("max_answer_tokens") and not 1 <= request.max_answer_tokens <= MAX_ANSWER_TOKENS:
+        found.append(FieldViolation("max_answer_tokens", f"1 to {MAX_ANSWER_TOKENS}"))
+    return found + wrong_call(request)
+
+
+def wrong_tokenize(request: pb.TokenizeRequest, max_call_bytes: int) -> list[FieldViolation]:
+    found = [] if request.model else [FieldViolation("model", "is required")]
+    return found + wrong_texts("texts", request.texts, max_call_bytes) + wrong_call(request)
+
 
 def wrong_rerank(request: pb.RerankRequest, max_call_bytes: int) -> list[FieldViolation]:
     found = [] if request.model else [FieldViolation("model", "is required")]
@@ -116,9 +224,11 @@ def _call(asked: Any, facts: VersionFacts, task_type: common_pb2.TaskType, if_lo
         arrival=asked.arrival,
         deadline=asked.deadline,
         normalize=False,
-        truncate=request.truncate if request.HasField("truncate") else True,
+        truncate=request.truncate
+        if isinstance(request, pb.RerankRequest | pb.ClassifyRequest) and request.HasField("truncate")
+        else True,
         dimensions=0,
-        exact=request.precision == "exact",
+        exact=not isinstance(request, pb.TokenizeRequest) and request.precision == "exact",
         done=asyncio.get_running_loop().create_future(),
         task_type=task_type,
         if_loaded=if_loaded,
@@ -159,6 +269,32 @@ def _classified(request: pb.ClassifyRequest, call: Call, facts: VersionFacts) ->
     return response
 
 
+def _answered(request: pb.AnswerQuestionRequest, call: Call, facts: VersionFacts) -> pb.AnswerQuestionResponse:
+    found = _floats(call.rows[0])
+    if len(found) % 3:
+        raise errors.InternalError("the worker answered with half an answer")
+    response = pb.AnswerQuestionResponse()
+    for score, start, end in zip(found[0::3], found[1::3], found[2::3], strict=True):
+        begins, ends = int(start), int(end)
+        response.answers.add(text=request.context[begins:ends], score=score, start=begins, end=ends)
+    _tell(response, call, facts)
+    return response
+
+
+def _tokenized(call: Call, facts: VersionFacts) -> pb.TokenizeResponse:
+    response = pb.TokenizeResponse()
+    for row in call.rows:
+        numbers = array("i", row)
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        tokens = response.texts.add().tokens
+        for at in range(0, len(numbers), 4):
+            number, start, end, special = numbers[at : at + 4]
+            tokens.add(id=number, start=start, end=end, special=bool(special))
+    _tell(response, call, facts)
+    return response
+
+
 def _floats(row: bytes) -> array[float]:
     values = array("f", row)
     if sys.byteorder == "big":
@@ -169,7 +305,7 @@ def _floats(row: bytes) -> array[float]:
 def _tell(response: Any, call: Call, facts: VersionFacts) -> None:
     """What every answer says of its making."""
     response.model_version, response.digest = facts.name, facts.digest
-    if call.profile is not None:
+    if call.profile is not None and not call.operation:
         response.engine_profile.CopyFrom(call.profile)
     response.usage.input_tokens = sum(call.input_tokens)
     timings = response.timings

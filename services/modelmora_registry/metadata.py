@@ -37,7 +37,10 @@ _POOLING_FLAGS = (
 )
 
 
-_HEADS = {"ForSequenceClassification": TaskType.CLASSIFICATION}
+_HEADS = {
+    "ForSequenceClassification": TaskType.CLASSIFICATION,
+    "ForQuestionAnswering": TaskType.QUESTION_ANSWERING,
+}
 """What a model of transformers does, by the end of its class's name."""
 _TRANSFORMERS_TASKS = frozenset({TaskType.RERANKING, *_HEADS.values()})
 

@@ -67,6 +67,8 @@ class Batch:
     tokenise_seconds: float = 0.0
     exact: bool = False
     """To be computed with the exact profile."""
+    tokenise: bool = False
+    """Only to be tokenised."""
 
 
 @dataclass(slots=True, eq=False)
@@ -251,7 +253,10 @@ class Pipeline:
         start = self._clock()
         try:
             with self._preparing:
-                batch.prepared = self._engine.prepare(batch.texts, batch.exact)
+                if batch.tokenise:
+                    batch.prepared = _tokenised(self._engine.tokens(batch.texts))
+                else:
+                    batch.prepared = self._engine.prepare(batch.texts, batch.exact)
         except errors.ModelMoraError as error:
             batch.fail(error)
             return False
@@ -281,7 +286,10 @@ class Pipeline:
                 continue
             start = self.computing_since = self._clock()
             try:
-                rows = self._engine.infer(micro_batch)
+                if batch.tokenise:
+                    rows = base.Rows(b"".join(micro_batch.items), [len(row) // 4 for row in micro_batch.items])
+                else:
+                    rows = self._engine.infer(micro_batch)
             finally:
                 self.computing_since = None
             seconds = self._clock() - start
@@ -302,6 +310,13 @@ class Pipeline:
                 raise errors.Cancelled()
             job.emit(output, False)
         job.emit({}, True)
+
+
+def _tokenised(rows: Sequence[bytes]) -> base.Prepared:
+    """Tokens of texts as a batch of which nothing is left to compute."""
+    count = len(rows)
+    batch = base.MicroBatch(list(range(count)), [len(row) // 16 for row in rows], [False] * count, list(rows))
+    return base.Prepared([batch] if rows else [])
 
 
 def _queue(jobs: deque[Any], job: Job) -> None:

@@ -36,6 +36,7 @@ FIRST_CONTROL_SECONDS = 60.0
 CONTROL_LOSS_SECONDS = 30.0
 """Without a control connection for so long the worker is nobody's and ends."""
 MIN_WATCH_SECONDS = 0.01
+_OPERATIONS = frozenset(worker_pb2.Operation.values())
 
 
 @dataclass(eq=False)
@@ -60,6 +61,7 @@ class WorkerService:
         self._had_control = False
         self._load_asked = False
         self._loaded = False
+        self._tokenises = False
         self._task_type = common_pb2.TASK_TYPE_UNSPECIFIED
         self._description = worker_pb2.EngineDescription()
         self._draining = False
@@ -204,6 +206,7 @@ class WorkerService:
 
         def loaded(engine: base.Engine) -> None:
             self._loaded = True
+            self._tokenises = hasattr(engine, "tokens")  # one of a third party may be older than that
             self._task_type = load.task_type
             self._description.labels.extend(footprints[0].labels)
             reply = _load_reply(rows[0], footprints[0], load.artifact_path)
@@ -234,6 +237,10 @@ class WorkerService:
             )
             fail(errors.TaskNotSupported(f"the model was loaded for {does}, not {wanted}"))
             return
+        tokenise = infer.operation == worker_pb2.OPERATION_TOKENIZE
+        if infer.operation not in _OPERATIONS or (tokenise and not self._tokenises):
+            fail(errors.TaskNotSupported("the engine does not tokenise"))
+            return
         describe = infer.describe
         deadlines: list[float] = []
         if any(text.HasField("timeout") for text in infer.texts):
@@ -254,7 +261,9 @@ class WorkerService:
             reply = worker_pb2.WorkerReply(infer=infer_reply).SerializeToString()
             connection.send(request_id, reply, granted_bytes=size if done.last else None)
 
-        job = pipelines.Batch(infer.texts, deadlines, answer, fail, exact=infer.exact, rank=infer.rank)
+        job = pipelines.Batch(
+            infer.texts, deadlines, answer, fail, exact=infer.exact, rank=infer.rank, tokenise=tokenise
+        )
         session.jobs[request_id] = job
         self._pipeline.submit(job)
 

@@ -294,6 +294,19 @@ def test_rows_may_be_dropped_between_preparing_and_computing(loaded):
     assert close_to(first, loaded.rows([TEXTS[kept[0]]])[0], loaded.case.tolerance)
 
 
+def test_tokens_are_whole_and_lie_in_their_text(loaded):
+    rows = loaded.engine.tokens([worker_pb2.TextEntry(text=text, plain=True) for text in TEXTS])
+    assert len(rows) == len(TEXTS)
+    for text, row in zip(TEXTS, rows, strict=True):
+        tokens = list(struct.iter_unpack("<4i", row))
+        assert tokens
+        assert all(
+            number >= 0 and 0 <= start <= end <= len(text) and not special for number, start, end, special in tokens
+        )
+        assert tokens[-1][2] >= len(text.rstrip())
+    assert loaded.engine.tokens([]) == []
+
+
 def test_an_empty_batch_is_nothing_to_do(loaded):
     assert loaded.engine.prepare([]) == base.Prepared()
 

@@ -139,6 +139,95 @@ def test_what_may_not_be_cut_fails_alone_and_so_does_a_query_without_a_text(load
     assert not told[0][1]
 
 
+def spans(folder: Path, question: str, context: str, longest: int) -> dict[tuple[int, int], float]:
+    """Every answer in a context that fits into the model, by plain transformers and patience."""
+    import torch
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    model = AutoModelForQuestionAnswering.from_pretrained(str(folder)).eval()
+    tokens = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
+    parts, offsets = tokens.sequence_ids(0), tokens.pop("offset_mapping")[0].tolist()
+    with torch.inference_mode():
+        told = model(**tokens)
+    own = [n for n, part in enumerate(parts) if part == 1]
+    starts = torch.softmax(told.start_logits[0][own], 0).tolist()
+    ends = torch.softmax(told.end_logits[0][own], 0).tolist()
+    return {
+        (offsets[own[i]][0], offsets[own[j]][1]): starts[i] * ends[j]
+        for i in range(len(own))
+        for j in range(i, min(len(own), i + longest))
+    }
+
+
+def ask(engine: base.Engine, *asked: tuple[str, str], answers: int = 3, longest: int = 5) -> list[list[Any]]:
+    """(score, start, end) of the answers to each question."""
+    entries = [entry(a, b, max_answers=answers, max_answer_tokens=longest) for a, b in asked]
+    prepared = engine.prepare(entries)
+    assert not prepared.failed
+    found: list[list[Any]] = [[] for _ in asked]
+    for batch in prepared.micro_batches:
+        rows = engine.infer(batch)
+        numbers, at = numpy.frombuffer(rows.data, "<f4"), 0
+        for position, count in zip(batch.positions, rows.dimensions, strict=True):
+            found[position] = numbers[at : at + count].reshape(-1, 3).tolist()
+            at += count
+    return found
+
+
+def test_answers_are_the_likeliest_spans_of_the_context(load, folder):
+    engine = load("reader", "question_answering")
+    asked = list(zip(sentences(12, 11, 6), sentences(12, 12, 25), strict=True))
+    for (question, context), found in zip(asked, ask(engine, *asked), strict=True):
+        want = spans(folder("reader"), question, context, 5)
+        best = sorted(want.values(), reverse=True)[:3]
+        assert [score for score, _, _ in found] == pytest.approx(best, abs=1e-4)
+        for score, start, end in found:
+            assert want[int(start), int(end)] == pytest.approx(score, abs=1e-4)
+
+
+def test_an_answer_far_behind_what_the_model_reads_at_once_is_found(load, folder):
+    engine = load("reader", "question_answering")
+    question, context = "who is Berlin", " ".join(sentences(40, 13, 30))
+    prepared = engine.prepare([entry(question, context)])
+    assert prepared.micro_batches[0].input_tokens[0] > 5 * 64
+    places = {
+        place for window in prepared.micro_batches[0].items[0][0] for place in window["places"] if place is not None
+    }
+    assert min(start for start, _ in places) == 0
+    assert max(end for _, end in places) == len(context), "all of it is read"
+    (found,) = ask(engine, (question, context), answers=20)
+    assert len({(start, end) for _, start, end in found}) == len(found) == 20
+    assert [score for score, _, _ in found] == sorted((score for score, _, _ in found), reverse=True)
+    assert max(end for _, _, end in found) > 300
+
+
+def test_a_question_over_half_of_the_limit_fails_alone(load):
+    engine = load("reader", "question_answering")
+    prepared = engine.prepare([entry("who", "city"), entry("who " * 40, "city"), entry("who")])
+    assert [(position, error.reason) for position, error in prepared.failed] == [
+        (1, "TextTooLong"),
+        (2, "InvalidArgument"),
+    ]
+
+
+def test_tokens_are_the_tokenizers_own_also_after_texts_that_were_cut(load, folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder("classifier")))
+    engine = load("classifier", "classification")
+    engine.prepare([entry("river " * 200)])
+    texts = ["daß 東京 don't", "river " * 200, "Straße 🙂 of"]
+    for plain in (False, True):
+        rows = engine.tokens([entry(text, plain=plain) for text in texts])
+        for text, row in zip(texts, rows, strict=True):
+            numbers = numpy.frombuffer(row, "<i4").reshape(-1, 4)
+            want = tokenizer(text, add_special_tokens=not plain, return_offsets_mapping=True, verbose=False)
+            assert numbers[:, 0].tolist() == want["input_ids"]
+            assert [tuple(place) for place in numbers[:, 1:3].tolist()] == want["offset_mapping"]
+            assert int(numbers[:, 3].sum()) == (0 if plain else 2)
+
+
 def test_a_head_that_the_files_do_not_have_is_not_made_up(folder, tmp_path):
     from transformers import BertModel
 
@@ -183,6 +272,8 @@ def test_pickled_weights_are_not_loaded(folder, tmp_path):
     shutil.copytree(folder("reranker"), tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").unlink()
     torch.save({}, tmp_path / "m" / "pytorch_model.bin")
+    (tmp_path / "m" / "part").mkdir()
+    shutil.copy(folder("reranker") / "model.safetensors", tmp_path / "m" / "part")
     with pytest.raises(errors.InvalidModelFiles, match="safetensors"):
         TransformersEngine().load(
             base.EngineSpec("transformers", artifact_path=str(tmp_path / "m"), task="reranking"), lambda *_: None

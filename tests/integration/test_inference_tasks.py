@@ -20,8 +20,9 @@ MODELS = {
     "acme/echo": {},
     "acme/ranker": {"micro_batch_entries": 4, "fail_on_text": "spoilt", "max_input_tokens": 50},
     "acme/sorter": {"labels": 4, "max_input_tokens": 50},
+    "acme/reader": {},
 }
-RANKER, SORTER = "acme/ranker", "acme/sorter"
+RANKER, SORTER, READER = "acme/ranker", "acme/sorter", "acme/reader"
 
 
 @pytest.fixture
@@ -29,6 +30,7 @@ async def tasks(data_dir: Path) -> AsyncIterator[Rig]:
     async with rig(data_dir, MODELS) as made:
         made.resolver.task_types[version_of(RANKER)] = common_pb2.TASK_TYPE_RERANKING
         made.resolver.task_types[version_of(SORTER)] = common_pb2.TASK_TYPE_CLASSIFICATION
+        made.resolver.task_types[version_of(READER)] = common_pb2.TASK_TYPE_QUESTION_ANSWERING
         yield made
 
 
@@ -135,6 +137,65 @@ async def test_a_model_of_another_task_is_refused_by_name(tasks: Rig) -> None:
         await rerank(tasks, "q", "text", model="acme/nothing")
 
 
+async def answer(tasks: Rig, **fields: Any) -> pb.AnswerQuestionResponse:
+    request = pb.AnswerQuestionRequest(**{"model": READER, "question": "who", "context": "Ada wrote it", **fields})
+    found: pb.AnswerQuestionResponse = await tasks.stub.AnswerQuestion(request, timeout=20)
+    return found
+
+
+async def tokenize(tasks: Rig, *texts: str, **fields: Any) -> pb.TokenizeResponse:
+    request = pb.TokenizeRequest(**{"model": "acme/echo", "texts": texts, **fields})
+    found: pb.TokenizeResponse = await tasks.stub.Tokenize(request, timeout=20)
+    return found
+
+
+async def test_answers_come_with_their_place_in_the_context(tasks: Rig) -> None:
+    told = await answer(tasks, context="  🙂 daß it", top_n=2)
+    assert [(one.text, one.start, one.end, one.score) for one in told.answers] == [
+        ("🙂", 2, 3, 1.0),
+        ("daß", 4, 7, 0.5),
+    ]
+    assert len((await answer(tasks)).answers) == 1
+    assert told.usage.input_tokens == 4
+
+
+async def test_every_model_tokenises_whatever_it_does(tasks: Rig) -> None:
+    for model in ("acme/echo", RANKER, SORTER):
+        told = await tokenize(tasks, "daß 東京  it", "b", model=model)
+        assert [[(one.start, one.end, one.special) for one in text.tokens] for text in told.texts] == [
+            [(0, 3, False), (4, 6, False), (8, 10, False)],
+            [(0, 1, False)],
+        ]
+        assert told.usage.input_tokens == 4
+        assert told.model_version == version_of(model)
+    await asyncio.gather(tasks.right("embedded beside it"), tokenize(tasks, "one"), tasks.right("and another"))
+
+
+async def test_a_model_is_described_without_loading_it_and_with_its_labels_once_it_has_answered(tasks: Rig) -> None:
+    async def describe(model: str) -> pb.DescribeModelResponse:
+        told: pb.DescribeModelResponse = await tasks.stub.DescribeModel(pb.DescribeModelRequest(model=model), timeout=9)
+        return told
+
+    cold = await describe(SORTER)
+    assert (cold.task_type, cold.replicas, list(cold.labels)) == (common_pb2.TASK_TYPE_CLASSIFICATION, 0, [])
+    assert [list(one.shape) for one in cold.outputs] == [[-1, -1]]
+    assert not tasks.lessor.launches
+    await classify(tasks, "text")
+    told = await describe(SORTER)
+    assert list(told.labels) == [f"label-{n}" for n in range(4)]
+    assert [list(one.shape) for one in told.outputs] == [[-1, 4]]
+    assert (told.max_input_tokens, told.replicas) == (50, 1)
+    assert [(one.name, one.datatype) for one in (await describe(READER)).inputs] == [
+        ("question", "BYTES"),
+        ("context", "BYTES"),
+    ]
+    with pytest.raises(errors.ModelNotFound):
+        await describe("acme/nothing")
+    with pytest.raises(errors.InvalidArgument) as caught:
+        await describe("")
+    assert [violation.field for violation in caught.value.fields] == ["model"]
+
+
 BAD: list[tuple[str, dict[str, Any], list[str]]] = [
     ("no model", {"model": ""}, ["model"]),
     ("model of the wrong form", {"model": "x" * 401}, ["model"]),
@@ -167,6 +228,17 @@ BAD_CLASSIFY: list[tuple[str, dict[str, Any], list[str]]] = [
 ]
 
 
+BAD_QUESTIONS: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("no question", {"question": ""}, ["question"]),
+    ("no context", {"context": " \n"}, ["context"]),
+    ("long context", {"context": "x" * 100_001}, ["context"]),
+    ("no answers", {"top_n": 0}, ["top_n"]),
+    ("too many answers", {"top_n": 21}, ["top_n"]),
+    ("empty answers", {"max_answer_tokens": 0}, ["max_answer_tokens"]),
+    ("endless answers", {"max_answer_tokens": 2**31 - 1}, ["max_answer_tokens"]),
+]
+
+
 async def test_bad_requests_are_refused_at_the_field(tasks: Rig) -> None:
     for name, fields, paths in BAD + BAD_RERANK:
         with pytest.raises(errors.InvalidArgument) as caught:
@@ -176,6 +248,18 @@ async def test_bad_requests_are_refused_at_the_field(tasks: Rig) -> None:
         with pytest.raises(errors.InvalidArgument) as caught:
             await classify(tasks, **{"texts": ["a text"], **fields})
         assert [violation.field for violation in caught.value.fields] == paths, f"classify, {name}"
+    for name, fields, paths in [
+        *BAD_QUESTIONS,
+        *(row for row in BAD if "texts" not in row[1] and "top_n" not in row[1]),
+    ]:
+        with pytest.raises(errors.InvalidArgument) as caught:
+            await answer(tasks, **fields)
+        assert [violation.field for violation in caught.value.fields] == paths, f"answer, {name}"
+    for name, fields, paths in BAD:
+        if not fields.keys() & {"top_n", "precision"}:
+            with pytest.raises(errors.InvalidArgument) as caught:
+                await tokenize(tasks, **{"texts": ["a text"], **fields})
+            assert [violation.field for violation in caught.value.fields] == paths, f"tokenize, {name}"
     assert not tasks.lessor.launches
     queues = (await tasks.stub.GetQueue(pb.GetQueueRequest())).queues
     assert all(not level.entries for queue in queues for level in queue.levels)

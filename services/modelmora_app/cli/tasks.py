@@ -1,4 +1,4 @@
-"""`modelmora rerank`, `modelmora classify`: tasks other than embedding."""
+"""`modelmora rerank`, `classify`, `answer`, `tokenize`, `describe`: tasks other than embedding, and what models do."""
 
 from __future__ import annotations
 
@@ -22,9 +22,6 @@ def _call_options(command: Callable[..., None]) -> Callable[..., None]:
             help="When the model is not in memory: wait until it is (the default), or fail at once while it is loaded.",
         ),
         click.option("--exact", "precision", flag_value="exact", help="Demand the engine's exact profile."),
-        click.option(
-            "--no-truncate", "truncate", flag_value=False, default=None, help="Refuse what is over the model's limit."
-        ),
         click.option("--priority", type=click.Choice(["low", "medium", "high"])),
     ):
         command = option(command)
@@ -33,6 +30,9 @@ def _call_options(command: Callable[..., None]) -> Callable[..., None]:
 
 _file = click.option("--file", type=click.File("r", encoding="utf-8"), help="One text for each line; - reads stdin.")
 _top = click.option("--top", "top_n", type=click.IntRange(min=1), help="Only the best n.")
+_cut = click.option(
+    "--no-truncate", "truncate", flag_value=False, default=None, help="Refuse what is over the model's limit."
+)
 _raw = click.option("--raw", "raw_scores", is_flag=True, help="Scores as the model gives them.")
 
 
@@ -43,6 +43,7 @@ _raw = click.option("--raw", "raw_scores", is_flag=True, help="Scores as the mod
 @_file
 @_top
 @_raw
+@_cut
 @_call_options
 @remote
 def rerank(
@@ -50,16 +51,16 @@ def rerank(
 ) -> None:
     """Sort TEXTS by how well they answer QUERY."""
     asked = _texts(texts, file)
-    answer = session.client.rerank(model, query, asked, **options)
+    told = session.client.rerank(model, query, asked, **options)
     if session.as_json:
-        show.print_json(answer)
+        show.print_json(told)
         return
     show.table(
         ["score>", "text", "tokens>"],
-        [[f"{rank.score:.4f}", _short(asked[rank.index]), _tokens(rank)] for rank in answer.ranked],
+        [[f"{rank.score:.4f}", _short(asked[rank.index]), _tokens(rank)] for rank in told.ranked],
         empty="no texts",
     )
-    _cost(answer)
+    _cost(told)
 
 
 @click.command()
@@ -69,6 +70,7 @@ def rerank(
 @_file
 @_top
 @_raw
+@_cut
 @_call_options
 @remote
 def classify(
@@ -76,19 +78,99 @@ def classify(
 ) -> None:
     """Give TEXTS labels with scores."""
     asked = _texts(texts, file)
-    answer = session.client.classify(model, asked, pairs=pairs, **options)
+    told = session.client.classify(model, asked, pairs=pairs, **options)
     if session.as_json:
-        show.print_json(answer)
+        show.print_json(told)
         return
     show.table(
         ["text", "labels", "tokens>"],
         [
             [_short(text), "  ".join(f"{one.label} {one.score:.4f}" for one in found.labels), _tokens(found)]
-            for text, found in zip(asked, answer.classifications, strict=True)
+            for text, found in zip(asked, told.classifications, strict=True)
         ],
         empty="no texts",
     )
-    _cost(answer)
+    _cost(told)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("question")
+@click.argument("context", required=False)
+@click.option("--file", type=click.File("r", encoding="utf-8"), help="The context; - reads stdin.")
+@click.option("--top", "top_n", type=click.IntRange(1, 20), help="So many answers, the best ones.")
+@click.option("--max-answer-tokens", type=click.IntRange(1, 512), help="Tokens of an answer at most. Default 30.")
+@_call_options
+@remote
+def answer(
+    session: Session, model: str, question: str, context: str | None, file: IO[str] | None, **options: Any
+) -> None:
+    """Find the answer to QUESTION in CONTEXT."""
+    if (context is None) == (file is None):
+        raise click.UsageError("Give the context, or --file.")
+    told = session.client.answer_question(model, question, context or (file.read() if file else ""), **options)
+    if session.as_json:
+        show.print_json(told)
+        return
+    show.table(
+        ["score>", "answer", "characters"],
+        [[f"{one.score:.4f}", _short(one.text), f"{one.start}–{one.end}"] for one in told.answers],
+        empty="no answer",
+    )
+    _cost(told)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("texts", nargs=-1)
+@_file
+@click.option("--plain", is_flag=True, help="Without the tokens that the tokenizer adds by itself.")
+@remote
+def tokenize(session: Session, model: str, texts: tuple[str, ...], file: IO[str] | None, plain: bool) -> None:
+    """Show what a model's tokenizer makes of TEXTS."""
+    asked = _texts(texts, file)
+    told = session.client.tokenize(model, asked, add_special_tokens=not plain)
+    if session.as_json:
+        show.print_json(told)
+        return
+    show.table(
+        ["text", "tokens>", "pieces"],
+        [
+            [
+                _short(text),
+                str(len(found.tokens)),
+                " ".join("·" if one.special else text[one.start : one.end] for one in found.tokens[:40])
+                + (" …" if len(found.tokens) > 40 else ""),
+            ]
+            for text, found in zip(asked, told.texts, strict=True)
+        ],
+        empty="no texts",
+    )
+
+
+@click.command()
+@click.argument("model")
+@remote
+def describe(session: Session, model: str) -> None:
+    """Show what MODEL takes and gives, and its limits."""
+    told = session.client.describe_model(model)
+    if session.as_json:
+        show.print_json(told)
+        return
+    show.table(
+        ["", "name", "type", "shape"],
+        [
+            [way, one.name, one.datatype, " × ".join("any" if size < 0 else str(size) for size in one.shape)]
+            for way, tensors in (("takes", told.inputs), ("gives", told.outputs))
+            for one in tensors
+        ],
+        empty="nothing here does its task",
+    )
+    limits = [f"{told.max_input_tokens} tokens"] if told.max_input_tokens else []
+    limits += [f"{told.max_texts} texts of {told.max_text_characters} characters in a call"]
+    click.echo(f"\n{show.short(told.model_version)}: at most {', '.join(limits)}")
+    if told.labels:
+        click.echo(f"labels: {', '.join(told.labels)}")
 
 
 def _texts(texts: tuple[str, ...], file: IO[str] | None) -> list[str]:
@@ -106,14 +188,20 @@ def _tokens(row: Any) -> str:
     return f"{row.input_tokens}{' (cut)' if row.truncated else ''}"
 
 
-def _cost(answer: Any) -> None:
-    profile, timings = answer.engine_profile, answer.timings
+def _cost(told: Any) -> None:
+    profile, timings = told.engine_profile, told.timings
     click.echo(
-        f"\n{show.short(answer.model_version)} ({profile.backend} {profile.precision}): "
-        f"{answer.usage.input_tokens} tokens in {show.milliseconds(timings.total)}"
+        f"\n{show.short(told.model_version)} ({profile.backend} {profile.precision}): "
+        f"{told.usage.input_tokens} tokens in {show.milliseconds(timings.total)}"
         f" (queue {show.milliseconds(timings.queue)}, tokenise {show.milliseconds(timings.tokenise)}, "
         f"compute {show.milliseconds(timings.compute)})"
     )
 
 
-COMMANDS: dict[str, click.Command] = {"rerank": rerank, "classify": classify}
+COMMANDS: dict[str, click.Command] = {
+    "rerank": rerank,
+    "classify": classify,
+    "answer": answer,
+    "tokenize": tokenize,
+    "describe": describe,
+}

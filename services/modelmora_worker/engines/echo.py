@@ -11,20 +11,24 @@ import hashlib
 import math
 import mmap
 import os
+import re
 import signal
 import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from modelmora import errors
 
 from modelmora_worker.engines import base
+from modelmora_worker.engines.tokens import row_of
 
 EXACT = base.Profile("echo", "fp32", batch_rule="none")
 MAX_BATCH_ENTRIES = 1024
 MAX_BATCH_TOKENS = 1 << 20
 MAX_INPUT_TOKENS = 1 << 16
+_WORD = re.compile(r"\S+")
 
 
 def vector(seed: int, text: str, dimensions: int) -> list[float]:
@@ -138,6 +142,12 @@ class EchoEngine:
         rows.data = b"".join(parts)
         return rows
 
+    def tokens(self, texts: Sequence[base.Text]) -> Sequence[bytes]:
+        return [
+            row_of([(zlib.crc32(word[0].encode()) >> 1, *word.span(), False) for word in _WORD.finditer(entry.text)])
+            for entry in texts
+        ]
+
     def stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         raise errors.TaskNotSupported("engine echo does not generate")
 
@@ -150,6 +160,10 @@ class EchoEngine:
         """The row of one text: its vector, or scores made from that."""
         if self._task == "txt2embed":
             return vector(self._options["seed"], text, self._options["dimensions"])
+        if self._task == "question_answering":
+            # The words of the context, as they come.
+            words = list(_WORD.finditer(entry.pair))[: entry.max_answers or 1]
+            return [number for n, word in enumerate(words, start=1) for number in (1 / n, *word.span())]
         count = self._options["labels"] if self._task == "classification" else 1
         values = vector(self._options["seed"], text, count + 1)[:count]
         return values if entry.raw_scores else [1 / (1 + math.exp(-value)) for value in values]

@@ -1,13 +1,16 @@
-"""Text classification and reranking by transformers on torch, fp32.
+"""Text classification, reranking and extractive question answering by transformers on torch, fp32.
 
-A reranker is a classifier of pairs with one label. Like the exact profile of sentence_transformers: texts are sorted by
-length and cut where padding and the fixed cost of one more pass balance, rows return pass by pass. Only local files,
-only safetensors, no code from the model's folder; a folder whose weights lack a part that the task needs is refused,
-because transformers would make that part up.
+A reranker is a classifier of pairs with one label. A context longer than the model reads is read in windows that
+overlap; each answers for itself, and the best answers of all stand.
+
+Like in the exact profile of sentence_transformers texts are sorted by length and cut where padding and the fixed cost
+of one more pass balance, and rows return pass by pass. Only local files, only safetensors, no code from the model's
+folder; a folder whose weights lack a part that the task needs is refused, because transformers would make that part up.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +28,10 @@ from modelmora_worker.engines.sentence_transformers import (
     cut,
     usable_cores,
 )
+from modelmora_worker.engines.tokens import rows_of
 
+OVERLAP_TOKENS: Final = 128
+"""Windows of a long context have so many tokens in common, or a quarter of what they take."""
 _LIBRARIES = ("torch", "transformers", "tokenizers")
 _PADDED_POSITIONS: Final = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"})
 """Model types whose positions begin after that of padding."""
@@ -68,7 +74,8 @@ class TransformersEngine:
             config = transformers.AutoConfig.from_pretrained(str(folder), **local)
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), use_fast=True, **local)
             labels = self._read_config(config, options["max_input_tokens"])
-            self._model, told = transformers.AutoModelForSequenceClassification.from_pretrained(
+            kind = "QuestionAnswering" if self._task == "question_answering" else "SequenceClassification"
+            self._model, told = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
                 str(folder),
                 config=config,
                 use_safetensors=True,
@@ -99,6 +106,8 @@ class TransformersEngine:
         )
 
     def prepare(self, texts: Sequence[base.Text], exact: bool = False) -> base.Prepared:
+        if self._task == "question_answering":
+            return self._prepare_questions(texts, exact)
         prepared = base.Prepared()
         limit = self._max_input_tokens
         rows: list[tuple[int, bool, Any, base.Text]] = []
@@ -129,7 +138,40 @@ class TransformersEngine:
             start = end
         return prepared
 
+    def _prepare_questions(self, texts: Sequence[base.Text], exact: bool) -> base.Prepared:
+        prepared = base.Prepared()
+        rows: list[tuple[int, int, list[Any], base.Text]] = []
+        for position, entry in enumerate(texts):
+            asked = len(self._tokenizer(entry.text, add_special_tokens=False, verbose=False)["input_ids"])
+            if not entry.pair:
+                prepared.failed.append((position, errors.InvalidArgument("there is no context to find an answer in")))
+            elif asked > self._max_input_tokens // 2:
+                most = self._max_input_tokens // 2
+                error = errors.TextTooLong(f"the question has {asked} tokens, of {most} that it may have")
+                prepared.failed.append((position, error))
+            else:
+                windows = self._windows(entry, asked)
+                rows.append((position, sum(len(window["input_ids"]) for window in windows), windows, entry))
+        rows.sort(key=lambda row: row[1])
+        start = 0
+        for end in cut([tokens for _, tokens, _, _ in rows], self._pass_tokens, PASS_TOKENS):
+            batch = base.MicroBatch(
+                positions=[position for position, _, _, _ in rows[start:end]],
+                input_tokens=[tokens for _, tokens, _, _ in rows[start:end]],
+                truncated=[False] * (end - start),
+                items=[(windows, entry) for _, _, windows, entry in rows[start:end]],
+                exact=exact,
+            )
+            prepared.micro_batches.append(batch)
+            start = end
+        return prepared
+
+    def tokens(self, texts: Sequence[base.Text]) -> Sequence[bytes]:
+        return rows_of(self._tokenizer, texts)
+
     def infer(self, batch: base.MicroBatch) -> base.Rows:
+        if self._task == "question_answering":
+            return self._answer(batch)
         scores = self._forward([tokens for tokens, _ in batch.items])
         raw = self._torch.tensor([entry.raw_scores for _, entry in batch.items]).unsqueeze(1)
         likely = scores.sigmoid() if self._independent else scores.softmax(dim=-1)
@@ -195,6 +237,77 @@ class TransformersEngine:
         )
         return dict(tokens)
 
+    def _windows(self, entry: base.Text, asked: int) -> list[Any]:
+        """Question and context in as many pieces as the context needs, each with what its tokens are in the context:
+        (start, end) in characters, None for what is none of it."""
+        taken = self._max_input_tokens - asked - self._tokenizer.num_special_tokens_to_add(pair=True)
+        found = self._tokenizer(
+            entry.text,
+            entry.pair,
+            truncation="only_second",
+            max_length=self._max_input_tokens,
+            stride=min(OVERLAP_TOKENS, taken // 4),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            padding=False,
+            verbose=False,
+        )
+        windows = []
+        for n, encoding in enumerate(found.encodings):
+            window = {name: found[name][n] for name in self._tokenizer.model_input_names if name in found}
+            window["places"] = [
+                place if part == 1 and place[0] < place[1] else None
+                for place, part in zip(encoding.offsets, encoding.sequence_ids, strict=True)
+            ]
+            windows.append(window)
+        return windows
+
+    def _answer(self, batch: base.MicroBatch) -> base.Rows:
+        """Rows of (score, start, end) for each question."""
+        answers: list[dict[tuple[int, int], float]] = [{} for _ in batch.items]
+        windows = [(n, window) for n, (found, _) in enumerate(batch.items) for window in found]
+        windows.sort(key=lambda one: len(one[1]["input_ids"]))
+        begin = 0
+        # A long context has more windows than one pass should take.
+        for stop in cut([len(window["input_ids"]) for _, window in windows], self._pass_tokens, PASS_TOKENS):
+            chosen = windows[begin:stop]
+            features = self._tokenizer.pad(
+                [{k: v for k, v in window.items() if k != "places"} for _, window in chosen], return_tensors="pt"
+            )
+            with self._torch.inference_mode():
+                told = self._model(**features)
+            for (n, window), starts, ends in zip(chosen, told.start_logits, told.end_logits, strict=True):
+                entry = batch.items[n][1]
+                for score, start, end in self._spans(window["places"], starts.float(), ends.float(), entry):
+                    answers[n][start, end] = max(score, answers[n].get((start, end), 0.0))
+            begin = stop
+        parts, dimensions = [], []
+        for found, (_, entry) in zip(answers, batch.items, strict=True):
+            best = sorted(found.items(), key=lambda one: (-one[1], one[0]))[: entry.max_answers or 1]
+            parts += [struct.pack("<3f", score, start, end) for (start, end), score in best]
+            dimensions.append(3 * len(best))
+        return base.Rows(b"".join(parts), dimensions)
+
+    def _spans(self, places: Sequence[Any], starts: Any, ends: Any, entry: base.Text) -> list[tuple[float, int, int]]:
+        """The likeliest spans of one window: score, where it starts and ends in the context. Of all tokens of the
+        context one begins the answer and one ends it; the score is the product of both likelihoods."""
+        torch = self._torch
+        own = torch.tensor([n for n, place in enumerate(places) if place is not None], dtype=torch.long)
+        if not len(own):
+            return []
+        likely = torch.outer(starts[own].softmax(0), ends[own].softmax(0))
+        most = entry.max_answer_tokens or len(own)
+        likely = likely.triu().tril(most - 1)
+        count = min(entry.max_answers or 1, likely.numel())
+        scores, found = likely.flatten().topk(count)
+        spans = []
+        for score, at in zip(scores.tolist(), found.tolist(), strict=True):
+            if score > 0.0:
+                start, end = places[own[at // len(own)]], places[own[at % len(own)]]
+                spans.append((score, start[0], end[1]))
+        return spans
+
     def _forward(self, rows: Sequence[Any]) -> Any:
         """Scores of these rows as the model gives them, float32 [rows, labels]."""
         features = self._tokenizer.pad(list(rows), padding=True, return_tensors="pt")
@@ -203,7 +316,9 @@ class TransformersEngine:
 
     def _warm_up(self) -> None:
         """One short pass, so that the first request does not pay for what is set up lazily."""
-        self._forward([self._truncated("warm", "up" if self._task == "reranking" else "")])
+        features = self._tokenizer.pad([self._truncated("warm", "up")], return_tensors="pt")
+        with self._torch.inference_mode():
+            self._model(**features)
 
 
 def _check_spec(spec: base.EngineSpec) -> None:

@@ -64,6 +64,21 @@ class InferenceServiceStub(object):
                 request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
+        self.AnswerQuestion = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/AnswerQuestion',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.AnswerQuestionRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.AnswerQuestionResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/Tokenize',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.DescribeModel = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/DescribeModel',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.DescribeModelRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.DescribeModelResponse.FromString,
+                _registered_method=True)
         self.GetQueue = channel.unary_unary(
                 '/modelmora.inference.v1.InferenceService/GetQueue',
                 request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.GetQueueRequest.SerializeToString,
@@ -145,6 +160,29 @@ class InferenceServiceServicer(object):
 
     def Classify(self, request, context):
         """Gives each text scores for the model's labels. For models of the task `classification` that take text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnswerQuestion(self, request, context):
+        """Finds the answer to a question in a text. For models of the task `question_answering`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Cuts texts into the tokens that the model's own tokenizer makes of them. For every model whose engine tokenises
+        (TaskNotSupported else); it waits for its turn and loads the model like the other calls, and computes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeModel(self, request, context):
+        """What a model takes and gives. It loads nothing: labels are known once the model has answered a call here.
+        NOT_FOUND (ModelNotFound, VersionNotFound).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -247,6 +285,21 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Classify,
                     request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ClassifyRequest.FromString,
                     response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'AnswerQuestion': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnswerQuestion,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.AnswerQuestionRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.AnswerQuestionResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'DescribeModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeModel,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.DescribeModelRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.DescribeModelResponse.SerializeToString,
             ),
             'GetQueue': grpc.unary_unary_rpc_method_handler(
                     servicer.GetQueue,
@@ -390,6 +443,87 @@ class InferenceService(object):
             '/modelmora.inference.v1.InferenceService/Classify',
             modelmora_dot_inference_dot_v1_dot_inference__pb2.ClassifyRequest.SerializeToString,
             modelmora_dot_inference_dot_v1_dot_inference__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnswerQuestion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/AnswerQuestion',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.AnswerQuestionRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.AnswerQuestionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/Tokenize',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/DescribeModel',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.DescribeModelRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.DescribeModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

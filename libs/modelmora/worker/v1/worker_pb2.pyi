@@ -4,12 +4,20 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import struct_pb2 as _struct_pb2
 from modelmora.common.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OPERATION_UNSPECIFIED: _ClassVar[Operation]
+    OPERATION_TOKENIZE: _ClassVar[Operation]
+OPERATION_UNSPECIFIED: Operation
+OPERATION_TOKENIZE: Operation
 
 class WorkerRequest(_message.Message):
     __slots__ = ("hello", "load", "infer", "stream", "drain", "watch", "key", "cancel")
@@ -120,21 +128,23 @@ class LoadReply(_message.Message):
     def __init__(self, footprint: _Optional[_Iterable[_Union[_common_pb2.DeviceMemory, _Mapping]]] = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ..., max_input_tokens: _Optional[int] = ..., embedding_dimensions: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_batch_entries: _Optional[int] = ..., tasks: _Optional[_Iterable[_Union[_common_pb2.TaskType, str]]] = ...) -> None: ...
 
 class InferRequest(_message.Message):
-    __slots__ = ("task_type", "texts", "exact", "rank", "describe")
+    __slots__ = ("task_type", "texts", "exact", "rank", "describe", "operation")
     TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
     task_type: _common_pb2.TaskType
     texts: _containers.RepeatedCompositeFieldContainer[TextEntry]
     exact: bool
     rank: int
     describe: bool
-    def __init__(self, task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., texts: _Optional[_Iterable[_Union[TextEntry, _Mapping]]] = ..., exact: bool = ..., rank: _Optional[int] = ..., describe: bool = ...) -> None: ...
+    operation: Operation
+    def __init__(self, task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., texts: _Optional[_Iterable[_Union[TextEntry, _Mapping]]] = ..., exact: bool = ..., rank: _Optional[int] = ..., describe: bool = ..., operation: _Optional[_Union[Operation, str]] = ...) -> None: ...
 
 class TextEntry(_message.Message):
-    __slots__ = ("text", "truncate", "normalize", "dimensions", "timeout", "pair", "raw_scores")
+    __slots__ = ("text", "truncate", "normalize", "dimensions", "timeout", "pair", "raw_scores", "max_answers", "max_answer_tokens", "plain")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +152,9 @@ class TextEntry(_message.Message):
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     PAIR_FIELD_NUMBER: _ClassVar[int]
     RAW_SCORES_FIELD_NUMBER: _ClassVar[int]
+    MAX_ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_FIELD_NUMBER: _ClassVar[int]
     text: str
     truncate: bool
     normalize: bool
@@ -149,7 +162,10 @@ class TextEntry(_message.Message):
     timeout: _duration_pb2.Duration
     pair: str
     raw_scores: bool
-    def __init__(self, text: _Optional[str] = ..., truncate: bool = ..., normalize: bool = ..., dimensions: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pair: _Optional[str] = ..., raw_scores: bool = ...) -> None: ...
+    max_answers: int
+    max_answer_tokens: int
+    plain: bool
+    def __init__(self, text: _Optional[str] = ..., truncate: bool = ..., normalize: bool = ..., dimensions: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pair: _Optional[str] = ..., raw_scores: bool = ..., max_answers: _Optional[int] = ..., max_answer_tokens: _Optional[int] = ..., plain: bool = ...) -> None: ...
 
 class InferReply(_message.Message):
     __slots__ = ("positions", "rows", "row_dimensions", "input_tokens", "truncated", "errors", "tokenise", "compute", "done", "engine_profile", "description")
