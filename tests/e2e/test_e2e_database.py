@@ -12,10 +12,12 @@ import pytest
 from e2e.conftest import StartUp
 from e2e.rig import eventually, postgres_pids, send
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from modelmora.errors import DatabaseUnavailable
 from modelmora.inference.v1 import inference_pb2
 from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora.observability.v1 import observability_pb2
 from modelmora.registry.v1 import registry_pb2
+from modelmora.status import error_from_rpc
 
 from bench.up import Up
 
@@ -75,6 +77,15 @@ def _kill(up: Up) -> Callable[[], None]:
     return lambda: None
 
 
+def _answered(up: Up, job: str) -> int:
+    """Inputs of a job that are answered; -1 while nobody can say."""
+    try:
+        get = inference_pb2.GetInferenceJobRequest(name=job)
+        return int(up.inference.GetInferenceJob(get, timeout=10).job.progress.succeeded)
+    except grpc.RpcError:
+        return -1
+
+
 @pytest.mark.parametrize("away", [_stop_all, _kill], ids=["stopped", "killed"])
 def test_a_database_away_is_told_and_survived(start_up: StartUp, away: Callable[[Up], Callable[[], None]]) -> None:
     up = start_up()
@@ -82,6 +93,10 @@ def test_a_database_away_is_told_and_survived(start_up: StartUp, away: Callable[
     up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model="drill/one", wait=True), timeout=30)
     embed = inference_pb2.EmbedRequest(model="drill/one", texts=["a b"])
     up.inference.Embed(embed, timeout=30)
+    create = inference_pb2.CreateInferenceJobRequest(
+        model="drill/one", embed=inference_pb2.EmbedTask(texts=["a"] * 500)
+    )
+    job = up.inference.CreateInferenceJob(create, timeout=10).job
     asked = time.monotonic()
     watch = HealthWatch(up, REGISTRY)
     watch.wait_for(SERVING, after=asked, seconds=10)
@@ -105,6 +120,10 @@ def test_a_database_away_is_told_and_survived(start_up: StartUp, away: Callable[
             with pytest.raises(grpc.RpcError) as caught:
                 up.registry.GetModel(registry_pb2.GetModelRequest(name="drill/one"), timeout=20)
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            with pytest.raises(grpc.RpcError) as caught:
+                up.inference.CreateInferenceJob(create, timeout=10)
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert isinstance(error_from_rpc(caught.value), DatabaseUnavailable)
     finally:
         back = time.monotonic()
         come_back()
@@ -112,5 +131,6 @@ def test_a_database_away_is_told_and_survived(start_up: StartUp, away: Callable[
     eventually(lambda: component(up, "database")[0] == 1, 10, "database healthy again")
     up.registry.GetModel(registry_pb2.GetModelRequest(name="drill/one"), timeout=10)
     up.inference.Embed(embed, timeout=10)
+    eventually(lambda: _answered(up, job.name) == 500, 20, "the job's end")
     watch.close()
     assert up.stop() == 0
