@@ -939,6 +939,11 @@ class AsyncClient(Connection):
         )
         return (await self._call(self.lifecycle.TuneModelVersion, request, timeout)).tuning
 
+    async def get_tuning(self, name: str, *, timeout: float | None = None) -> lifecycle_pb2.Tuning:
+        """TuningNotFound."""
+        request = requests.build(lifecycle_pb2.GetTuningRequest, name=name)
+        return (await self._call(self.lifecycle.GetTuning, request, timeout)).tuning
+
     async def watch_tuning(self, name: str, *, timeout: float | None = None) -> AsyncIterator[lifecycle_pb2.Tuning]:
         """A tuning as it is now and after every change, until it has ended. Without `timeout` as long as it takes."""
         request = requests.build(lifecycle_pb2.WatchTuningRequest, name=name)

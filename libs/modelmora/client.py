@@ -1010,6 +1010,11 @@ class Client(Connection):
         )
         return self._call(self.lifecycle.TuneModelVersion, request, timeout).tuning
 
+    def get_tuning(self, name: str, *, timeout: float | None = None) -> lifecycle_pb2.Tuning:
+        """TuningNotFound."""
+        request = requests.build(lifecycle_pb2.GetTuningRequest, name=name)
+        return self._call(self.lifecycle.GetTuning, request, timeout).tuning
+
     def watch_tuning(self, name: str, *, timeout: float | None = None) -> Iterator[lifecycle_pb2.Tuning]:
         """A tuning as it is now and after every change, until it has ended. Without `timeout` as long as it takes."""
         request = requests.build(lifecycle_pb2.WatchTuningRequest, name=name)
