@@ -93,9 +93,28 @@ def test_a_classifier_gives_the_labels_of_its_configuration(platform: Up, import
     want = reference(model_root / "classifier", texts)
     with modelmora.Client(platform.target) as client:
         answer = client.classify(model, texts, raw_scores=True)
+        assert list(client.describe_model(model).labels) == ["sports", "politics", "science", "weather"]
+        (found,) = client.tokenize(model, texts[0]).texts
+        assert found.tokens[0].special
+        assert "".join(texts[0][one.start : one.end] for one in found.tokens if not one.special) == texts[0].replace(
+            " ", ""
+        )
     for row, found in zip(want, answer.classifications, strict=True):
         best = max(range(4), key=lambda n: row[n])
         assert found.labels[0].label == ["sports", "politics", "science", "weather"][best]
         assert all(abs(one.score - row[one.index]) < 1e-3 for one in found.labels)
     told = run(platform, "classify", model, texts[0], "--top", "2")
     assert len(told["classifications"][0]["labels"]) == 2
+
+
+def test_a_reader_answers_from_a_context_longer_than_it_reads(platform: Up, imported: Imported) -> None:
+    model, context = imported("reader"), " ".join(sentences(30, 14, 30))
+    with modelmora.Client(platform.target) as client:
+        told = client.answer_question(model, "where is the bridge", context, top_n=5)
+        assert [one.text for one in told.answers] == [context[one.start : one.end] for one in told.answers]
+        assert len(told.answers) == 5
+        assert told.usage.input_tokens > 300
+    shown = run(platform, "answer", model, "where is the bridge", context)
+    assert shown["answers"][0]["text"] == told.answers[0].text
+    described = run(platform, "describe", model)
+    assert [one["name"] for one in described["inputs"]] == ["question", "context"]
