@@ -112,7 +112,7 @@ class JobRunner:
         uid, _, state = news.partition(" ")
         if not uid or state == JobState.PENDING:
             self._wake.set()
-        elif state == JobState.CANCELLING and uid in self._held:
+        elif state in (JobState.CANCELLING, JobState.CANCELLED) and uid in self._held:
             self._held[uid].let_go.set()
 
     async def run(self) -> None:
