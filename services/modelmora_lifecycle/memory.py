@@ -25,6 +25,7 @@ from modelmora_lifecycle.ledger import Vector, plus
 
 _MOVED_BYTES = 1024 * 1024
 """Counters that moved by less leave the last full reading as it is."""
+_LENDERS_REMEMBERED = 64
 _COUNTERS = {b"RssAnon", b"RssFile", b"RssShmem", b"VmHWM", b"VmSwap"}
 
 
@@ -93,7 +94,7 @@ class Meter:
         self._lent: dict[int, int] = {}
         """By worker: bytes that it shared with its fork server, and whoever else, when that was seen last."""
         self._lenders: dict[int, int] = {}
-        """By fork server: its anonymous memory, which every fork of it begins with."""
+        """By fork server, the last seen last: its anonymous memory, which every fork of it begins with."""
 
     def measure(self, workers: Sequence[Process], fork_servers: Iterable[tuple[str, int]]) -> Sample:
         """A sample of these workers and fork servers (family, pid), and of the machine."""
@@ -113,6 +114,7 @@ class Meter:
             if found is not None:
                 reading, counters = found
                 ours += reading.own_anonymous
+                self._lenders.pop(pid, None)
                 self._lenders[pid] = reading.anonymous
                 shared[f"fork-servers/{family}"] = Shared(
                     {HOST: sum(counters[name] for name in (b"RssAnon", b"RssFile", b"RssShmem", b"VmSwap"))}
@@ -130,9 +132,11 @@ class Meter:
                 host = max(0, reading.private - reading.mapped_private + moved)
                 file_shared = reading.mapped - reading.mapped_private
                 lents[worker.pid] = max(0, reading.resident - reading.private - file_shared)
-            elif worker.pid in self._lent or worker.lender in self._lenders:
-                # One that was never seen beside its server began with all that the server had.
-                inherited = min(self._lenders.get(worker.lender, 0), reading.anonymous)
+            elif worker.pid in self._lent or self._lenders:
+                # One that was never seen beside its server began with all that the server had; what a server had that
+                # was never seen itself, the others like it tell.
+                lender = self._lenders.get(worker.lender, max(self._lenders.values(), default=0))
+                inherited = min(lender, reading.anonymous)
                 lent = lents.setdefault(worker.pid, inherited + max(0, reading.file - reading.mapped))
                 host = max(0, reading.resident + reading.swap - reading.mapped - lent + moved)
                 largest_lent, borrowers = estates.setdefault(worker.lender, (0, set()))
@@ -158,8 +162,9 @@ class Meter:
             for lender, (size, users) in estates.items()
         }
         self._lent = {pid: lent for pid, lent in lents.items() if pid in seen}
-        known = seen | {worker.lender for worker in workers}
-        self._lenders = {pid: size for pid, size in self._lenders.items() if pid in known}
+        # A server may die while a fork of it is not among the workers yet, so the dead are remembered for a while.
+        while len(self._lenders) > _LENDERS_REMEMBERED:
+            del self._lenders[next(iter(self._lenders))]
         shared |= {
             f"artifacts/{digest}": Shared({HOST: size}, frozenset(users)) for digest, (size, users) in mapped.items()
         }
