@@ -171,6 +171,10 @@ _NAME_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}")
 _LABEL_KEY = re.compile(r"[a-z0-9_-]{1,63}")
 _METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@/-]{0,126}")
+_AMOUNTS = frozenset(
+    ("training_kg", "training_duration_hours", "training_energy_kwh", "inference_kg", "inference_requests")
+)
+"""Metrics of what a model has cost."""
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NOT_IN_A_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
@@ -358,6 +362,8 @@ def _checked_metrics(metrics: Mapping[str, float]) -> Mapping[str, float]:
             raise ValueError(f"{_shown(name)} is no metric; it is letters, digits and '_.@/-', at most 127")
         if not math.isfinite(value):
             raise ValueError(f"{name!r} must be a finite number")
+        if name in _AMOUNTS and value < 0:
+            raise ValueError(f"{name!r} must not be less than 0")
     return metrics
 
 

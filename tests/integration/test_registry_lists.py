@@ -370,6 +370,7 @@ async def test_an_update_changes_what_the_mask_names_and_nothing_else(rig: Rig) 
     for mask, fields in (
         ([], {}),
         (["engine"], {}),
+        (["metrics"], {"metrics": {"training_kg": -0.1}}),
         (["metrics"], {"metrics": {"f1": float("nan")}}),
         (["metrics"], {"metrics": {"a b": 1}}),
         (["labels"], {"labels": {"A": "b"}}),
