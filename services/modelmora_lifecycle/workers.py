@@ -43,6 +43,10 @@ _AFTER_TERM_SECONDS = 2.0
 _KEY_SECONDS = 5.0
 _FINGERPRINT_SECONDS = 120.0
 _PROBE_TEXT = "a real question"
+_PAIRED = frozenset({common_pb2.TASK_TYPE_RERANKING, common_pb2.TASK_TYPE_QUESTION_ANSWERING})
+"""Tasks that take two texts."""
+_SCORED = _PAIRED | {common_pb2.TASK_TYPE_CLASSIFICATION}
+"""Tasks that answer texts with scores, as many as the model has."""
 _EXIT_OUT_OF_MEMORY = 70
 """What a worker says with its status; see modelmora_worker.pipeline."""
 
@@ -387,7 +391,7 @@ class Worker:
     async def _probe(self) -> None:
         """Asks real questions: a worker that calls itself well and does not answer them is not."""
         interval = self._rules.probe_interval_seconds
-        if interval <= 0 or not self._dimensions:
+        if interval <= 0 or not (self._dimensions or self._facts.task_type in _SCORED):
             return
         pause = interval
         while True:
@@ -423,7 +427,11 @@ class Worker:
     async def _ask_probe(self) -> str:
         request = worker_pb2.InferRequest(
             task_type=self._facts.task_type,  # type: ignore[arg-type]
-            texts=[worker_pb2.TextEntry(text=_PROBE_TEXT, truncate=True)],
+            texts=[
+                worker_pb2.TextEntry(
+                    text=_PROBE_TEXT, truncate=True, pair=_PROBE_TEXT if self._facts.task_type in _PAIRED else ""
+                )
+            ],
         )
         try:
             replies = await self._infer(request)
@@ -435,7 +443,8 @@ class Worker:
             return f"fails real requests: {failed.reason}: {failed.message}"
         row = b"".join(reply.rows for reply in replies)
         values = [value for (value,) in struct.iter_unpack("<f", row)] if len(row) % 4 == 0 else []
-        if len(values) != self._dimensions or not all(map(math.isfinite, values)):
+        wanted = self._dimensions or len(values) or 1
+        if len(values) != wanted or not all(map(math.isfinite, values)):
             return f"answers real requests with nonsense: {len(values)} values, of which not all are finite"
         return ""
 

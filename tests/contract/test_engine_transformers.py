@@ -278,3 +278,9 @@ def test_pickled_weights_are_not_loaded(folder, tmp_path):
         TransformersEngine().load(
             base.EngineSpec("transformers", artifact_path=str(tmp_path / "m"), task="reranking"), lambda *_: None
         )
+
+
+def test_a_limit_that_two_texts_do_not_fit_into_is_refused_at_load(load):
+    with pytest.raises(errors.InvalidModelFiles, match="4 tokens"):
+        load("reader", "question_answering", max_input_tokens=4)
+    assert load("reader", "question_answering", max_input_tokens=16).prepare([entry("who", "city " * 50)]).micro_batches

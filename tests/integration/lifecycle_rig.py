@@ -87,9 +87,12 @@ class Rig:
     registry: Any
     leases: Any
 
-    async def echo(self, model_id: str, *, memory_bytes: int = 0, takes_bytes: int = 0, **options: object) -> str:
+    async def echo(
+        self, model_id: str, *, task: str = "txt2embed", memory_bytes: int = 0, takes_bytes: int = 0, **options: object
+    ) -> str:
         """A READY version of the echo engine, declared to take `memory_bytes`; the answer is its name."""
         request = registry_pb2.ImportModelRequest(model_id=model_id, version="1.0.0", engine="echo")
+        request.task_type = common_pb2.TaskType.Value(f"TASK_TYPE_{task.upper()}")
         request.source.empty.SetInParent()
         ParseDict({**options, **({"memory_bytes": takes_bytes} if takes_bytes else {})}, request.engine_options)
         if memory_bytes:

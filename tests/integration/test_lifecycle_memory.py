@@ -91,6 +91,10 @@ async def test_workers_that_call_themselves_well_and_do_not_answer_are_replaced(
     lies = {
         "fails": ({"fail_after_batches": 0}, "fails real requests: .*told to fail"),
         "hangs": ({"hang_after_batches": 0}, "has not answered a real request"),
+        # A right answer of another task is no nonsense.
+        "ranks": ({"fail_after_batches": 3, "task": "reranking"}, "fails real requests: .*told to fail"),
+        "reads": ({"fail_after_batches": 3, "task": "question_answering"}, "fails real requests: .*told to fail"),
+        "sorts": ({"fail_after_batches": 3, "task": "classification"}, "fails real requests: .*told to fail"),
     }
     settings = {"probe_interval_seconds": 0.1, "probe_timeout_seconds": 0.3, "unhealthy_grace_seconds": 0.2}
     async with rig(database_url, data_dir, **settings) as node:

@@ -83,7 +83,7 @@ class EchoEngine:
             memory_bytes={} if options["claimed_bytes"] is None else {"host": options["claimed_bytes"]},
             profile=base.Profile("echo", "bf16", batch_rule="none") if self._fast else EXACT,
             max_input_tokens=self._max_input_tokens,
-            embedding_dimensions=options["dimensions"],
+            embedding_dimensions=options["dimensions"] if self._task == "txt2embed" else 0,
             max_batch_tokens=options["max_batch_tokens"] or MAX_BATCH_TOKENS,
             max_batch_entries=options["max_batch_entries"] or MAX_BATCH_ENTRIES,
             labels=[f"label-{n}" for n in range(options["labels"])] if self._task == "classification" else (),

@@ -30,6 +30,7 @@ from modelmora_worker.engines.sentence_transformers import (
 )
 from modelmora_worker.engines.tokens import rows_of
 
+MIN_INPUT_TOKENS: Final = 16
 OVERLAP_TOKENS: Final = 128
 """Windows of a long context have so many tokens in common, or a quarter of what they take."""
 _LIBRARIES = ("torch", "transformers", "tokenizers")
@@ -199,9 +200,11 @@ class TransformersEngine:
         if config.model_type in _PADDED_POSITIONS:
             positions -= (config.pad_token_id or 0) + 1
         own = min(positions, self._tokenizer.model_max_length, NO_LIMIT_TOKENS)
-        if own < 1:
-            raise errors.InvalidModelFiles(f"the model takes {own} tokens")
         self._max_input_tokens = min(own, max_input_tokens or own)
+        if self._max_input_tokens < MIN_INPUT_TOKENS:
+            raise errors.InvalidModelFiles(
+                f"the model takes {self._max_input_tokens} tokens; two texts need {MIN_INPUT_TOKENS}"
+            )
         if self._task == "reranking" and config.num_labels != 1:
             raise errors.InvalidModelFiles(f"a reranker has one label, this model has {config.num_labels}")
         self._independent = config.num_labels == 1 or config.problem_type == "multi_label_classification"
