@@ -204,6 +204,8 @@ class Dispatcher:
         """Lifecycle said that the version is not in memory."""
         self._ready_time: float | None = None
         """When it should be, as lifecycle said last."""
+        self._trouble = ""
+        """Why there was no worker the last time."""
         self._closing = False
         self._pumping = False
         self._progress = False
@@ -300,7 +302,7 @@ class Dispatcher:
     # The life.
 
     def _begin(self) -> None:
-        self._loading, self._ready_time = False, None
+        self._loading, self._ready_time, self._trouble = False, None, ""
         self._life = self._loop.create_task(self._live(), name=f"dispatch {self.version}", context=self._context)
         self._life.add_done_callback(self._ended)
 
@@ -321,8 +323,11 @@ class Dispatcher:
                 continue
             except errors.ModelMoraError as raised:
                 error = raised
+                if not isinstance(error, errors.DeadlineExceeded):
+                    self._trouble = error.message
             else:
                 failures = 0
+                self._trouble = ""
                 if not self._progress:  # a worker that dies at once, again and again
                     await asyncio.sleep(_FIRST_PAUSE_SECONDS)
                 continue
@@ -789,7 +794,7 @@ class Dispatcher:
         waiting = sum(entry.place is Place.WAITING for entry in call.entries)
         where = f"{waiting} of {len(call.entries)} texts still waited" if waiting else "it was on the worker"
         if waiting and not self._leases:
-            where += " for the model to be loaded"
+            where += " for the model to be loaded" + (f", which failed: {self._trouble}" if self._trouble else "")
         self._counts.expired += 1
         call.end(
             errors.DeadlineExceeded(

@@ -314,7 +314,10 @@ class Scheduler:
         twin._decided.pop(facts.name, None)
         lease = "explained"
         twin.want(lease, facts, priority=priority, deadline=ENDLESS, now=now)
-        return twin._placement(facts, lease, notes, now)
+        placement = twin._placement(facts, lease, notes, now)
+        if placement.outcome is PlacementOutcome.FITS and self._of(facts.name, (ReplicaState.LOADING,)):
+            return replace(placement, reason="it is being loaded")
+        return placement
 
     # Events from callers.
 

@@ -198,6 +198,12 @@ async def test_a_load_that_keeps_failing_answers_all_who_wait(echo: Rig) -> None
     assert len(echo.lessor.wants) == 3
 
 
+async def test_a_deadline_that_passes_after_a_failed_load_says_why_it_failed(echo: Rig) -> None:
+    echo.lessor.refuse_with = [errors.LoadFailed("a bad hour", retry_after_seconds=60)]
+    with pytest.raises(errors.DeadlineExceeded, match="for the model to be loaded, which failed: a bad hour"):
+        await echo.embed("hasty", timeout=0.3)
+
+
 async def test_a_deadline_that_passes_while_the_model_loads_says_so(data_dir: Path) -> None:
     async with rig(data_dir, {"acme/echo": {"load_seconds": 1.0}}) as made:
         with pytest.raises(errors.DeadlineExceeded) as caught:

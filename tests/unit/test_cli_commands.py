@@ -11,6 +11,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from modelmora.common.v1 import common_pb2
 from modelmora.errors import InvalidArgument
 from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora_app.cli import COMMANDS, cli, show
@@ -18,6 +19,7 @@ from modelmora_app.cli.models import _source
 from modelmora_app.cli.placement import read_trace
 from modelmora_app.cli.platform import flags_of
 from modelmora_app.cli.session import local_target, memory_size, seconds_of
+from modelmora_app.cli.tuning import show_candidates
 
 
 def run(*arguments: str, **environ: str) -> Result:
@@ -246,6 +248,25 @@ def test_a_trace_is_read_as_it_was_written_and_a_wrong_line_is_named() -> None:
     for wrong in ("{", "[]", '{"colour": 1}', '{"priority": "urgent"}', '{"at_seconds": "soon"}'):
         with pytest.raises(InvalidArgument, match="line 2"):
             read_trace([line, wrong])
+
+
+def test_what_is_not_measured_yet_is_neither_within_the_gate_nor_outside(capsys: pytest.CaptureFixture[str]) -> None:
+    profile = common_pb2.EngineProfile(backend="torch", precision="bf16")
+    running = lifecycle_pb2.TuningCandidate(engine_profile=profile)
+    broken = lifecycle_pb2.TuningCandidate(engine_profile=profile, error="it crashed")
+    show_candidates([running, broken])
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == ["torch/bf16"]
+    assert second.split() == ["torch/bf16", "no", "it", "crashed"]
+
+
+def test_a_trace_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    for wrong in (b"\x8f\xff\n", b'{"model_version": "\xff"}\n'):
+        (tmp_path / "trace").write_bytes(wrong)
+        shown = run("simulate", "--trace", str(tmp_path / "trace"))
+        assert shown.exit_code == 2, shown.output
+        assert "line 1 is no acquire event" in shown.stderr
+        assert "Traceback" not in shown.output
 
 
 @pytest.mark.parametrize(

@@ -672,6 +672,17 @@ def test_explaining_says_what_would_happen_and_why() -> None:
     assert node.starts("b") == node.starts("s") == 0
 
 
+def test_explaining_what_is_being_loaded_says_so() -> None:
+    node = Node(FakeClock(), {HOST: 100})
+    assert "free" in node.scheduler.explain(version("a", 60), 20, node.clock.now).reason
+    node.want("x", version("a", 60))
+    assert node.states("a") == [S.LOADING]
+    loading = node.scheduler.explain(version("a", 60), 20, node.clock.now)
+    assert (loading.outcome, loading.reason) == (PlacementOutcome.FITS, "it is being loaded")
+    node.run_for(5.0)
+    assert node.scheduler.explain(version("a", 60), 20, node.clock.now).reason == "it is loaded"
+
+
 def test_explaining_has_no_effects(node: Node) -> None:
     node.want("x", version("a", 60))
     node.run_for(5.0)

@@ -144,7 +144,12 @@ def export(session: Session, output: TextIO) -> None:
 
 @click.command()
 @click.option(
-    "--trace", "source", type=click.File("r"), required=True, metavar="FILE", help="From `modelmora trace export`."
+    "--trace",
+    "source",
+    type=click.File("r", encoding="utf-8", errors="surrogateescape"),  # a wrong byte is told with its line
+    required=True,
+    metavar="FILE",
+    help="From `modelmora trace export`.",
 )
 @click.option("--policy", "policies", metavar="LIST", help=f"Of {', '.join(POLICIES)}, joined by commas. Default: all.")
 @click.option("--budget", callback=memory_size, metavar="SIZE", help="Main memory for models. Default: the node's.")

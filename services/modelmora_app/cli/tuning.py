@@ -82,7 +82,7 @@ def show_candidates(candidates: Iterable[lifecycle_pb2.TuningCandidate]) -> None
                 f"{candidate.batch_consistency:.6f}" if candidate.entries_per_second else "",
                 f"{candidate.load_seconds:.2f} s" if candidate.load_seconds else "",
                 show.size(sum(device.memory_bytes for device in candidate.memory)) if candidate.memory else "",
-                "yes" if candidate.within_gate else "no",
+                ("yes" if candidate.within_gate else "no") if candidate.entries_per_second or candidate.error else "",
                 candidate.error,
             ]
             for candidate in candidates
