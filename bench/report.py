@@ -166,7 +166,7 @@ def _embed(series: Mapping[str, Series], facts: Mapping[str, Any], pairs: int, s
     best = max(median(series["bulk"].rates["ceiling"]), median(series["32"].rates["ceiling"]))
     share = bootstrap([rate / best for rate in series["32"].rates["ours"]])
     lines = [
-        "## Embedding, all-MiniLM-L6-v2, torch fp32, texts per second",
+        f"## Embedding, all-MiniLM-L6-v2, {facts['profile'].replace('/', ' ')}, texts per second",
         "",
         f"{pairs} pairs of {seconds:g} s at each concurrency; torch on {facts['threads']} threads.",
         "",

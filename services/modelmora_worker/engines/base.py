@@ -6,7 +6,6 @@ parties publish an `EngineRow` in the entry-point group `modelmora.engines` inst
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import importlib
 import importlib.metadata
@@ -196,7 +195,6 @@ _TORCH_ENVIRONMENT: Final = {
     # quiet machine, and takes a quarter less processor time everywhere.
     "GOMP_SPINCOUNT": "2000",
 }
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _DAY = 86_400.0
 _TERABYTE = 1 << 40
 
@@ -409,18 +407,6 @@ def set_environment(row: EngineRow) -> None:
     """Before its libraries are imported; what is set already stays."""
     for name, value in row.environment.items():
         os.environ.setdefault(name, value)
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Each pass frees and takes the same megabytes. The allocator of glibc gives them back to the system in between,
-    and 230 page faults for each text cost a third of the processor time. What stays is at most what one batch took."""
-    if "MALLOC_TRIM_THRESHOLD_" in os.environ:
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in every C library
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most it takes
-        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
 def engine_unavailable(row: EngineRow, error: ImportError) -> errors.EngineUnavailable:

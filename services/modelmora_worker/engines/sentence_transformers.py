@@ -22,7 +22,7 @@ from typing import Any, Final
 from modelmora import errors
 
 from modelmora_worker.engines import base
-from modelmora_worker.engines.packed import PackedEncoder
+from modelmora_worker.engines.packed import PackedPipeline
 from modelmora_worker.engines.tokens import rows_of
 
 PASS_TOKENS: Final = 28
@@ -54,7 +54,7 @@ class SentenceTransformersEngine:
         self._dimensions = 0
         self._padded_tokens = PADDED_TOKENS
         self._packed_tokens = PACKED_TOKENS
-        self._packed: PackedEncoder | None = None
+        self._packed: PackedPipeline | None = None
         self._exact_profile = base.Profile("torch", "fp32")
 
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
@@ -144,7 +144,7 @@ class SentenceTransformersEngine:
         if self._packed is None or batch.exact:
             vectors, profile = self._forward(tokens), self._exact_profile if self._packed else None
         else:
-            vectors, profile = self._packed(tokens, self._prompt_tokens), None
+            vectors, profile = self._packed(tokens), None
         normalise = self._torch.nn.functional.normalize
         first = batch.items[0][1]
         if all(e.dimensions == first.dimensions and e.normalize == first.normalize for _, e in batch.items):
@@ -251,12 +251,11 @@ class SentenceTransformersEngine:
 
     def _pack(self) -> None:
         """Makes the bf16 model and tries it with texts of several lengths. Raises ProfileNotSupported."""
-        packed = PackedEncoder(self._model)
         longest = min(WARM_UP_TOKENS, self._max_input_tokens // 2)
         words = _TRIAL_TEXT.split()
         rows = [self._truncated(" ".join(words[:count])) for count in (longest, 1, longest // 2, 3)]
-        packed.try_out(rows, self._torch.cat([self._forward([row]) for row in rows]), self._prompt_tokens)
-        self._packed = packed
+        truth = self._torch.cat([self._forward([row]) for row in rows])
+        self._packed = PackedPipeline(self._model, rows, truth, self._prompt_tokens)
 
 
 def cut(lengths: Sequence[int], budget_tokens: int, pass_tokens: int) -> list[int]:
