@@ -50,7 +50,10 @@ def safetensors_header(opened: BinaryIO, size_bytes: int, path: str) -> dict[str
         _refuse(path, "is no safetensors file, or is cut off in its header")
     try:
         header = json.loads(opened.read(header_bytes))
-        ends = [_end(entry) for name, entry in header.items() if name != "__metadata__"]
+        places = sorted(_place(entry) for name, entry in header.items() if name != "__metadata__")
+        ends = [end for _, end in places]
+        if any(begin != end for (begin, _), end in zip(places, [0, *ends], strict=False)):
+            raise ValueError("tensors with holes between them, or over each other")
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
         _refuse(path, "has a header that is none of safetensors")
     if (found := size_bytes - 8 - header_bytes) != (wanted := max(ends, default=0)):
@@ -59,8 +62,8 @@ def safetensors_header(opened: BinaryIO, size_bytes: int, path: str) -> dict[str
     return header
 
 
-def _end(entry: Mapping[str, Any]) -> int:
-    """Where a tensor ends. Raises ValueError when shape, type and place do not agree."""
+def _place(entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Where a tensor begins and ends. Raises ValueError when shape, type and place do not agree."""
     begin, end = entry["data_offsets"]
     shape, dtype = entry["shape"], entry["dtype"]
     # A long list of large sides would take for ever to multiply.
@@ -69,7 +72,7 @@ def _end(entry: Mapping[str, Any]) -> int:
         raise ValueError("no place of a tensor")
     if (bits := DTYPE_BITS.get(dtype)) is not None and math.prod(shape) * bits != (end - begin) * 8:
         raise ValueError("a tensor of another size")
-    return int(end)
+    return int(begin), int(end)
 
 
 def _refuse(path: str, problem: str) -> Any:

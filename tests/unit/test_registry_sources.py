@@ -142,6 +142,7 @@ WHOLE = header({"a": tensor("U8", [1000], 0, 1000)}, 1000)
         header({"__metadata__": {"format": "pt"}}),
         header({"a": tensor("F32", [2, 3], 0, 24), "b": tensor("BF16", [], 24, 26)}, 26),
         header({"a": tensor("F4_OF_TOMORROW", [7], 0, 4)}, 4),
+        header({"b": tensor("U8", [4], 4, 8), "a": tensor("U8", [4], 0, 4), "none": tensor("U8", [0], 4, 4)}, 8),
     ],
 )
 def test_whole_weights_are_taken(tmp_path: Path, content: bytes) -> None:
@@ -165,6 +166,9 @@ def test_whole_weights_are_taken(tmp_path: Path, content: bytes) -> None:
         header({"a": tensor("F32", [2, 3], 0, 23)}, 23),
         header({"a": tensor("F32", [-2, -3], 0, 24)}, 24),
         header({"a": tensor("F32", [1], 4, 0)}, 4),
+        header({"a": tensor("F32", [1], 4, 8)}, 8),
+        header({"a": tensor("F32", [1], 0, 4), "b": tensor("F32", [1], 8, 12)}, 12),
+        header({"a": tensor("F32", [2], 0, 8), "b": tensor("F32", [2], 4, 12)}, 12),
         header({"a": {"dtype": "F32", "shape": [1]}}, 4),
         header({"a": 7}),
         (2**63).to_bytes(8, "little") + b"{}",
