@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
+from threading import Event
 from typing import Any
 from uuid import UUID
 
@@ -86,19 +87,24 @@ class PlacementServicer(Servicer):
         budget = read_budget(request.budget) or dict(self._node.scheduler.ledger.ceiling)
         rules = self._node.scheduler.rules
 
+        left = Event()
+
         def run() -> list[SimulationResult]:
             events = [read_event(event) for event in request.events]
-            return [simulate(events, replace(rules.policy, name=name), budget, rules) for name in names]
+            policies = [replace(rules.policy, name=name) for name in names]
+            return [simulate(events, policy, budget, rules, left.is_set) for policy in policies]
 
         self._simulation = asyncio.get_running_loop().run_in_executor(self._simulations, run)
         try:
-            # A little before the call's own end, so that the caller hears why. What runs cannot be stopped, only left.
+            # A little before the call's own end, so that the caller hears why.
             async with asyncio.timeout(deadline_seconds(context) * 0.95):
                 results = await asyncio.shield(self._simulation)
         except TimeoutError:
             raise DeadlineExceeded(
                 "the simulation takes longer than the call: give fewer events or more time"
             ) from None
+        finally:
+            left.set()  # a thread cannot be cancelled: it sees that nobody waits for it
         return pb.SimulatePlacementResponse(results=[result_message(result) for result in results])
 
     def _kept(self) -> LifecycleStore:

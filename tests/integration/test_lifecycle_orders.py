@@ -14,10 +14,12 @@ from integration.lifecycle_rig import MIB, WAIT_SECONDS, Rig, eventually, refuse
 from modelmora.common.v1 import common_pb2
 from modelmora.errors import (
     Conflict,
+    DeadlineExceeded,
     InvalidArgument,
     ModelMoraError,
     ModelNotFound,
     NodeCordoned,
+    ResourceExhausted,
     VersionNotFound,
 )
 from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
@@ -321,3 +323,24 @@ async def test_use_is_recorded_and_replayed_under_every_policy(node: Rig) -> Non
         bad = pb.SimulatePlacementRequest(**{"events": events, **wrong})  # type: ignore[arg-type]
         error = await refused(node.lifecycle.SimulatePlacement(bad, timeout=WAIT_SECONDS), InvalidArgument)
         assert error.fields[0].field == field
+    # Who gives up takes the simulation along: the next one does not wait for it.
+    crowd = [
+        pb.AcquireEvent(at_seconds=number / 1000, model_version=f"m{number % 300}", use_seconds=0.01, load_seconds=0.5)
+        for number in range(20_000)
+    ]
+    for event in crowd:
+        event.memory.add(device="host", memory_bytes=100 * MIB)
+    long = pb.SimulatePlacementRequest(
+        events=crowd, budget=[common_pb2.DeviceMemory(device="host", memory_bytes=2**30)]
+    )
+    await refused(node.lifecycle.SimulatePlacement(long, timeout=1.0), DeadlineExceeded)
+
+    async def next_one() -> bool:
+        try:
+            await node.lifecycle.SimulatePlacement(roomy, timeout=WAIT_SECONDS)
+        except ResourceExhausted:
+            return False
+        return True
+
+    async with asyncio.timeout(5):
+        assert await eventually(next_one, bool)
