@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +99,23 @@ async def test_the_first_call_loads_the_model(platform: Running) -> None:
     (replica,) = await platform.replicas()
     assert replica.model_version == name
     assert replica.leases == 1
+
+
+async def test_an_answer_names_the_profile_that_computed_it(platform: Running) -> None:
+    name = await platform.echo("acme/echo")
+    request = registry_pb2.SetEngineProfileRequest(name=name)
+    request.engine_profile.backend, request.engine_profile.precision = "echo", "bf16"
+    await platform.registry.SetEngineProfile(request)
+
+    def ask(precision: str) -> Awaitable[inference_pb2.EmbedResponse]:
+        return platform.inference.Embed(
+            inference_pb2.EmbedRequest(model="acme/echo", texts=["a b c"], precision=precision)
+        )
+
+    fast, exact, again = await asyncio.gather(ask(""), ask("exact"), ask(""))
+    assert [answer.engine_profile.precision for answer in (fast, exact, again)] == ["bf16", "fp32", "bf16"]
+    assert fast.embeddings == again.embeddings != exact.embeddings
+    assert len(await platform.replicas()) == 1
 
 
 async def test_calls_outlive_kills_of_their_worker(platform: Running) -> None:
