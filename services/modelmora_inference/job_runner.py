@@ -148,6 +148,9 @@ class JobRunner:
     async def sweep(self) -> None:
         """Clears what was kept long enough, without end."""
         while True:
+            if not self._store.migrated:
+                await asyncio.sleep(AWAY_SECONDS)
+                continue
             try:
                 while await self._store.sweep() >= SWEEP_JOBS:
                     pass

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from modelmora_runtime import listen
-from modelmora_runtime.calls import ByteBudget, BytesInFlight, Call
+from modelmora_runtime.calls import ByteBudget, BytesInFlight, Call, Method
 from modelmora_runtime.host import StartFailed, run_folder
 from modelmora_runtime.process import descendants
 
@@ -76,7 +77,8 @@ def test_a_run_folder_is_short_and_ours_alone(tmp_path: Path, monkeypatch: pytes
 
 
 def call() -> Any:
-    return Call(None, None, None)  # type: ignore[arg-type]
+    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+    return Call(Method("/modelmora.test/Answer", frozenset(), handler), None, None)  # type: ignore[arg-type]
 
 
 def test_the_byte_budget_refuses_what_does_not_fit_and_takes_it_later() -> None:
