@@ -192,7 +192,7 @@ def test_presence_decides_not_the_value() -> None:
     assert not write(to_plain(unset), registry_pb2.ModelLimits).HasField("max_input_tokens")
     assert to_plain(registry_pb2.ImportProgress())["done_bytes"] == 0
     source = registry_pb2.ModelSource(empty=registry_pb2.EmptySource())
-    assert dict(to_plain(source)) == {"local": None, "hub": None, "empty": {}}
+    assert dict(to_plain(source)) == {"local": None, "hub": None, "empty": {}, "url": None}
     assert write(to_plain(source), registry_pb2.ModelSource).WhichOneof("source") == "empty"
 
 

@@ -78,7 +78,7 @@ async def within(awaitable, seconds: float = 20):
 async def test_every_row_is_the_vector_of_its_own_text(control):
     reply = await load(control, dimensions=16, seed=7, micro_batch_entries=3)
     assert reply.embedding_dimensions == 16
-    assert list(reply.tasks) == [common_pb2.TASK_TYPE_TXT2EMBED]
+    assert common_pb2.TASK_TYPE_TXT2EMBED in reply.tasks
     assert reply.footprint[0].device == "host"
     assert reply.footprint[0].memory_bytes > 1_000_000
     words = [f"text number {n}" for n in range(20)]
