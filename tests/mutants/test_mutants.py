@@ -47,9 +47,7 @@ def mutants() -> list[Mutant]:
 
 ALL = mutants()
 PARAMETERS = [
-    pytest.param(
-        mutant, id=mutant.name, marks=() if mutant.test.startswith("tests/unit/") else pytest.mark.slow_mutant
-    )
+    pytest.param(mutant, id=mutant.name, marks=() if mutant.test.startswith("tests/unit/") else pytest.mark.slow_mutant)
     for mutant in ALL
 ]
 
