@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
 import modelmora_lifecycle.main as lifecycle_main
 import modelmora_registry.main as registry_main
 import pytest
@@ -70,6 +71,14 @@ class Holder:
                 if reply.rows:
                     return reply
         raise AssertionError("no row")
+
+    async def finish(self) -> None:
+        """Says no more, and waits until all that was said has been heard."""
+        await self.call.done_writing()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while await self.call.read() is not grpc.aio.EOF:
+                pass
+        await self.close()
 
     async def close(self) -> None:
         self.call.cancel()

@@ -292,7 +292,7 @@ async def test_use_is_recorded_and_replayed_under_every_policy(node: Rig) -> Non
             await holder.in_use(1)
             await holder.embed()
             await holder.in_use(0)
-        await holder.close()
+        await holder.finish()
 
     async def exported() -> list[pb.AcquireEvent]:
         return [event async for page in node.lifecycle.ExportTrace(pb.ExportTraceRequest()) for event in page.events]
