@@ -198,13 +198,15 @@ class Worker:
 
     def _confine(self, process: WorkerProcess, free_bytes: int) -> None:
         """What is faster than the measuring, the kernel refuses: an allocation beyond the limit fails in the worker.
-        Some room is left above, for not all that is mapped is ever touched: stacks of threads, for one."""
+        Some room is left above, for not all that is mapped is ever touched: stacks of threads, for one. But never more
+        than there is: what the ledger calls free may be more than that for a moment, and the kernel then kills."""
         allowed = self._rules.allowed_bytes(self._facts, self._need.get(HOST, 0), free_bytes)
         self._allowed_bytes = allowed
         if any(size > 0 for device, size in self._need.items() if device != HOST):
             return  # drivers of accelerators map far more than they use
         untouched = 64 * MIB + allowed // 10 + 20 * MIB * (os.cpu_count() or 1)
-        process.confine(max(0, allowed - self._private_bytes) + untouched)
+        growth = max(0, allowed - self._private_bytes) + untouched
+        process.confine(min(growth, max(untouched, machine.available_bytes() * 9 // 10)))
 
     def _arithmetic(self) -> str:
         declared = self._facts.declared.get(HOST, 0)
