@@ -67,14 +67,12 @@ class Imports:
         *,
         concurrency: int,
         on_fetched: Callable[[Artifact], Awaitable[None]] | None = None,
-        on_ready: Callable[[ModelVersion], Awaitable[None]] | None = None,
         retry_delays_seconds: Sequence[float] = RETRY_DELAYS_SECONDS,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._database = database
         self._on_fetched = on_fetched
-        self._on_ready = on_ready
         self._retry_delays_seconds = retry_delays_seconds
         self._slots = asyncio.Semaphore(concurrency)
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -164,8 +162,6 @@ class Imports:
         IMPORT_BYTES.inc(fetched.artifact.size_bytes)
         IMPORT_SECONDS.observe(time.monotonic() - started)
         log.info("%s is READY: %d bytes, %s", ready.name, fetched.artifact.size_bytes, fetched.artifact.digest)
-        if self._on_ready is not None:
-            await self._on_ready(ready)
 
     async def _fetch_patiently(self, version: ModelVersion, plan: Plan | None, checksums: Mapping[str, str]) -> Fetched:
         failures = 0

@@ -14,7 +14,7 @@ from modelmora_registry import listing
 from modelmora_registry.domain import ModelId, ModelVersion, parse_model_name, parse_reference
 from modelmora_registry.exports import Exports
 from modelmora_registry.link_store import LinkStore
-from modelmora_registry.links import ExternalLink, LinkDraft, RegistryType, parse_link_name
+from modelmora_registry.links import ExternalLink, LinkDraft, parse_link_name
 from modelmora_registry.store import Store
 
 T = TypeVar("T")
@@ -113,13 +113,3 @@ async def _to_its_end(work: Awaitable[T]) -> T:
     _running.add(task)
     task.add_done_callback(_running.discard)
     return await asyncio.shield(task)
-
-
-def import_of(version: ModelVersion) -> tuple[RegistryType, str] | None:
-    """The other registry that a version came from; None when it came from none that links know."""
-    source = version.source
-    if source is not None and source.hub is not None:
-        return RegistryType.HUGGINGFACE, source.hub.repo_id
-    if source is not None and source.local is not None:
-        return RegistryType.FOLDER, source.local.path
-    return None

@@ -15,8 +15,8 @@ from modelmora_runtime.protomap import plain_copy
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from modelmora_registry.domain import ModelId, ModelVersionState
-from modelmora_registry.links import ExternalLink, LinkDraft, link_name
+from modelmora_registry.domain import ModelId, ModelVersion, ModelVersionState
+from modelmora_registry.links import ExternalLink, LinkDraft, import_of, link_name
 from modelmora_registry.list_store import page_of
 from modelmora_registry.listing import Page
 from modelmora_registry.tables_store import model, model_version
@@ -53,7 +53,8 @@ class LinkStore:
     async def create(self, model_id: ModelId, draft: LinkDraft) -> ExternalLink:
         """With the version that was imported from there last, if one was. Raises ModelNotFound, LinkExists."""
         async with self._begin() as (connection, now):
-            model_uid = await self._model_uid(connection, model_id)
+            # An import that ends meanwhile holds the row: either it sees the link, or the link sees its version.
+            model_uid = await self._model_uid(connection, model_id, lock=True)
             uid = str(uuid7())
             new = ExternalLink(
                 name=link_name(model_id, uid),
@@ -114,23 +115,7 @@ class LinkStore:
         """Raises LinkNotFound, Conflict."""
         async with self._begin() as (connection, now):
             old = await self._link(connection, model_id, uid, lock=True)
-            return await self._save(connection, change(old, now))
-
-    async def record_import(self, model_id: ModelId, registry_type: str, external_id: str, version: str) -> None:
-        """Where there is a link to where the version came from."""
-        async with self._begin() as (connection, now):
-            query = (
-                sa.select(external_link)
-                .join(model, model.c.uid == external_link.c.model_id)
-                .where(
-                    model.c.name == str(model_id),
-                    external_link.c.registry_type == registry_type,
-                    external_link.c.external_id == external_id,
-                )
-                .with_for_update(of=external_link)
-            )
-            if (row := (await connection.execute(query)).first()) is not None:
-                await self._save(connection, _link(row, model_id).with_import(version, now=now))
+            return await _save(connection, change(old, now))
 
     @asynccontextmanager
     async def _begin(self) -> AsyncIterator[tuple[AsyncConnection, datetime]]:
@@ -139,8 +124,9 @@ class LinkStore:
         async with self._database.begin() as connection:
             yield connection, (await connection.execute(sa.select(sa.func.now()))).scalar_one()
 
-    async def _model_uid(self, connection: AsyncConnection, model_id: ModelId) -> str:
-        found = await connection.scalar(sa.select(model.c.uid).where(model.c.name == str(model_id)))
+    async def _model_uid(self, connection: AsyncConnection, model_id: ModelId, *, lock: bool = False) -> str:
+        query = sa.select(model.c.uid).where(model.c.name == str(model_id))
+        found = await connection.scalar(query.with_for_update(read=True) if lock else query)
         if found is None:
             raise ModelNotFound(f"there is no model {model_id}", model=model_id)
         return str(found)
@@ -158,13 +144,33 @@ class LinkStore:
             raise LinkNotFound(f"{model_id} has no link {uid}", model=model_id, link=uid)
         return _link(row, model_id)
 
-    async def _save(self, connection: AsyncConnection, new: ExternalLink) -> ExternalLink:
-        statement = sa.update(external_link).where(
-            external_link.c.uid == new.uid, external_link.c.revision == new.revision - 1
+
+async def note_import(connection: AsyncConnection, version: ModelVersion, now: datetime) -> None:
+    """Where there is a link to where the version came from; in the transaction that makes it READY."""
+    if (came := import_of(version)) is None:
+        return
+    registry_type, external_id = came
+    query = (
+        sa.select(external_link)
+        .join(model, model.c.uid == external_link.c.model_id)
+        .where(
+            model.c.name == str(version.model_id),
+            external_link.c.registry_type == registry_type,
+            external_link.c.external_id == external_id,
         )
-        if (await connection.execute(statement.values(**_values(new)))).rowcount != 1:
-            raise Conflict(link=new.name)
-        return new
+        .with_for_update(of=external_link)
+    )
+    if (row := (await connection.execute(query)).first()) is not None:
+        await _save(connection, _link(row, version.model_id).with_import(version.version, now=now))
+
+
+async def _save(connection: AsyncConnection, new: ExternalLink) -> ExternalLink:
+    statement = sa.update(external_link).where(
+        external_link.c.uid == new.uid, external_link.c.revision == new.revision - 1
+    )
+    if (await connection.execute(statement.values(**_values(new)))).rowcount != 1:
+        raise Conflict(link=new.name)
+    return new
 
 
 def _values(link: ExternalLink) -> dict[str, Any]:

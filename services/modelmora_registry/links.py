@@ -16,7 +16,7 @@ from types import MappingProxyType
 from modelmora.errors import Conflict, InvalidArgument
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from modelmora_registry.domain import HubSource, ModelId, ReadOnly, Text, Value, etag_of
+from modelmora_registry.domain import HubSource, ModelId, ModelVersion, ReadOnly, Text, Value, etag_of
 
 SHOWN_FILES = 5
 _NAME = re.compile(r"models/([^/]+/[^/]+)/links/([0-9a-f-]{36})")
@@ -139,3 +139,13 @@ def parse_link_name(text: str, *, at: str = "name") -> tuple[ModelId, str]:
     if found is None:
         raise InvalidArgument.at(at, "is no link; it is models/{org}/{repo}/links/{uid}")
     return ModelId.parse(found[1], at=at), found[2]
+
+
+def import_of(version: ModelVersion) -> tuple[RegistryType, str] | None:
+    """The other registry that a version came from; None when it came from none that links know."""
+    source = version.source
+    if source is not None and source.hub is not None:
+        return RegistryType.HUGGINGFACE, source.hub.repo_id
+    if source is not None and source.local is not None:
+        return RegistryType.FOLDER, source.local.path
+    return None

@@ -25,12 +25,10 @@ from pydantic import ByteSize, Field, SecretStr
 
 from modelmora_registry.artifacts import Artifacts
 from modelmora_registry.audit_store import DELETED_AT_ONCE, AuditStore
-from modelmora_registry.domain import ModelVersion
 from modelmora_registry.exports import Exports
 from modelmora_registry.holds import Holds
 from modelmora_registry.hub import Hub
 from modelmora_registry.imports import Imports
-from modelmora_registry.link_service import import_of
 from modelmora_registry.link_store import LinkStore
 from modelmora_registry.lock_store import LockStore
 from modelmora_registry.s3 import S3
@@ -121,7 +119,6 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         database,
         concurrency=settings.import_concurrency,
         on_fetched=verifier.taken,
-        on_ready=partial(_note_import, links),
     )
     holds, watching = Holds(store), Watching()
     WATCHES.set_function(lambda: watching.count)
@@ -210,11 +207,6 @@ async def _forget(entries: AuditStore, than: timedelta) -> None:
         except ModelMoraError as error:
             log.info("audit entries could not be looked through: %s", error.message)
         await asyncio.sleep(FORGET_SECONDS)
-
-
-async def _note_import(links: LinkStore, version: ModelVersion) -> None:
-    if (came := import_of(version)) is not None:
-        await links.record_import(version.model_id, *came, version.version)
 
 
 def sources_of(settings: Settings) -> Sources:

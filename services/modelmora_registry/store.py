@@ -57,6 +57,7 @@ from modelmora_registry.domain import (
     bare_name,
     current_version_of,
 )
+from modelmora_registry.link_store import note_import
 from modelmora_registry.list_store import MODEL_FIELDS, VERSION_FIELDS, best_of, keys_of, page_of, rank_of, words_of
 from modelmora_registry.listing import RANK, Page
 from modelmora_registry.metadata import Facts
@@ -521,6 +522,7 @@ class Store:
                 found = found.changed(now=now, base_model=facts.base_model)
                 await self._save_model(connection, found)
             await self._publish(connection, found, new, now)
+            await note_import(connection, new, now)
             await _announce(connection, uid)
             return new
 

@@ -56,7 +56,7 @@ def secret_settings(fake: FakeHub, s3: S3Server, folder: Path) -> dict[str, Any]
 async def rig(
     database_url: str, data_dir: Path, fake: FakeHub, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Rig]:
-    monkeypatch.setattr(imports.Imports.__init__, "__kwdefaults__", {"on_ready": None, "retry_delays_seconds": (0.01,)})
+    monkeypatch.setattr(imports.Imports.__init__, "__kwdefaults__", {"retry_delays_seconds": (0.01,)})
     async with registry(database_url, data_dir, **secret_settings(fake, s3, tmp_path)) as rig:
         yield rig
 
