@@ -167,6 +167,8 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                     servicer=servicer,
                     access={
                         "Embed": READERS,
+                        "Predict": READERS,
+                        "StreamEmbed": READERS,
                         "Rerank": READERS,
                         "Classify": READERS,
                         "AnswerQuestion": READERS,

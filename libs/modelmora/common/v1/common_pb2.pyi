@@ -67,6 +67,7 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_TYPE_BF16: _ClassVar[DataType]
     DATA_TYPE_FP32: _ClassVar[DataType]
     DATA_TYPE_FP64: _ClassVar[DataType]
+    DATA_TYPE_BYTES: _ClassVar[DataType]
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_LOW: Priority
 PRIORITY_MEDIUM: Priority
@@ -109,6 +110,7 @@ DATA_TYPE_FP16: DataType
 DATA_TYPE_BF16: DataType
 DATA_TYPE_FP32: DataType
 DATA_TYPE_FP64: DataType
+DATA_TYPE_BYTES: DataType
 
 class Health(_message.Message):
     __slots__ = ("state", "reason", "last_check_time")

@@ -69,6 +69,16 @@ class InferenceServiceStub(object):
                 request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.AnswerQuestionRequest.SerializeToString,
                 response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.AnswerQuestionResponse.FromString,
                 _registered_method=True)
+        self.Predict = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/Predict',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.PredictRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.PredictResponse.FromString,
+                _registered_method=True)
+        self.StreamEmbed = channel.stream_stream(
+                '/modelmora.inference.v1.InferenceService/StreamEmbed',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.StreamEmbedRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.StreamEmbedResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/modelmora.inference.v1.InferenceService/Tokenize',
                 request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -167,6 +177,24 @@ class InferenceServiceServicer(object):
 
     def AnswerQuestion(self, request, context):
         """Finds the answer to a question in a text. For models of the task `question_answering`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Predict(self, request, context):
+        """Does the task of any model with named tensors, as DescribeModel tells them: what the calls of the single tasks do, and
+        what has none of its own, such as images. FAILED_PRECONDITION (TaskNotSupported) where no engine here does the model's task.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamEmbed(self, request_iterator, context):
+        """Embed for bulk: calls are sent one after another without waiting for answers, and each is answered as soon as it is
+        done, in any order, under the id it came with. What is wrong with one call is answered in its place; the stream goes
+        on. At most 64 calls (a setting) are open at once: beyond that nothing is read until one is answered. When the
+        client closes its side, what is open is answered first; when it cancels, all of it is withdrawn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -290,6 +318,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.AnswerQuestion,
                     request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.AnswerQuestionRequest.FromString,
                     response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.AnswerQuestionResponse.SerializeToString,
+            ),
+            'Predict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Predict,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.PredictRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.PredictResponse.SerializeToString,
+            ),
+            'StreamEmbed': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamEmbed,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.StreamEmbedRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.StreamEmbedResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -470,6 +508,60 @@ class InferenceService(object):
             '/modelmora.inference.v1.InferenceService/AnswerQuestion',
             modelmora_dot_inference_dot_v1_dot_inference__pb2.AnswerQuestionRequest.SerializeToString,
             modelmora_dot_inference_dot_v1_dot_inference__pb2.AnswerQuestionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Predict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/Predict',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.PredictRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamEmbed(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/modelmora.inference.v1.InferenceService/StreamEmbed',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.StreamEmbedRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.StreamEmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

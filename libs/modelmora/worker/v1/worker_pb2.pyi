@@ -144,7 +144,7 @@ class InferRequest(_message.Message):
     def __init__(self, task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., texts: _Optional[_Iterable[_Union[TextEntry, _Mapping]]] = ..., exact: bool = ..., rank: _Optional[int] = ..., describe: bool = ..., operation: _Optional[_Union[Operation, str]] = ...) -> None: ...
 
 class TextEntry(_message.Message):
-    __slots__ = ("text", "truncate", "normalize", "dimensions", "timeout", "pair", "raw_scores", "max_answers", "max_answer_tokens", "plain")
+    __slots__ = ("text", "truncate", "normalize", "dimensions", "timeout", "pair", "raw_scores", "max_answers", "max_answer_tokens", "plain", "data")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +155,7 @@ class TextEntry(_message.Message):
     MAX_ANSWERS_FIELD_NUMBER: _ClassVar[int]
     MAX_ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PLAIN_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     text: str
     truncate: bool
     normalize: bool
@@ -165,7 +166,8 @@ class TextEntry(_message.Message):
     max_answers: int
     max_answer_tokens: int
     plain: bool
-    def __init__(self, text: _Optional[str] = ..., truncate: bool = ..., normalize: bool = ..., dimensions: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pair: _Optional[str] = ..., raw_scores: bool = ..., max_answers: _Optional[int] = ..., max_answer_tokens: _Optional[int] = ..., plain: bool = ...) -> None: ...
+    data: bytes
+    def __init__(self, text: _Optional[str] = ..., truncate: bool = ..., normalize: bool = ..., dimensions: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pair: _Optional[str] = ..., raw_scores: bool = ..., max_answers: _Optional[int] = ..., max_answer_tokens: _Optional[int] = ..., plain: bool = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class InferReply(_message.Message):
     __slots__ = ("positions", "rows", "row_dimensions", "input_tokens", "truncated", "errors", "tokenise", "compute", "done", "engine_profile", "description")
