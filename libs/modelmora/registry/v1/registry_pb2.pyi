@@ -1102,12 +1102,28 @@ class ResolveModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., model_version: _Optional[_Union[ModelVersion, _Mapping]] = ..., cache_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class AcquireHoldRequest(_message.Message):
-    __slots__ = ("name", "holder")
+    __slots__ = ("name", "holder", "hold_id", "process", "in_memory")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HOLDER_FIELD_NUMBER: _ClassVar[int]
+    HOLD_ID_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    IN_MEMORY_FIELD_NUMBER: _ClassVar[int]
     name: str
     holder: str
-    def __init__(self, name: _Optional[str] = ..., holder: _Optional[str] = ...) -> None: ...
+    hold_id: str
+    process: str
+    in_memory: bool
+    def __init__(self, name: _Optional[str] = ..., holder: _Optional[str] = ..., hold_id: _Optional[str] = ..., process: _Optional[str] = ..., in_memory: bool = ...) -> None: ...
+
+class ReleaseHoldRequest(_message.Message):
+    __slots__ = ("hold_id",)
+    HOLD_ID_FIELD_NUMBER: _ClassVar[int]
+    hold_id: str
+    def __init__(self, hold_id: _Optional[str] = ...) -> None: ...
+
+class ReleaseHoldResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class AcquireHoldResponse(_message.Message):
     __slots__ = ("model_version", "golden")

@@ -1641,6 +1641,11 @@ class RegistryHoldServiceStub(object):
                 request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.AcquireHoldRequest.SerializeToString,
                 response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.AcquireHoldResponse.FromString,
                 _registered_method=True)
+        self.ReleaseHold = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryHoldService/ReleaseHold',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ReleaseHoldRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ReleaseHoldResponse.FromString,
+                _registered_method=True)
         self.RecordFingerprint = channel.unary_unary(
                 '/modelmora.registry.v1.RegistryHoldService/RecordFingerprint',
                 request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintRequest.SerializeToString,
@@ -1653,10 +1658,21 @@ class RegistryHoldServiceServicer(object):
     """
 
     def AcquireHold(self, request, context):
-        """Holds a version for as long as the stream lives: it can be neither deleted nor garbage-collected. The first
-        response says that the hold is in force. Closing, cancelling or dying releases. NOT_FOUND when it does not exist,
-        FAILED_PRECONDITION (VersionDrifted, naming the file) when its files are not those that were registered; a file whose
-        size, inode or times changed is hashed before the first response.
+        """Holds a version: it can be neither deleted nor garbage-collected. The first response says that the hold is in force.
+        NOT_FOUND when it does not exist, FAILED_PRECONDITION (VersionDrifted, naming the file) when its files are not those
+        that were registered; a file whose size, inode or times changed is hashed before the first response.
+
+        With a `hold_id` a hold outlasts its stream, for a stream also breaks when its holder is frozen or the registry
+        restarts while the version is in memory: it ends by ReleaseHold, when its `process` is seen to be gone, or five
+        minutes after the stream broke. Call again with the same id to go on. Without one, closing, cancelling or dying
+        releases.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseHold(self, request, context):
+        """Ends a hold and its stream. Nothing happens when there is none of this id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1679,6 +1695,11 @@ def add_RegistryHoldServiceServicer_to_server(servicer, server):
                     servicer.AcquireHold,
                     request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.AcquireHoldRequest.FromString,
                     response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.AcquireHoldResponse.SerializeToString,
+            ),
+            'ReleaseHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseHold,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ReleaseHoldRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.ReleaseHoldResponse.SerializeToString,
             ),
             'RecordFingerprint': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordFingerprint,
@@ -1714,6 +1735,33 @@ class RegistryHoldService(object):
             '/modelmora.registry.v1.RegistryHoldService/AcquireHold',
             modelmora_dot_registry_dot_v1_dot_registry__pb2.AcquireHoldRequest.SerializeToString,
             modelmora_dot_registry_dot_v1_dot_registry__pb2.AcquireHoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryHoldService/ReleaseHold',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ReleaseHoldRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.ReleaseHoldResponse.FromString,
             options,
             channel_credentials,
             insecure,
