@@ -98,6 +98,7 @@ class Call:
     operation: worker_pb2.Operation = worker_pb2.OPERATION_UNSPECIFIED
     input_field: str = "texts[]"
     """Of the request: where its entries come from, for errors of a single one; `[]`: one of several."""
+    dimensions_field: str = "dimensions"
     if_loaded: bool = False
     """Not worth a wait for a load: ModelLoading then."""
     ready_in_seconds: float | None = None
@@ -780,7 +781,7 @@ class Dispatcher:
         if isinstance(error, errors.InvalidArgument):
             # A row's error names no field; of a call's fields only these two can be wrong in the engine's eyes.
             too_wide = 0 < self.embedding_dimensions < call.dimensions
-            path = "dimensions" if too_wide else call.path_of(entry.index)
+            path = call.dimensions_field if too_wide else call.path_of(entry.index)
             description = error.message.removeprefix(f"{path}: ")
             error = type(error)(f"{path}: {description}", fields=[errors.FieldViolation(path, description)])
         call.end(error)

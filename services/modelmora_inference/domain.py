@@ -188,3 +188,7 @@ class VersionFacts:
     """Number of the task type in the messages."""
     max_input_tokens: int = 0
     embedding_dimensions: int = 0
+    takes_images: bool = False
+    """Image files instead of texts."""
+    labels: tuple[str, ...] = ()
+    """Of a classifier, in the order of its scores; empty: only its engine knows."""

@@ -21,17 +21,21 @@ from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime.auth import current_caller
 from modelmora_runtime.interceptors import deadline_seconds
 
-from modelmora_inference.checks import invalid, wrong_call, wrong_text, wrong_texts
+from modelmora_inference.checks import (
+    DEFAULT_ANSWER_TOKENS,
+    MAX_ANSWER_TOKENS,
+    MAX_ANSWERS,
+    invalid,
+    wrong_call,
+    wrong_text,
+    wrong_texts,
+)
 from modelmora_inference.dispatcher import Call, Dispatchers
 from modelmora_inference.domain import MAX_TEXT_CHARACTERS, MAX_TEXTS, VersionFacts
+from modelmora_inference.predict import read, tensors_of, written, wrong_predict
 
 Ask = Callable[[Any, VersionFacts, bool], Awaitable[Any]]
 """Asks one version what a call wants: (the call as it came in, the version, whether only if it is in memory)."""
-
-
-MAX_ANSWERS = 20
-MAX_ANSWER_TOKENS = 512
-DEFAULT_ANSWER_TOKENS = 30
 
 
 class TaskRpcs:
@@ -46,7 +50,9 @@ class TaskRpcs:
     async def _answer(self, request: Any, context: Any, arrival: float, ask: Ask) -> Any:
         raise NotImplementedError
 
-    async def _run(self, asked: Any, facts: VersionFacts, call: Call, inputs: Sequence[worker_pb2.TextEntry]) -> None:
+    async def _run(
+        self, asked: Any, facts: VersionFacts, call: Call, inputs: Sequence[str] | Sequence[worker_pb2.TextEntry]
+    ) -> None:
         raise NotImplementedError
 
     async def Rerank(self, request: pb.RerankRequest, context: Any) -> pb.RerankResponse:
@@ -108,6 +114,29 @@ class TaskRpcs:
         response: pb.AnswerQuestionResponse = await self._answer(request, context, arrival, ask)
         return response
 
+    async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
+        arrival = time.monotonic()
+        if violations := wrong_predict(request):
+            raise invalid(violations)
+
+        async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.PredictResponse:
+            dispatcher = self._dispatchers.get(facts.name)
+            widest = facts.embedding_dimensions or (dispatcher.embedding_dimensions if dispatcher is not None else 0)
+            wanted = read(request, facts, self._max_call_bytes, widest)
+            call = _call(asked, facts, facts.task_type, if_loaded)  # type: ignore[arg-type]
+            call.normalize, call.truncate, call.dimensions = wanted.normalize, wanted.truncate, wanted.dimensions
+            call.input_field, call.dimensions_field = wanted.element, "parameters.dimensions"
+            await self._run(asked, facts, call, wanted.inputs)
+            labels = call.description.labels if call.description is not None else ()
+            response = pb.PredictResponse(
+                outputs=written(wanted, facts, call.rows, labels, request.outputs), labels=labels
+            )
+            _tell(response, call, facts)
+            return response
+
+        response: pb.PredictResponse = await self._answer(request, context, arrival, ask)
+        return response
+
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         arrival = time.monotonic()
         if violations := wrong_tokenize(request, self._max_call_bytes):
@@ -147,25 +176,6 @@ class TaskRpcs:
             max_call_bytes=self._max_call_bytes,
             replicas=dispatcher.replicas if dispatcher is not None else 0,
         )
-
-
-def tensors_of(facts: VersionFacts, labels: int) -> tuple[list[pb.TensorDescription], list[pb.TensorDescription]]:
-    """What one call of a version's task takes and gives; nothing for tasks that nobody here does."""
-
-    def tensor(name: str, datatype: str, *shape: int) -> pb.TensorDescription:
-        return pb.TensorDescription(name=name, datatype=datatype, shape=shape)
-
-    texts = tensor("texts", "BYTES", -1)
-    if facts.task_type == common_pb2.TASK_TYPE_TXT2EMBED:
-        return [texts], [tensor("vectors", "FP32", -1, facts.embedding_dimensions or -1)]
-    if facts.task_type == common_pb2.TASK_TYPE_RERANKING:
-        return [tensor("query", "BYTES", 1), texts], [tensor("scores", "FP32", -1)]
-    if facts.task_type == common_pb2.TASK_TYPE_CLASSIFICATION:
-        return [texts], [tensor("scores", "FP32", -1, labels or -1)]
-    if facts.task_type == common_pb2.TASK_TYPE_QUESTION_ANSWERING:
-        outputs = [("answers", "BYTES"), ("scores", "FP32"), ("starts", "INT32"), ("ends", "INT32")]
-        return [tensor("question", "BYTES", 1), tensor("context", "BYTES", 1)], [tensor(*out, -1) for out in outputs]
-    return [], []
 
 
 def wrong_question(request: pb.AnswerQuestionRequest, max_call_bytes: int) -> list[FieldViolation]:
