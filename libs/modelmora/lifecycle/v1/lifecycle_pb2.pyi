@@ -40,6 +40,19 @@ class PlacementOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PLACEMENT_OUTCOME_NEVER_FITS: _ClassVar[PlacementOutcome]
     PLACEMENT_OUTCOME_REFUSED: _ClassVar[PlacementOutcome]
 
+class EvictionTrigger(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EVICTION_TRIGGER_UNSPECIFIED: _ClassVar[EvictionTrigger]
+    EVICTION_TRIGGER_PLACEMENT: _ClassVar[EvictionTrigger]
+    EVICTION_TRIGGER_OVERDRAFT: _ClassVar[EvictionTrigger]
+    EVICTION_TRIGGER_FOREIGN: _ClassVar[EvictionTrigger]
+    EVICTION_TRIGGER_BUDGET: _ClassVar[EvictionTrigger]
+    EVICTION_TRIGGER_IDLE: _ClassVar[EvictionTrigger]
+    EVICTION_TRIGGER_KEEP_ALIVE: _ClassVar[EvictionTrigger]
+    EVICTION_TRIGGER_SCALE_DOWN: _ClassVar[EvictionTrigger]
+    EVICTION_TRIGGER_DRAIN: _ClassVar[EvictionTrigger]
+    EVICTION_TRIGGER_PROFILE: _ClassVar[EvictionTrigger]
+
 class NodeState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     NODE_STATE_UNSPECIFIED: _ClassVar[NodeState]
@@ -71,6 +84,16 @@ PLACEMENT_OUTCOME_FITS_AFTER_EVICTION: PlacementOutcome
 PLACEMENT_OUTCOME_WAITS: PlacementOutcome
 PLACEMENT_OUTCOME_NEVER_FITS: PlacementOutcome
 PLACEMENT_OUTCOME_REFUSED: PlacementOutcome
+EVICTION_TRIGGER_UNSPECIFIED: EvictionTrigger
+EVICTION_TRIGGER_PLACEMENT: EvictionTrigger
+EVICTION_TRIGGER_OVERDRAFT: EvictionTrigger
+EVICTION_TRIGGER_FOREIGN: EvictionTrigger
+EVICTION_TRIGGER_BUDGET: EvictionTrigger
+EVICTION_TRIGGER_IDLE: EvictionTrigger
+EVICTION_TRIGGER_KEEP_ALIVE: EvictionTrigger
+EVICTION_TRIGGER_SCALE_DOWN: EvictionTrigger
+EVICTION_TRIGGER_DRAIN: EvictionTrigger
+EVICTION_TRIGGER_PROFILE: EvictionTrigger
 NODE_STATE_UNSPECIFIED: NodeState
 NODE_STATE_ACTIVE: NodeState
 NODE_STATE_CORDONED: NodeState
@@ -81,7 +104,7 @@ TUNING_STATE_SUCCEEDED: TuningState
 TUNING_STATE_FAILED: TuningState
 
 class Replica(_message.Message):
-    __slots__ = ("name", "uid", "model_version", "state", "reason", "engine", "engine_profile", "pid", "charged", "peak", "health", "pinned", "leases", "busy_leases", "create_time", "update_time", "last_used_time", "load_duration", "revision", "start_mode", "predicted", "ready_in")
+    __slots__ = ("name", "uid", "model_version", "state", "reason", "engine", "engine_profile", "pid", "charged", "peak", "health", "pinned", "leases", "busy_leases", "create_time", "update_time", "last_used_time", "load_duration", "revision", "start_mode", "predicted", "ready_in", "footprint")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +127,7 @@ class Replica(_message.Message):
     START_MODE_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_FIELD_NUMBER: _ClassVar[int]
     READY_IN_FIELD_NUMBER: _ClassVar[int]
+    FOOTPRINT_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     model_version: str
@@ -126,7 +150,8 @@ class Replica(_message.Message):
     start_mode: StartMode
     predicted: _containers.RepeatedCompositeFieldContainer[_common_pb2.DeviceMemory]
     ready_in: _duration_pb2.Duration
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., model_version: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., reason: _Optional[str] = ..., engine: _Optional[str] = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ..., pid: _Optional[int] = ..., charged: _Optional[_Iterable[_Union[_common_pb2.DeviceMemory, _Mapping]]] = ..., peak: _Optional[_Iterable[_Union[_common_pb2.DeviceMemory, _Mapping]]] = ..., health: _Optional[_Union[_common_pb2.Health, _Mapping]] = ..., pinned: bool = ..., leases: _Optional[int] = ..., busy_leases: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., load_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[int] = ..., start_mode: _Optional[_Union[StartMode, str]] = ..., predicted: _Optional[_Iterable[_Union[_common_pb2.DeviceMemory, _Mapping]]] = ..., ready_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    footprint: _containers.RepeatedCompositeFieldContainer[_common_pb2.DeviceMemory]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., model_version: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., reason: _Optional[str] = ..., engine: _Optional[str] = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ..., pid: _Optional[int] = ..., charged: _Optional[_Iterable[_Union[_common_pb2.DeviceMemory, _Mapping]]] = ..., peak: _Optional[_Iterable[_Union[_common_pb2.DeviceMemory, _Mapping]]] = ..., health: _Optional[_Union[_common_pb2.Health, _Mapping]] = ..., pinned: bool = ..., leases: _Optional[int] = ..., busy_leases: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., load_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[int] = ..., start_mode: _Optional[_Union[StartMode, str]] = ..., predicted: _Optional[_Iterable[_Union[_common_pb2.DeviceMemory, _Mapping]]] = ..., ready_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., footprint: _Optional[_Iterable[_Union[_common_pb2.DeviceMemory, _Mapping]]] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
     __slots__ = ("model", "wait", "pin")
@@ -219,7 +244,7 @@ class GetMemoryResponse(_message.Message):
     def __init__(self, devices: _Optional[_Iterable[_Union[DeviceLedger, _Mapping]]] = ...) -> None: ...
 
 class DeviceLedger(_message.Message):
-    __slots__ = ("device", "total_bytes", "budget_bytes", "charged_bytes", "foreign_bytes", "charges", "limited_by")
+    __slots__ = ("device", "total_bytes", "budget_bytes", "charged_bytes", "foreign_bytes", "charges", "limited_by", "configured_bytes")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -227,6 +252,7 @@ class DeviceLedger(_message.Message):
     FOREIGN_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHARGES_FIELD_NUMBER: _ClassVar[int]
     LIMITED_BY_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURED_BYTES_FIELD_NUMBER: _ClassVar[int]
     device: str
     total_bytes: int
     budget_bytes: int
@@ -234,7 +260,8 @@ class DeviceLedger(_message.Message):
     foreign_bytes: int
     charges: _containers.RepeatedCompositeFieldContainer[MemoryCharge]
     limited_by: str
-    def __init__(self, device: _Optional[str] = ..., total_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., charged_bytes: _Optional[int] = ..., foreign_bytes: _Optional[int] = ..., charges: _Optional[_Iterable[_Union[MemoryCharge, _Mapping]]] = ..., limited_by: _Optional[str] = ...) -> None: ...
+    configured_bytes: int
+    def __init__(self, device: _Optional[str] = ..., total_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., charged_bytes: _Optional[int] = ..., foreign_bytes: _Optional[int] = ..., charges: _Optional[_Iterable[_Union[MemoryCharge, _Mapping]]] = ..., limited_by: _Optional[str] = ..., configured_bytes: _Optional[int] = ...) -> None: ...
 
 class MemoryCharge(_message.Message):
     __slots__ = ("owner", "memory_bytes", "measured_bytes")
@@ -339,7 +366,7 @@ class ListEvictionDecisionsResponse(_message.Message):
     def __init__(self, decisions: _Optional[_Iterable[_Union[EvictionDecision, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class EvictionDecision(_message.Message):
-    __slots__ = ("uid", "create_time", "model_version", "outcome", "policy", "reason", "devices", "candidates")
+    __slots__ = ("uid", "create_time", "model_version", "outcome", "policy", "reason", "devices", "candidates", "trigger")
     UID_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -348,6 +375,7 @@ class EvictionDecision(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_FIELD_NUMBER: _ClassVar[int]
     uid: str
     create_time: _timestamp_pb2.Timestamp
     model_version: str
@@ -356,7 +384,8 @@ class EvictionDecision(_message.Message):
     reason: str
     devices: _containers.RepeatedCompositeFieldContainer[DeviceNeed]
     candidates: _containers.RepeatedCompositeFieldContainer[EvictionCandidate]
-    def __init__(self, uid: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model_version: _Optional[str] = ..., outcome: _Optional[str] = ..., policy: _Optional[str] = ..., reason: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[DeviceNeed, _Mapping]]] = ..., candidates: _Optional[_Iterable[_Union[EvictionCandidate, _Mapping]]] = ...) -> None: ...
+    trigger: EvictionTrigger
+    def __init__(self, uid: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model_version: _Optional[str] = ..., outcome: _Optional[str] = ..., policy: _Optional[str] = ..., reason: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[DeviceNeed, _Mapping]]] = ..., candidates: _Optional[_Iterable[_Union[EvictionCandidate, _Mapping]]] = ..., trigger: _Optional[_Union[EvictionTrigger, str]] = ...) -> None: ...
 
 class ExportTraceRequest(_message.Message):
     __slots__ = ("start_time",)
@@ -507,14 +536,16 @@ class Node(_message.Message):
     def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., budgets: _Optional[_Iterable[_Union[DeviceBudget, _Mapping]]] = ..., policy: _Optional[str] = ..., idle_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., load_concurrency: _Optional[int] = ..., revision: _Optional[int] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class DeviceBudget(_message.Message):
-    __slots__ = ("device", "memory_bytes", "share")
+    __slots__ = ("device", "memory_bytes", "share", "effective_bytes")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    EFFECTIVE_BYTES_FIELD_NUMBER: _ClassVar[int]
     device: str
     memory_bytes: int
     share: float
-    def __init__(self, device: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., share: _Optional[float] = ...) -> None: ...
+    effective_bytes: int
+    def __init__(self, device: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., share: _Optional[float] = ..., effective_bytes: _Optional[int] = ...) -> None: ...
 
 class GetNodeRequest(_message.Message):
     __slots__ = ()

@@ -158,7 +158,9 @@ class LifecycleServiceServicer(object):
 
     def UnloadModel(self, request, context):
         """Drains every replica of a version and ends its process. FAILED_PRECONDITION (VersionInUse) when it is busy, pinned
-        or waited for and `force` is false; with `force` running work may finish within the drain grace. NOT_FOUND (ReplicaNotFound).
+        or waited for and `force` is false; with `force` running work may finish within the drain grace. What keeps it in
+        memory (a pin, a minimum of replicas) rests from then on: it comes back with the next Want or LoadModel of it, when
+        its residency is changed, when a cordon is taken back, or when lifecycle starts anew. NOT_FOUND (ReplicaNotFound).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,7 +204,8 @@ class LifecycleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListEvictionDecisions(self, request, context):
-        """Past decisions of the eviction policy, newest first, each with all it was decided from. Kept for a bounded time.
+        """Why models left memory, or could not come into it, newest first, each with what made it necessary and all that it
+        was decided from. Kept for a bounded time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -218,7 +221,9 @@ class LifecycleServiceServicer(object):
 
     def SimulatePlacement(self, request, context):
         """Replays a trace through the scheduler's own code once per policy, without any process: misses, seconds waited and
-        bytes loaded of each. INVALID_ARGUMENT: an unknown policy, a trace out of order or over 100,000 events.
+        bytes loaded of each. Serving goes on beside it: it runs outside the serving process, one at a time
+        (RESOURCE_EXHAUSTED), and ends with the call. INVALID_ARGUMENT: an unknown policy, a trace out of order or over
+        100,000 events; DEADLINE_EXCEEDED: it takes longer than the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
