@@ -28,6 +28,7 @@ from modelmora_inference.domain import MAX_TEXTS, Aging, BatchLimits, Bounds, Le
 from modelmora_inference.job_runner import JobRunner, RunnerRules
 from modelmora_inference.job_service import JobNews
 from modelmora_inference.metrics import Collector
+from modelmora_inference.protocols import oip_pb2_grpc, oip_service
 from modelmora_inference.service import MAX_WEIGHT, MIN_WEIGHT, InferenceService
 from modelmora_inference.store import JobStore, Limits
 
@@ -184,7 +185,13 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                         "WatchInferenceJob": READERS,
                         "GetInferenceResult": READERS,
                     },
-                )
+                ),
+                Service(
+                    full_name=oip_service.FULL_NAME,
+                    add=oip_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
+                    servicer=oip_service.OipService(serves=lambda: platform.health.serves(NAME) is True),
+                    access=oip_service.ACCESS,
+                ),
             ]
         )
 
