@@ -51,6 +51,9 @@ _VERSION_TABLE = "alembic_version"
 _log = logging.getLogger(__name__)
 _migrating: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
 
+_here: weakref.WeakSet[Database] = weakref.WeakSet()
+"""The databases of this process."""
+
 
 class Database:
     """One schema of one PostgreSQL. `on_change(available, reason)` hears when it goes away and when it is back."""
@@ -86,6 +89,7 @@ class Database:
         event.listen(self._engine.sync_engine, "handle_error", self._on_error)
         event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
         event.listen(self._engine.sync_engine, "connect", lambda _, record: self._open.add(record.driver_connection))
+        _here.add(self)
 
     @property
     def available(self) -> bool:
@@ -196,6 +200,7 @@ class Database:
 
     async def close(self) -> None:
         """Close the pool. Nothing waits for a server that does not answer."""
+        _here.discard(self)
         if self._down is not None:
             self._terminate_all()
         if self._prober is not None:
@@ -257,10 +262,23 @@ class Database:
             self._terminate_all()
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
+        # The server is back for all schemas at once: whoever hears it from one may call another the next moment.
+        back = [database for database in _here if database.url == self.url and database._is_asking()]
+        for database in back:
+            database._is_back()
+        for database in back:
+            database._on_change(True, "")
+
+    def _is_asking(self) -> bool:
+        """Whether it asks, in this event loop, if its server is back."""
+        return self._prober is not None and self._prober.get_loop() is asyncio.get_running_loop()
+
+    def _is_back(self) -> None:
         self._down = None
+        if self._prober is not None and self._prober is not asyncio.current_task():
+            self._prober.cancel()
         self._prober = None
         _log.warning("database of %s is back", self.schema)
-        self._on_change(True, "")
 
     async def _answers(self) -> bool:
         try:

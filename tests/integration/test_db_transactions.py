@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from integration.migration_line import SECOND, write_line
 from modelmora.errors import DatabaseUnavailable, FailedPrecondition, InvalidArgument
+from modelmora_runtime import db
 from modelmora_runtime.db import Database
 from modelmora_runtime.postgres import EmbeddedPostgres, PostgresState
 from sqlalchemy import text
@@ -273,6 +274,27 @@ async def test_a_stopped_server_is_noticed_within_two_seconds_and_forgiven(data_
             began = time.monotonic()
             await database.close()
             assert time.monotonic() - began < 1
+
+
+async def test_who_hears_from_one_schema_that_the_server_is_back_can_use_the_others(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    async with EmbeddedPostgres(data_dir, data_dir.parent / "run") as postgres:
+        slow = Database(postgres.url, "slow")
+        quick = Database(postgres.url, "quick", on_change=lambda *_: seen.append(slow.available))
+        with _stopped(postgres):
+            with monkeypatch.context() as patched:
+                patched.setattr(db, "_PROBE_SECONDS", (60.0, 60.0))  # It asks once, in vain, and not soon again.
+                with pytest.raises(DatabaseUnavailable):
+                    await slow.ping()
+                await asyncio.sleep(0)
+            with pytest.raises(DatabaseUnavailable):
+                await quick.ping()
+        await _until_available(quick)
+        assert seen == [False, True]
+        await slow.ping()
+        await asyncio.gather(slow.close(), quick.close())
 
 
 async def test_statements_in_flight_when_the_server_stops_are_told_in_time(data_dir: Path) -> None:
