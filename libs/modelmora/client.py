@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 import grpc
 
-from modelmora import errors, jobs, requests
+from modelmora import errors, jobs, requests, tensors
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.jobs import EmbedJob, JobResult
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
@@ -26,9 +26,11 @@ from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 from modelmora.requests import Embeddings, EmbedOptions, TaskOptions
 from modelmora.retry import RetryBudget, RetryPolicy
 from modelmora.status import error_from_rpc
+from modelmora.tensors import Prediction
 
 if TYPE_CHECKING:
     from modelmora.requests import FloatArray
+    from modelmora.tensors import TensorLike
 
 __all__ = ["Client", "Embeddings", "RetryPolicy", "error_from_rpc"]
 
@@ -268,6 +270,37 @@ class Client(Connection):
             request_id=request_id,
         )
         return self._call(self.inference.AnswerQuestion, request, timeout)
+
+    def predict(
+        self,
+        model: str,
+        inputs: Mapping[str, TensorLike],
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        outputs: Sequence[str] = (),
+        priority: str | int | None = None,
+        precision: str | None = None,
+        cold: str | int | None = None,
+        fallback: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Prediction:
+        """Does the task of any model with named tensors, as `describe_model` tells them: `inputs` by name, each a text,
+        the bytes of a file, several of them, or an array of numpy; `outputs` of the answer by name. `parameters`: those
+        of the task, such as `raw_scores`; `outputs`: only these."""
+        request = requests.task_request(
+            inference_pb2.PredictRequest,
+            model=model,
+            inputs=tensors.named_tensors(inputs),
+            parameters=requests.options_of(parameters, "parameters"),
+            outputs=outputs,
+            priority=priority,
+            precision=precision,
+            cold=cold,
+            fallback=fallback,
+            request_id=request_id,
+        )
+        return Prediction(self._call(self.inference.Predict, request, timeout))
 
     def tokenize(
         self,

@@ -406,7 +406,7 @@ def _set_seconds(message: Any, field: str, seconds: float | Literal["default"]) 
         raise errors.InvalidArgument.at(field, f"{seconds!r} is no number of seconds: {error}") from None
 
 
-def options_of(engine_options: Mapping[str, Any] | None) -> Any:
+def options_of(engine_options: Mapping[str, Any] | None, at: str = "engine_options") -> Any:
     """A `google.protobuf.Struct`, or None where nothing was given."""
     from google.protobuf import struct_pb2
 
@@ -417,7 +417,7 @@ def options_of(engine_options: Mapping[str, Any] | None) -> Any:
         try:
             options[name] = value
         except (ValueError, TypeError) as error:
-            raise errors.InvalidArgument.at(f"engine_options.{name!s}", str(error)) from None
+            raise errors.InvalidArgument.at(f"{at}.{name!s}", str(error)) from None
     return options
 
 

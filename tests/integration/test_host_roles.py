@@ -63,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "modelmora.registry.v1.RegistryService/CheckExternalLink": RUNS_IT,
     "modelmora.registry.v1.RegistryService/ExportModelVersion": RUNS_IT,
     "modelmora.registry.v1.RegistryHoldService/AcquireHold": INSIDE,
+    "modelmora.registry.v1.RegistryHoldService/ReleaseHold": INSIDE,
     "modelmora.registry.v1.RegistryHoldService/RecordFingerprint": INSIDE,
     "modelmora.lifecycle.v1.LifecycleService/LoadModel": RUNS_IT,
     "modelmora.lifecycle.v1.LifecycleService/UnloadModel": RUNS_IT,
