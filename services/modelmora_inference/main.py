@@ -178,6 +178,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                         "GetQueue": READERS,
                         "ExplainRequest": READERS,
                         "SetTenantWeight": OPERATORS,
+                        "ListTenantWeights": OPERATORS,
                         "CreateInferenceJob": READERS,
                         "GetInferenceJob": READERS,
                         "ListInferenceJobs": READERS,

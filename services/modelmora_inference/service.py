@@ -161,6 +161,17 @@ class InferenceService(TaskRpcs, JobRpcs, inference_pb2_grpc.InferenceServiceSer
         log.info("tenant %s has weight %g from now on", request.tenant, weight)
         return inference_pb2.SetTenantWeightResponse(tenant=request.tenant, weight=weight)
 
+    async def ListTenantWeights(
+        self, request: inference_pb2.ListTenantWeightsRequest, context: Any
+    ) -> inference_pb2.ListTenantWeightsResponse:
+        fixed = self._dispatchers.rules.weights
+        return inference_pb2.ListTenantWeightsResponse(
+            weights=[
+                inference_pb2.TenantWeight(tenant=tenant, weight=weight, changed=fixed.get(tenant, 1.0) != weight)
+                for tenant, weight in sorted(self._dispatchers.weights.items())
+            ]
+        )
+
     async def _ask_or_fall_back(self, asked: _Asked) -> Any:
         """While the model is cold its fallback answers, if that is in memory."""
         request = asked.request

@@ -103,6 +103,7 @@ ALLOWED: dict[str, set[str]] = {
     "modelmora.inference.v1.InferenceService/GetQueue": EVERY,
     "modelmora.inference.v1.InferenceService/ExplainRequest": EVERY,
     "modelmora.inference.v1.InferenceService/SetTenantWeight": RUNS_IT,
+    "modelmora.inference.v1.InferenceService/ListTenantWeights": RUNS_IT,
     "modelmora.observability.v1.ObservabilityService/GetHealth": EVERY,
     "modelmora.observability.v1.ObservabilityService/ListDevices": EVERY,
     "modelmora.observability.v1.ObservabilityService/GetSystemInfo": RUNS_IT,

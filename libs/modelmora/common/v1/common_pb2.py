@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n modelmora/common/v1/common.proto\x12\x13modelmora.common.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"~\n\x06Health\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .modelmora.common.v1.HealthState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x33\n\x0flast_check_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"4\n\x0c\x44\x65viceMemory\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\"W\n\x06Tensor\x12\x30\n\tdata_type\x18\x01 \x01(\x0e\x32\x1d.modelmora.common.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xd2\x01\n\rEngineProfile\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\x12Q\n\x10library_versions\x18\x03 \x03(\x0b\x32\x37.modelmora.common.v1.EngineProfile.LibraryVersionsEntry\x12\x12\n\nbatch_rule\x18\x04 \x01(\t\x1a\x36\n\x14LibraryVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\nTokenUsage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\"\xb6\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08tokenise\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"L\n\x0e\x45nergyEstimate\x12\x11\n\tenergy_wh\x18\x01 \x01(\x01\x12\x17\n\x0f\x65missions_gco2e\x18\x02 \x01(\x01\x12\x0e\n\x06method\x18\x03 \x01(\t*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\n\x12\x13\n\x0fPRIORITY_MEDIUM\x10\x14\x12\x11\n\rPRIORITY_HIGH\x10\x1e*\xa6\x03\n\x08TaskType\x12\x19\n\x15TASK_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13TASK_TYPE_TXT2EMBED\x10\x01\x12\x15\n\x11TASK_TYPE_TXT2TXT\x10\x02\x12\x1c\n\x18TASK_TYPE_CLASSIFICATION\x10\x03\x12\x17\n\x13TASK_TYPE_RERANKING\x10\x04\x12 \n\x1cTASK_TYPE_QUESTION_ANSWERING\x10\x05\x12\x15\n\x11TASK_TYPE_IMG2TXT\x10\x06\x12\x17\n\x13TASK_TYPE_IMG2EMBED\x10\x07\x12\x15\n\x11TASK_TYPE_TXT2IMG\x10\x08\x12\x15\n\x11TASK_TYPE_IMG2IMG\x10\t\x12\x17\n\x13TASK_TYPE_AUDIO2TXT\x10\n\x12\x17\n\x13TASK_TYPE_TXT2AUDIO\x10\x0b\x12\x1e\n\x1aTASK_TYPE_OBJECT_DETECTION\x10\x0c\x12$\n TASK_TYPE_TABULAR_CLASSIFICATION\x10\r\x12 \n\x1cTASK_TYPE_TABULAR_REGRESSION\x10\x0e*\xcb\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x14\n\x10JOB_STATE_QUEUED\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x04\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x05\x12\x14\n\x10JOB_STATE_FAILED\x10\x06\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x07*\x96\x01\n\x0bHealthState\x12\x1c\n\x18HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14HEALTH_STATE_HEALTHY\x10\x01\x12\x19\n\x15HEALTH_STATE_DEGRADED\x10\x02\x12\x1a\n\x16HEALTH_STATE_UNHEALTHY\x10\x03\x12\x18\n\x14HEALTH_STATE_UNKNOWN\x10\x04*\xf1\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x01\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x05\x12\x12\n\x0e\x44\x41TA_TYPE_FP16\x10\x06\x12\x12\n\x0e\x44\x41TA_TYPE_BF16\x10\x07\x12\x12\n\x0e\x44\x41TA_TYPE_FP32\x10\x08\x12\x12\n\x0e\x44\x41TA_TYPE_FP64\x10\t\x12\x13\n\x0f\x44\x41TA_TYPE_BYTES\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n modelmora/common/v1/common.proto\x12\x13modelmora.common.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"~\n\x06Health\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .modelmora.common.v1.HealthState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x33\n\x0flast_check_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"4\n\x0c\x44\x65viceMemory\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\"W\n\x06Tensor\x12\x30\n\tdata_type\x18\x01 \x01(\x0e\x32\x1d.modelmora.common.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xd2\x01\n\rEngineProfile\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\x12Q\n\x10library_versions\x18\x03 \x03(\x0b\x32\x37.modelmora.common.v1.EngineProfile.LibraryVersionsEntry\x12\x12\n\nbatch_rule\x18\x04 \x01(\t\x1a\x36\n\x14LibraryVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"P\n\nTokenUsage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x15\n\rcached_inputs\x18\x03 \x01(\x05\"\xb6\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08tokenise\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"L\n\x0e\x45nergyEstimate\x12\x11\n\tenergy_wh\x18\x01 \x01(\x01\x12\x17\n\x0f\x65missions_gco2e\x18\x02 \x01(\x01\x12\x0e\n\x06method\x18\x03 \x01(\t*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\n\x12\x13\n\x0fPRIORITY_MEDIUM\x10\x14\x12\x11\n\rPRIORITY_HIGH\x10\x1e*\xa6\x03\n\x08TaskType\x12\x19\n\x15TASK_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13TASK_TYPE_TXT2EMBED\x10\x01\x12\x15\n\x11TASK_TYPE_TXT2TXT\x10\x02\x12\x1c\n\x18TASK_TYPE_CLASSIFICATION\x10\x03\x12\x17\n\x13TASK_TYPE_RERANKING\x10\x04\x12 \n\x1cTASK_TYPE_QUESTION_ANSWERING\x10\x05\x12\x15\n\x11TASK_TYPE_IMG2TXT\x10\x06\x12\x17\n\x13TASK_TYPE_IMG2EMBED\x10\x07\x12\x15\n\x11TASK_TYPE_TXT2IMG\x10\x08\x12\x15\n\x11TASK_TYPE_IMG2IMG\x10\t\x12\x17\n\x13TASK_TYPE_AUDIO2TXT\x10\n\x12\x17\n\x13TASK_TYPE_TXT2AUDIO\x10\x0b\x12\x1e\n\x1aTASK_TYPE_OBJECT_DETECTION\x10\x0c\x12$\n TASK_TYPE_TABULAR_CLASSIFICATION\x10\r\x12 \n\x1cTASK_TYPE_TABULAR_REGRESSION\x10\x0e*\xcb\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x14\n\x10JOB_STATE_QUEUED\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x04\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x05\x12\x14\n\x10JOB_STATE_FAILED\x10\x06\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x07*\x96\x01\n\x0bHealthState\x12\x1c\n\x18HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14HEALTH_STATE_HEALTHY\x10\x01\x12\x19\n\x15HEALTH_STATE_DEGRADED\x10\x02\x12\x1a\n\x16HEALTH_STATE_UNHEALTHY\x10\x03\x12\x18\n\x14HEALTH_STATE_UNKNOWN\x10\x04*\xf1\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x01\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x05\x12\x12\n\x0e\x44\x41TA_TYPE_FP16\x10\x06\x12\x12\n\x0e\x44\x41TA_TYPE_BF16\x10\x07\x12\x12\n\x0e\x44\x41TA_TYPE_FP32\x10\x08\x12\x12\n\x0e\x44\x41TA_TYPE_FP64\x10\t\x12\x13\n\x0f\x44\x41TA_TYPE_BYTES\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +35,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENGINEPROFILE_LIBRARYVERSIONSENTRY']._loaded_options = None
   _globals['_ENGINEPROFILE_LIBRARYVERSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_PRIORITY']._serialized_start=928
-  _globals['_PRIORITY']._serialized_end=1022
-  _globals['_TASKTYPE']._serialized_start=1025
-  _globals['_TASKTYPE']._serialized_end=1447
-  _globals['_JOBSTATE']._serialized_start=1450
-  _globals['_JOBSTATE']._serialized_end=1653
-  _globals['_HEALTHSTATE']._serialized_start=1656
-  _globals['_HEALTHSTATE']._serialized_end=1806
-  _globals['_DATATYPE']._serialized_start=1809
-  _globals['_DATATYPE']._serialized_end=2050
+  _globals['_PRIORITY']._serialized_start=951
+  _globals['_PRIORITY']._serialized_end=1045
+  _globals['_TASKTYPE']._serialized_start=1048
+  _globals['_TASKTYPE']._serialized_end=1470
+  _globals['_JOBSTATE']._serialized_start=1473
+  _globals['_JOBSTATE']._serialized_end=1676
+  _globals['_HEALTHSTATE']._serialized_start=1679
+  _globals['_HEALTHSTATE']._serialized_end=1829
+  _globals['_DATATYPE']._serialized_start=1832
+  _globals['_DATATYPE']._serialized_end=2073
   _globals['_HEALTH']._serialized_start=122
   _globals['_HEALTH']._serialized_end=248
   _globals['_DEVICEMEMORY']._serialized_start=250
@@ -56,9 +56,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENGINEPROFILE_LIBRARYVERSIONSENTRY']._serialized_start=550
   _globals['_ENGINEPROFILE_LIBRARYVERSIONSENTRY']._serialized_end=604
   _globals['_TOKENUSAGE']._serialized_start=606
-  _globals['_TOKENUSAGE']._serialized_end=663
-  _globals['_TIMINGS']._serialized_start=666
-  _globals['_TIMINGS']._serialized_end=848
-  _globals['_ENERGYESTIMATE']._serialized_start=850
-  _globals['_ENERGYESTIMATE']._serialized_end=926
+  _globals['_TOKENUSAGE']._serialized_end=686
+  _globals['_TIMINGS']._serialized_start=689
+  _globals['_TIMINGS']._serialized_end=871
+  _globals['_ENERGYESTIMATE']._serialized_start=873
+  _globals['_ENERGYESTIMATE']._serialized_end=949
 # @@protoc_insertion_point(module_scope)

@@ -590,6 +590,26 @@ class SetTenantWeightResponse(_message.Message):
     weight: float
     def __init__(self, tenant: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
+class ListTenantWeightsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListTenantWeightsResponse(_message.Message):
+    __slots__ = ("weights",)
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    weights: _containers.RepeatedCompositeFieldContainer[TenantWeight]
+    def __init__(self, weights: _Optional[_Iterable[_Union[TenantWeight, _Mapping]]] = ...) -> None: ...
+
+class TenantWeight(_message.Message):
+    __slots__ = ("tenant", "weight", "changed")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    weight: float
+    changed: bool
+    def __init__(self, tenant: _Optional[str] = ..., weight: _Optional[float] = ..., changed: bool = ...) -> None: ...
+
 class InferenceJob(_message.Message):
     __slots__ = ("name", "uid", "model", "model_version", "digest", "task_type", "state", "attempt", "progress", "priority", "tenant", "subject", "request_id", "error", "reason", "create_time", "update_time", "start_time", "end_time", "deadline", "result_expire_time")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -104,6 +104,11 @@ class InferenceServiceStub(object):
                 request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightRequest.SerializeToString,
                 response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightResponse.FromString,
                 _registered_method=True)
+        self.ListTenantWeights = channel.unary_unary(
+                '/modelmora.inference.v1.InferenceService/ListTenantWeights',
+                request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ListTenantWeightsRequest.SerializeToString,
+                response_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ListTenantWeightsResponse.FromString,
+                _registered_method=True)
         self.CreateInferenceJob = channel.unary_unary(
                 '/modelmora.inference.v1.InferenceService/CreateInferenceJob',
                 request_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.CreateInferenceJobRequest.SerializeToString,
@@ -233,8 +238,16 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetTenantWeight(self, request, context):
-        """Changes the weight of a tenant against the others, at once, until this process ends; the setting
-        `inference.tenant_weights` is what lasts. Role operator. INVALID_ARGUMENT: a weight outside [0.001, 1000].
+        """Changes the weight of a tenant against the others, at once, here and in every other inference process, also after a
+        restart (without a database: in this process, until it ends). It goes before the setting `inference.tenant_weights`.
+        Role operator. INVALID_ARGUMENT: a weight outside [0.001, 1000]; UNAVAILABLE (DatabaseUnavailable): nothing changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTenantWeights(self, request, context):
+        """The weights that somebody has set, by tenant; every other tenant has 1. Role operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -353,6 +366,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.SetTenantWeight,
                     request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightRequest.FromString,
                     response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightResponse.SerializeToString,
+            ),
+            'ListTenantWeights': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTenantWeights,
+                    request_deserializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ListTenantWeightsRequest.FromString,
+                    response_serializer=modelmora_dot_inference_dot_v1_dot_inference__pb2.ListTenantWeightsResponse.SerializeToString,
             ),
             'CreateInferenceJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateInferenceJob,
@@ -697,6 +715,33 @@ class InferenceService(object):
             '/modelmora.inference.v1.InferenceService/SetTenantWeight',
             modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightRequest.SerializeToString,
             modelmora_dot_inference_dot_v1_dot_inference__pb2.SetTenantWeightResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTenantWeights(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.inference.v1.InferenceService/ListTenantWeights',
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.ListTenantWeightsRequest.SerializeToString,
+            modelmora_dot_inference_dot_v1_dot_inference__pb2.ListTenantWeightsResponse.FromString,
             options,
             channel_credentials,
             insecure,
