@@ -7,6 +7,7 @@ deadlines, cancellation, traces and counts are those of every other call.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -22,7 +23,6 @@ DEFAULT_CALL_SECONDS = 60.0
 """So long a call may take for which nobody named a time: streams have no deadline of their own."""
 MAX_OPEN_CALLS = 64
 """Calls of one stream that are open at once; beyond that nothing is read until one is answered."""
-MAX_PRIORITY = 2**63
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -48,30 +48,37 @@ def set_timeout(request: Any, context: Any, microseconds: int, field: str) -> No
 
 
 @contextmanager
-def fields_named(names: Mapping[str, str]) -> Iterator[None]:
-    """The fields in an error of the native call as the foreign request calls them, by the first part of the path."""
+def fields_named(name_of: Callable[[str], str]) -> Iterator[None]:
+    """Errors of the native call with the paths of the foreign request: `name_of` gives the foreign path of a native
+    one."""
     try:
         yield
     except errors.ModelMoraError as error:
         if not error.fields:
             raise
-        raise with_fields(error, names) from error
+        raise with_fields(error, name_of) from error
 
 
-def with_fields(error: errors.ModelMoraError, names: Mapping[str, str]) -> errors.ModelMoraError:
-    """A copy of an error that calls its fields by their foreign names."""
-    fields = []
+def with_fields(error: errors.ModelMoraError, name_of: Callable[[str], str]) -> errors.ModelMoraError:
+    """A copy of an error that calls its fields by their foreign names, also where its text tells them."""
+    fields, message = [], error.message
     for violation in error.fields:
-        end = min((at for mark in ".[" if (at := violation.field.find(mark)) >= 0), default=len(violation.field))
-        first, rest = violation.field[:end], violation.field[end:]
-        fields.append(FieldViolation(names.get(first, first) + rest, violation.description))
-    told = "; ".join(f"{violation.field}: {violation.description}" for violation in error.fields)
-    message = error.message
-    if message == told:
-        message = "; ".join(f"{violation.field}: {violation.description}" for violation in fields)
+        name = name_of(violation.field)
+        message = message.replace(f"{violation.field}: ", f"{name}: ")
+        fields.append(FieldViolation(name, violation.description))
     made = type(error)(message, fields=fields, retry_after_seconds=error.retry_after_seconds)
     made.metadata = error.metadata
     return made
+
+
+def by_first_part(names: Mapping[str, str]) -> Callable[[str], str]:
+    """For fields_named: the first part of a path by another name, the rest as it is."""
+
+    def name_of(path: str) -> str:
+        first = re.split(r"[.\[]", path, maxsplit=1)[0]
+        return names.get(first, first) + path[len(first) :]
+
+    return name_of
 
 
 async def in_order(
