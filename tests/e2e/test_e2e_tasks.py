@@ -107,6 +107,27 @@ def test_a_classifier_gives_the_labels_of_its_configuration(platform: Up, import
     assert len(told["classifications"][0]["labels"]) == 2
 
 
+def test_any_model_answers_with_named_tensors(platform: Up, imported: Imported, model_root: Path) -> None:
+    model, texts = imported("classifier"), sentences(4, 10)
+    want = reference(model_root / "classifier", texts)
+    with modelmora.Client(platform.target) as client:
+        told = client.predict(model, {"texts": texts}, parameters={"raw_scores": True})
+    assert told["scores"].shape == (4, 4)
+    assert told["scores"].tolist() == [pytest.approx(row, abs=1e-3) for row in want]
+    assert list(told.labels) == ["sports", "politics", "science", "weather"]
+
+    async def again() -> Any:
+        async with modelmora.AsyncClient(platform.target) as client:
+            return await client.predict(model, {"texts": texts[:1]})
+
+    assert asyncio.run(again())["scores"].sum() == pytest.approx(1, abs=1e-5)
+    given = model_root / "text.txt"
+    given.write_text(texts[1])
+    shown = run(platform, "predict", model, f"texts={texts[0]}", f"texts=@{given}", "--set", "raw_scores=true")
+    assert shown["outputs"][0]["tensor"]["values"] == [pytest.approx(row, abs=1e-3) for row in want[:2]]
+    assert shown["outputs"][0]["tensor"]["data_type"] == "fp32"
+
+
 def test_a_reader_answers_from_a_context_longer_than_it_reads(platform: Up, imported: Imported) -> None:
     model, context = imported("reader"), " ".join(sentences(30, 14, 30))
     with modelmora.Client(platform.target) as client:

@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "rerank": ("tasks", "Sort texts by how well they answer a query."),
     "classify": ("tasks", "Give texts labels with scores."),
     "answer": ("tasks", "Find the answer to a question in a text."),
+    "predict": ("tasks", "Do any model's task with named inputs: texts, files."),
     "tokenize": ("tasks", "Show what a model's tokenizer makes of texts."),
     "describe": ("tasks", "Show what a model takes and gives."),
     "jobs": ("jobs", "Embed many texts in the background: create, watch, cancel, fetch."),

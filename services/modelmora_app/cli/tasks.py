@@ -1,11 +1,15 @@
-"""`modelmora rerank`, `classify`, `answer`, `tokenize`, `describe`: tasks other than embedding, and what models do."""
+"""`modelmora rerank`, `classify`, `answer`, `predict`, `tokenize`, `describe`: tasks other than embedding, and what
+models do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import click
+from modelmora.tensors import Prediction
 
 from modelmora_app.cli import show
 from modelmora_app.cli.session import Session, remote
@@ -122,6 +126,57 @@ def answer(
 
 @click.command()
 @click.argument("model")
+@click.argument("inputs", nargs=-1, required=True, metavar="NAME=VALUE...")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Option of the task: raw_scores=true.")
+@click.option("--output", "outputs", multiple=True, metavar="NAME", help="Only this output; may be repeated.")
+@_call_options
+@remote
+def predict(
+    session: Session,
+    model: str,
+    inputs: tuple[str, ...],
+    settings: tuple[str, ...],
+    outputs: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Do MODEL's task with named inputs, as `modelmora describe` tells them.
+
+    A VALUE is a text, or @FILE for what is in a file, such as an image. A name that is there several times has several
+    elements.
+    """
+    tensors: dict[str, list[str | bytes]] = {}
+    for given in inputs:
+        name, value = _pair(given)
+        tensors.setdefault(name, []).append(_read(value[1:]) if value.startswith("@") else value)
+    told = session.client.predict(
+        model,
+        tensors,
+        parameters={name: _json(value) for name, value in map(_pair, settings)},
+        outputs=outputs,
+        **options,
+    )
+    values = {output.name: _listed(told[output.name]) for output in told.message.outputs}
+    if session.as_json:
+        answer = show.as_json(told.message)
+        for output, shown in zip(told.message.outputs, answer.get("outputs", []), strict=True):
+            del shown["tensor"]["data"]
+            shown["tensor"]["values"] = values[output.name]
+        show.print_json(answer)
+        return
+    show.table(
+        ["output", "#>", "values"],
+        [
+            [name, str(index), _labelled(row, told) if name == "scores" else _short(_words(row))]
+            for name, rows in values.items()
+            for index, row in enumerate(rows)
+        ],
+        empty="nothing",
+    )
+    _cost(told)
+
+
+@click.command()
+@click.argument("model")
 @click.argument("texts", nargs=-1)
 @_file
 @click.option("--plain", is_flag=True, help="Without the tokens that the tokenizer adds by itself.")
@@ -180,6 +235,48 @@ def _texts(texts: tuple[str, ...], file: IO[str] | None) -> list[str]:
     return asked
 
 
+def _pair(given: str) -> tuple[str, str]:
+    name, found, value = given.partition("=")
+    if not found or not name:
+        raise click.UsageError(f"{given!r} is not NAME=VALUE.")
+    return name, value
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"{path}: {error.strerror}") from None
+
+
+def _json(value: str) -> Any:
+    """A number, true, false or null; anything else is a text."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _listed(value: Any) -> list[Any]:
+    """Nested lists, with texts where bytes are UTF-8."""
+    rows = value.tolist() if hasattr(value, "tolist") else value
+    return [row.decode(errors="replace") if isinstance(row, bytes) else row for row in rows]
+
+
+def _labelled(row: Any, told: Prediction) -> str:
+    """The best labels of one row of scores."""
+    if not isinstance(row, list) or len(row) != len(told.labels):
+        return _words(row)
+    best = sorted(zip(told.labels, row, strict=True), key=lambda one: -one[1])[:5]
+    return "  ".join(f"{label} {score:.4f}" for label, score in best)
+
+
+def _words(row: Any) -> str:
+    numbers: Sequence[Any] = row if isinstance(row, list) else [row]
+    shown = [f"{one:.4f}" if isinstance(one, float) else str(one) for one in numbers[:5]]
+    return " ".join(shown) + (" …" if len(numbers) > 5 else "")
+
+
 def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
@@ -202,6 +299,7 @@ COMMANDS: dict[str, click.Command] = {
     "rerank": rerank,
     "classify": classify,
     "answer": answer,
+    "predict": predict,
     "tokenize": tokenize,
     "describe": describe,
 }
