@@ -52,6 +52,8 @@ TELL_WAITING_SECONDS = 1.0
 """So often lifecycle hears what waits."""
 LAST_WORD_SECONDS = 1.0
 """When the worker's connection is gone, so long lifecycle may take to say why."""
+UNKNOWN_IMAGE_TOKENS = 256
+"""An image counts so many tokens before its model was loaded once; all of them count the same, whatever their size."""
 _COST_TOKENS = 50_000.0
 """The usual time of a token is that of about so many last ones."""
 _FIRST_PAUSE_SECONDS = 0.1
@@ -232,9 +234,12 @@ class Dispatcher:
                 size_bytes = len(text) if text.isascii() else len(text.encode())
             else:
                 size_bytes = text.ByteSize()
-            tokens = 2 + int(size_bytes / self._bytes_per_token)
-            if longest and tokens > longest:
-                tokens = longest
+            if not isinstance(text, str) and text.data:
+                tokens = self.max_input_tokens or UNKNOWN_IMAGE_TOKENS
+            else:
+                tokens = 2 + int(size_bytes / self._bytes_per_token)
+                if longest and tokens > longest:
+                    tokens = longest
             entries.append(
                 Entry(
                     text, call, index, call.priority, call.tenant, call.arrival, call.deadline, tokens, size_bytes, lane

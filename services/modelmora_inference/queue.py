@@ -205,13 +205,16 @@ class EntryQueue:
         budget = min(limits.max_tokens, max(share, limits.split_tokens))
         line, offset = self._lanes[first.lane][first.priority], self._offsets[first.priority]
         chosen = [self._take(first)]
-        tokens = first.tokens
+        tokens, size_bytes = first.tokens, first.size_bytes
         while len(chosen) < limits.max_entries:
             entry = self._first(line, now, popped.expired)
             if entry is None or entry.suspect or tokens + entry.tokens > budget or entry.arrival + offset > next_key:
                 break
+            if size_bytes + entry.size_bytes > limits.max_bytes:
+                break
             chosen.append(self._take(entry))
             tokens += entry.tokens
+            size_bytes += entry.size_bytes
         popped.batch = self._start(worker, chosen, rank=rank)
         return popped
 

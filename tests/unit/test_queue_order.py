@@ -114,6 +114,13 @@ def test_queue_fills_a_batch_up_to_its_tokens() -> None:
     assert [pop(q, limits=limits) for _ in range(3)] == ["ab", "cd", "e"]
 
 
+def test_a_batch_respects_the_bytes_that_a_worker_takes_at_a_time_but_for_a_single_entry():
+    q = queue()
+    push(q, *(entry(name, size_bytes=size) for name, size in zip("abcd", (500, 90, 10, 1), strict=True)))
+    limits = BatchLimits(max_entries=9, max_tokens=100, split_tokens=100, max_bytes=100)
+    assert [pop(q, limits=limits) for _ in range(4)] == ["a", "bc", "d", ""]
+
+
 def test_queue_fills_a_batch_up_to_its_entries() -> None:
     q = queue()
     push(q, *(entry(name) for name in "abcde"))
