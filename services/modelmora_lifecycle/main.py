@@ -23,10 +23,12 @@ from modelmora.errors import (
 )
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
+from modelmora_runtime import pids
 from modelmora_runtime.auth import OPERATORS, READERS, SERVICES
 from modelmora_runtime.db import Database
 from modelmora_runtime.health import tell_if_broken
 from modelmora_runtime.host import Mounted, Platform, Service
+from modelmora_runtime.ids import uuid7
 from modelmora_runtime.settings import Section
 from pydantic import ByteSize, Field
 
@@ -57,6 +59,8 @@ _RPC_SECONDS = 10.0
 _KNOWN_SECONDS = 2.0
 """So long is waited for an answer that is known from before."""
 _STOP_GRACE_SECONDS = 1.0
+_RELEASE_SECONDS = 1.0
+"""So long is the registry told at a stop what is no longer held."""
 _FACTS_KEPT = 10_000
 _ACCELERATOR = "cuda:0"
 
@@ -233,6 +237,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         await tuner.close()
         await node.close(_STOP_GRACE_SECONDS)
         await launcher.close()
+        await registry.close(_RELEASE_SECONDS)
         if journal is not None and database is not None and database.available:
             await journal.flush(0.5)
         for task in tasks:
@@ -366,6 +371,8 @@ class Registry:
     def __init__(self, platform: Platform, holder: str) -> None:
         self._platform = platform
         self._holder = holder
+        self._process = pids.this_process()
+        self._releasing: set[asyncio.Task[None]] = set()
         self._facts: OrderedDict[str, VersionFacts] = OrderedDict()
         self.on_deleted: Callable[[str], None] = lambda name: None
         self.on_told: Callable[[VersionFacts], None] = lambda facts: None
@@ -421,10 +428,15 @@ class Registry:
         channel = self._platform.peers.channel("registry")
         return registry_pb2_grpc.RegistryHoldServiceStub(channel)  # type: ignore[no-untyped-call]
 
-    async def keep_hold(self, name: str, in_force: Callable[[registry_pb2.AcquireHoldResponse], None]) -> None:
+    async def keep_hold(
+        self, name: str, hold_id: str, in_memory: bool, in_force: Callable[[registry_pb2.AcquireHoldResponse], None]
+    ) -> None:
         """Holds until cancelled. Raises NotFound when the version is gone, FailedPrecondition when it is not to be
         loaded, Unavailable when the stream breaks."""
-        call = self.hold_service().AcquireHold(registry_pb2.AcquireHoldRequest(name=name, holder=self._holder))
+        request = registry_pb2.AcquireHoldRequest(
+            name=name, holder=self._holder, hold_id=hold_id, process=self._process, in_memory=in_memory
+        )
+        call = self.hold_service().AcquireHold(request)
         try:
             async for response in call:
                 in_force(response)
@@ -434,6 +446,33 @@ class Registry:
             call.cancel()
         raise Unavailable("the registry ended the hold")
 
+    def release_hold(self, hold_id: str) -> None:
+        """Soon. A registry that is away meanwhile keeps the hold until it is told, or this process has ended."""
+        releasing = asyncio.create_task(self._release(hold_id), name="release of a hold")
+        self._releasing.add(releasing)
+        releasing.add_done_callback(self._releasing.discard)
+
+    async def _release(self, hold_id: str) -> None:
+        pause, longest = _RETRY_SECONDS
+        while True:
+            try:
+                request = registry_pb2.ReleaseHoldRequest(hold_id=hold_id)
+                await self.hold_service().ReleaseHold(request, timeout=_RPC_SECONDS)
+                return
+            except (Unavailable, DeadlineExceeded):
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, longest)
+            except ModelMoraError as error:  # an older registry, which lets go when the stream ends
+                log.info("a hold was not released: %s", error.message)
+                return
+
+    async def close(self, timeout_seconds: float) -> None:
+        """Waits at most this long for holds that are being released."""
+        if self._releasing:
+            _, late = await asyncio.wait(self._releasing, timeout=timeout_seconds)
+            for task in late:
+                task.cancel()
+
 
 class RegistryHold:
     """A hold that comes back by itself when the registry does."""
@@ -441,6 +480,7 @@ class RegistryHold:
     def __init__(self, registry: Registry, name: str) -> None:
         self._registry = registry
         self._name = name
+        self._uid = str(uuid7())
         loop = asyncio.get_running_loop()
         self._first: asyncio.Future[None] = loop.create_future()
         self._first.add_done_callback(lambda first: first.cancelled() or first.exception())  # heard or not
@@ -464,6 +504,7 @@ class RegistryHold:
 
     def release(self) -> None:
         self._task.cancel()
+        self._registry.release_hold(self._uid)
         self._first.cancel()
         self._golden.cancel()
 
@@ -471,11 +512,13 @@ class RegistryHold:
         pause, longest = _RETRY_SECONDS
         while True:
             try:
-                await self._registry.keep_hold(self._name, self._in_force)
+                await self._registry.keep_hold(self._name, self._uid, self._first.done(), self._in_force)
             except FailedPrecondition as error:
                 # What may not be loaded is not loaded; what is in memory already goes on.
                 log.error("%s is not to be loaded: %s", self._name, error.message)
-                self._settle(error)
+                if not self._first.done():
+                    self._settle(error)
+                    return
             except NotFound as error:
                 self._registry.forget(self._name)
                 if self._first.done():

@@ -1,6 +1,14 @@
 """Holds of versions: kept in the database for every registry to see, renewed while their streams live.
 
-A hold that is not renewed runs out after LIFETIME, so those of a process that died free their versions by themselves.
+A stream that breaks says nothing about its holder: it may be dead, frozen, or cut off while what it holds is in memory.
+So a hold that came with an id outlasts its stream, and ends when
+
+    its holder says so    ReleaseHold
+    its process is gone   seen by a registry that sees the same processes
+    LIFETIME is over      since the stream broke; nobody was seen and nobody came back
+
+One without an id ends with its stream, and runs out when the registry dies with it.
+
 Who could not be given one, because the database was away, goes on without and asks again; until then it counts as if it
 had one, for what is in memory is not deleted behind its holder's back.
 All writing is done by one task; releasing marks and wakes it, so that a stream can end while the database is away.
@@ -15,7 +23,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from modelmora.errors import DatabaseUnavailable, ModelMoraError, NotFound
+from modelmora.errors import DatabaseUnavailable, InvalidArgument, ModelMoraError, NotFound
+from modelmora_runtime import pids
+from modelmora_runtime.ids import uuid7
 from prometheus_client import Gauge
 
 from modelmora_registry.domain import ModelVersion, Reference
@@ -23,24 +33,28 @@ from modelmora_registry.store import Store
 
 log = logging.getLogger(__name__)
 
-LIFETIME = timedelta(seconds=30)
+LIFETIME = timedelta(minutes=5)
+"""Longer than anything that freezes a process by accident; short enough for a machine that died to be waited for."""
 RENEW_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 WANTED_SECONDS = 15.0
 """So long one that failed is waited for: holders ask again within seconds, and each try may wait for the database."""
-LEAVE_SECONDS = 0.3
+RELEASED_SECONDS = 60.0
+"""So long a release is remembered, for the acquisition that it overtook."""
 
 HOLDS = Gauge("modelmora_registry_holds", "Holds that are in force in this process")
 
 
 class Hold:
-    """One hold in force. `lost` is set when it is found gone from the database."""
+    """One hold in force. `over` is set when it was released, or is found gone from the database."""
 
-    def __init__(self, uid: str, version: ModelVersion, holder: str) -> None:
+    def __init__(self, uid: str, version: ModelVersion, holder: str, process: str) -> None:
         self.uid = uid
         self.version = version
         self.holder = holder
-        self.lost = asyncio.Event()
+        self.process = process
+        self.over = asyncio.Event()
+        self.released = False
 
 
 class Holds:
@@ -49,36 +63,58 @@ class Holds:
         self._held: dict[str, Hold] = {}
         self._wanted: dict[str, tuple[str, float]] = {}
         """Holder by name of the version that it could not hold, and until when that counts."""
+        self._released: dict[str, float] = {}
+        """Until when it is remembered, by uid."""
         self._ended: set[str] = set()
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
 
     @asynccontextmanager
-    async def hold(self, reference: Reference, holder: str) -> AsyncIterator[Hold]:
-        """In force inside the block. Raises ModelNotFound, VersionNotFound, DatabaseUnavailable."""
+    async def hold(self, reference: Reference, holder: str, *, uid: str = "", process: str = "") -> AsyncIterator[Hold]:
+        """In force inside the block; with a `uid` of the holder's also after it was cancelled, see above.
+
+        Raises ModelNotFound, VersionNotFound, InvalidArgument at `hold_id`, DatabaseUnavailable.
+        """
+        outlasts, uid = bool(uid), uid or str(uuid7())
         wanted = reference.model_id.version_name(reference.selector or "")
         try:
-            uid, version = await self._store.acquire_hold(reference, holder, LIFETIME)
-        except NotFound:
+            version = await self._store.acquire_hold(reference, uid, holder, process, LIFETIME)
+        except asyncio.CancelledError:
+            self._leave(uid, outlasts)  # It may be there all the same.
+            raise
+        except (NotFound, InvalidArgument):
             self._wanted.pop(wanted, None)
             raise
         except ModelMoraError:
             self._want(wanted, holder)
             raise
-        made = self._held[uid] = Hold(uid, version, holder)
+        made = self._held[uid] = Hold(uid, version, holder, process)
         self._wanted.pop(wanted, None)
         HOLDS.inc()
         try:
             yield made
+        except ModelMoraError:
+            outlasts = made.over.is_set()  # Refused: nothing will be in memory.
+            raise
         finally:
             HOLDS.dec()
-            del self._held[uid]
-            if made.lost.is_set():
+            if self._held.get(uid) is made:  # Not when its holder is back already, with another stream.
+                del self._held[uid]
+            if made.over.is_set() and not made.released:
                 self._want(version.name, holder)
-            self._ended.add(uid)
-            self._settled.clear()
-            self._wake.set()
+            self._leave(uid, outlasts)
+
+    async def release(self, uid: str) -> None:
+        """Ends a hold and its stream. What cannot be written now is written when the database is back."""
+        now = time.monotonic()
+        self._released = {other: until for other, until in self._released.items() if until > now}
+        self._released[uid] = now + RELEASED_SECONDS
+        if made := self._held.pop(uid, None):
+            made.released = True
+            made.over.set()
+        self._end(uid)
+        await self._settle()
 
     def held(self) -> Mapping[str, str]:
         """Holder by uid of the held version, and by name of those that are to be held as soon as it can be."""
@@ -91,8 +127,21 @@ class Holds:
         self._wanted = {other: found for other, found in self._wanted.items() if found[1] > now}
         self._wanted[name] = (holder, now + WANTED_SECONDS)
 
-    async def settle(self, timeout_seconds: float = 1.0) -> None:
-        """Waits until the holds that were released are gone from the database, at most this long."""
+    def _leave(self, uid: str, outlasts: bool) -> None:
+        if not outlasts or uid in self._released:
+            self._end(uid)
+
+    def _end(self, uid: str) -> None:
+        self._ended.add(uid)
+        self._settled.clear()
+        self._wake.set()
+
+    async def settle(self) -> None:
+        """Lets go of what was released, and of what the dead held, for who asks whether a version is held."""
+        await self._settle()
+        await self._forget_the_dead()
+
+    async def _settle(self, timeout_seconds: float = 1.0) -> None:
         try:
             await asyncio.wait_for(self._settled.wait(), timeout_seconds)
         except TimeoutError:
@@ -118,18 +167,19 @@ class Holds:
                 pause = RETRY_SECONDS
 
     async def close(self) -> None:
-        """A last round. Who still holds lives elsewhere and comes back to whoever serves next; until then it lasts."""
-        if self._held:
-            await asyncio.sleep(LEAVE_SECONDS)  # those that live in this process have just let go
+        """A last round. Who held from this process ends with it; who lives elsewhere comes back to whoever serves next,
+        and until then it lasts."""
         try:
             await self.write()
+            await self._store.release_holds_of({pids.this_process()})
         except ModelMoraError:
             pass  # They run out.
 
     async def write(self) -> None:
         """One round of releasing and renewing."""
         for uid in list(self._ended):
-            await self._store.release_hold(uid)
+            if uid not in self._held:
+                await self._store.release_hold(uid)
             self._ended.discard(uid)
         if not self._ended:
             self._settled.set()
@@ -138,4 +188,12 @@ class Holds:
             for uid in uids:
                 if uid not in renewed and uid in self._held:
                     log.error("the hold of %s is gone from the database", self._held[uid].version.name)
-                    self._held[uid].lost.set()
+                    self._held[uid].over.set()
+        await self._forget_the_dead()
+
+    async def _forget_the_dead(self) -> None:
+        """Not those whose stream is open: it breaks in a moment."""
+        known = {hold.process for hold in self._held.values()}
+        holding = await self._store.holding_processes(pids.seen_from_here())
+        if gone := {process for process in holding - known if pids.is_gone(process)}:
+            await self._store.release_holds_of(gone)

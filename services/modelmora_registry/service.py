@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
@@ -20,6 +21,7 @@ from modelmora.errors import (
     ShuttingDown,
     SourceNotFound,
     Unavailable,
+    VersionDrifted,
 )
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora.registry.v1 import registry_pb2_grpc
@@ -64,6 +66,8 @@ from modelmora_registry.store import Created, Gone, RequestKey, Store
 from modelmora_registry.verify import Verifier
 from modelmora_registry.watching import Watching
 
+log = logging.getLogger(__name__)
+
 CACHE_TTL = timedelta(seconds=5)
 """How long a caller may go on with an answer of ResolveModel: so long does a moved alias take to be noticed."""
 
@@ -104,7 +108,11 @@ ACCESS: Mapping[str, frozenset[Role]] = {
     "GetStorageUse": OPERATORS,
     "ListAuditEntries": ADMINS,
 }
-HOLD_ACCESS: Mapping[str, frozenset[Role]] = {"AcquireHold": SERVICES, "RecordFingerprint": SERVICES}
+HOLD_ACCESS: Mapping[str, frozenset[Role]] = {
+    "AcquireHold": SERVICES,
+    "ReleaseHold": SERVICES,
+    "RecordFingerprint": SERVICES,
+}
 
 _MODEL_FIELDS: Mapping[str, Kind] = {
     "name": Kind.NAME,
@@ -529,23 +537,41 @@ class RegistryHoldServicer(FingerprintRpcs, registry_pb2_grpc.RegistryHoldServic
         reference = parse_version_name(request.name)
         if not request.holder.strip() or len(request.holder) > 255 or "\x00" in request.holder:
             raise InvalidArgument.at("holder", "must say who holds, in 1 to 255 characters")
-        async with self._holds.hold(reference, request.holder) as hold:
-            await self._verifier.check_load(hold.version)
+        if len(request.process) > 255 or "\x00" in request.process:
+            raise InvalidArgument.at("process", "is longer than 255 characters, or no text")
+        uid = str(ids.parse(request.hold_id, "hold_id")) if request.hold_id else ""
+        async with self._holds.hold(reference, request.holder, uid=uid, process=request.process) as hold:
+            if not request.in_memory:
+                await self._verifier.check_load(hold.version)
             golden = golden_for(hold.version)
             yield pb.AcquireHoldResponse(
                 model_version=_version(hold.version),
                 golden=protomap.write(golden, pb.GoldenInputs) if golden is not None else None,
             )
+            if request.in_memory:
+                await self._look_at(hold.version)
             async for changed in self._profiles(hold):
                 yield pb.AcquireHoldResponse(model_version=_version(changed))
-            raise Unavailable("the hold is gone; acquire it again", version=hold.version.name)
+            if not hold.released:
+                raise Unavailable("the hold is gone; acquire it again", version=hold.version.name)
+
+    async def ReleaseHold(self, request: pb.ReleaseHoldRequest, context: Any) -> pb.ReleaseHoldResponse:
+        await self._holds.release(str(ids.parse(request.hold_id, "hold_id")))
+        return pb.ReleaseHoldResponse()
+
+    async def _look_at(self, version: ModelVersion) -> None:
+        """At the files of what is in memory: that they drifted is told by health, and ends nothing."""
+        try:
+            await self._verifier.check_load(version)
+        except VersionDrifted as error:
+            log.error("%s, but it is in memory, and stays held", error.message)
 
     async def _profiles(self, hold: Hold) -> AsyncIterator[ModelVersion]:
         """The version each time its engine profile changes, until the hold is gone."""
         known = hold.version
         with self._watching.watch(known.uid) as news:
-            while not hold.lost.is_set():
-                await _first_of(hold.lost, news)
+            while not hold.over.is_set():
+                await _first_of(hold.over, news)
                 news.clear()
                 try:
                     now = await self._store.get_version_by_uid(known.uid)

@@ -528,24 +528,34 @@ class Store:
 
     # Holds.
 
-    async def acquire_hold(self, reference: Reference, holder: str, lifetime: timedelta) -> tuple[str, ModelVersion]:
-        """The hold's uid and the version it holds. Raises ModelNotFound, VersionNotFound."""
+    async def acquire_hold(
+        self, reference: Reference, uid: str, holder: str, process: str, lifetime: timedelta
+    ) -> ModelVersion:
+        """The version that the hold `uid` holds, which goes on if it is there.
+
+        Raises ModelNotFound, VersionNotFound; InvalidArgument at `hold_id` when that is a hold of another version.
+        """
         async with self._begin() as (connection, now):
             found = await self._model(connection, reference.model_id)
             version = await self._version(connection, found, reference, lock=True)
             # Those of processes that died: run out long ago, and nobody will renew them.
             await connection.execute(sa.delete(hold).where(hold.c.expire_time < now - HOLD_RETENTION))
-            uid = str(uuid7())
-            await connection.execute(
-                sa.insert(hold).values(
-                    uid=uid,
-                    model_version_id=version.uid,
-                    holder=holder,
-                    create_time=now,
-                    expire_time=now + lifetime,
-                )
+            new = insert(hold).values(
+                uid=uid,
+                model_version_id=version.uid,
+                holder=holder,
+                create_time=now,
+                expire_time=now + lifetime,
+                process=process,
             )
-            return uid, version
+            kept = new.on_conflict_do_update(
+                index_elements=["uid"],
+                set_={"expire_time": now + lifetime, "holder": holder, "process": process},
+                where=hold.c.model_version_id == version.uid,
+            )
+            if await connection.scalar(kept.returning(hold.c.uid)) is None:
+                raise InvalidArgument.at("hold_id", "is the hold of another version")
+            return version
 
     async def renew_holds(self, uids: Collection[str], lifetime: timedelta) -> set[str]:
         """Those holds that are still there, renewed."""
@@ -556,6 +566,16 @@ class Store:
     async def release_hold(self, uid: str) -> None:
         async with self._begin() as (connection, _):
             await connection.execute(sa.delete(hold).where(hold.c.uid == uid))
+
+    async def holding_processes(self, seen: str) -> set[str]:
+        """Of those whose names begin with `seen`, the ones that hold anything."""
+        async with self._begin() as (connection, _):
+            query = sa.select(hold.c.process).where(hold.c.process.startswith(seen, autoescape=True)).distinct()
+            return set(await connection.scalars(query))
+
+    async def release_holds_of(self, processes: Collection[str]) -> None:
+        async with self._begin() as (connection, _):
+            await connection.execute(sa.delete(hold).where(hold.c.process.in_(list(processes))))
 
     async def count_by_state(self) -> Mapping[str, int]:
         async with self._read() as connection:
@@ -876,10 +896,16 @@ class Store:
         )
 
     async def _check_not_held(self, connection: AsyncConnection, uid: str, name: str, held: Mapping[str, str]) -> None:
-        query = sa.select(hold.c.holder).where(hold.c.model_version_id == uid, hold.c.expire_time > sa.func.now())
-        holders = set(await connection.scalars(query.limit(5))) | {held[key] for key in (uid, name) if key in held}
+        query = sa.select(hold.c.holder, sa.func.max(hold.c.expire_time).label("until")).group_by(hold.c.holder)
+        rows = await connection.execute(
+            query.where(hold.c.model_version_id == uid, hold.c.expire_time > sa.func.now()).limit(5)
+        )
+        # Who is not connected here may be silent for good; then it is good to know how long that counts.
+        holders = {row.holder: f"{row.holder} (until {row.until:%H:%M:%S} UTC unless it is back)" for row in rows}
+        holders |= {held[key]: held[key] for key in (uid, name) if key in held}
         if holders:
-            raise VersionInUse(f"{name} is held by {', '.join(sorted(holders))}; unload it first", version=name)
+            words = ", ".join(holders[holder] for holder in sorted(holders))
+            raise VersionInUse(f"{name} is held by {words}; unload it first", version=name)
 
     async def _digests(self, connection: AsyncConnection, uid: str, state: str) -> frozenset[str] | None:
         if state == _CREATING.value:

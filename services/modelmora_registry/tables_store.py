@@ -116,6 +116,7 @@ hold = sa.Table(
     sa.Column("holder", _text),
     sa.Column("create_time", TIME),
     sa.Column("expire_time", TIME),
+    sa.Column("process", _text),
 )
 
 BRIEF_VERSION = tuple(column for column in model_version.c if column.name != "model_card")

@@ -91,6 +91,7 @@ ALLOWED: dict[str, set[str]] = {
     "modelmora.inference.v1.InferenceService/Rerank": EVERY,
     "modelmora.inference.v1.InferenceService/Classify": EVERY,
     "modelmora.inference.v1.InferenceService/Predict": EVERY,
+    "modelmora.inference.v1.InferenceService/StreamEmbed": EVERY,
     "modelmora.inference.v1.InferenceService/AnswerQuestion": EVERY,
     "modelmora.inference.v1.InferenceService/Tokenize": EVERY,
     "modelmora.inference.v1.InferenceService/DescribeModel": EVERY,
