@@ -1,5 +1,8 @@
 """How well the parts of this process are: the board they report to, grpc.health.v1 on top of it, and asking another's.
 
+Names of models are names of services here too (`HealthBoard.beyond`), for callers that have a token where tokens are
+asked for: what is registered is nobody else's business.
+
 The standard protocol knows only SERVING and NOT_SERVING. A caller with a token also gets the state and its reason, as
 `modelmora.common.v1.Health` in the trailing metadata; the roll-up of observability reads that, in this process and from
 others alike.
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,6 +25,9 @@ from modelmora.errors import ModelMoraError, NotFound, Unauthenticated
 from modelmora_runtime.auth import ANYONE, Authenticator
 
 log = logging.getLogger(__name__)
+
+BEYOND_SECONDS = 1.0
+"""A watch looks again so often at what is not on the board."""
 
 State = Literal["healthy", "degraded", "unhealthy", "unknown"]
 ACCESS = {method.name: ANYONE for method in health_pb2.DESCRIPTOR.services_by_name["Health"].methods}
@@ -63,6 +69,8 @@ class HealthBoard:
     _names: dict[str, str] = field(default_factory=dict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: bool = False
+    beyond: Callable[[str], Awaitable[bool | None]] | None = None
+    """Whether what has a name that is none of ours (a model) would serve; None when nothing has it."""
 
     def set(self, component: str, state: State, reason: str = "") -> None:
         """Reports a state; repeating it renews the time of the check."""
@@ -156,7 +164,10 @@ class HealthService:
     async def Check(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         found = self._board.find(request.service)
         if found is None:
-            raise NotFound(f"nothing here is called {request.service!r}")
+            status = await self._beyond(request.service, context)
+            if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+                raise NotFound(f"nothing here is called {request.service[:400]!r}")
+            return health_pb2.HealthCheckResponse(status=status)
         try:
             self._authenticator.authenticate(dict(context.invocation_metadata() or ()))
             context.set_trailing_metadata(((HEALTH_KEY, found.proto().SerializeToString()),))
@@ -173,12 +184,36 @@ class HealthService:
         while True:
             change = self._board.change
             now = self._status(request.service)
+            beyond = now == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN and self._may_look_beyond(context)
+            if beyond:
+                now = await self._beyond(request.service, context)
             if now != told:
                 told = now
                 yield health_pb2.HealthCheckResponse(status=now)
             if self._stopping.is_set():
                 return
-            await change.wait()
+            try:
+                async with asyncio.timeout(BEYOND_SECONDS if beyond else None):
+                    await change.wait()
+            except TimeoutError:
+                pass
+
+    def _may_look_beyond(self, context: grpc.aio.ServicerContext[Any, Any]) -> bool:
+        if self._board.beyond is None:
+            return False
+        try:
+            self._authenticator.authenticate(dict(context.invocation_metadata() or ()))
+        except Unauthenticated:
+            return False
+        return True
+
+    async def _beyond(self, service: str, context: grpc.aio.ServicerContext[Any, Any]) -> int:
+        """The status of what is not on the board."""
+        response = health_pb2.HealthCheckResponse
+        serves = await self._board.beyond(service) if self._board.beyond and self._may_look_beyond(context) else None
+        if serves is None:
+            return int(response.SERVICE_UNKNOWN)
+        return int(response.SERVING if serves and not self._board.stopping else response.NOT_SERVING)
 
     def _status(self, service: str) -> int:
         serves = self._board.serves(service)

@@ -195,6 +195,7 @@ class Dispatcher:
         self._acquire = acquire
         self._rules = rules
         self._counts = counts
+        self._version_counts = counts.of(version)
         self._forget = forget
         self._loop = asyncio.get_running_loop()
         # Its tasks outlive the call that happens to start them, so they get neither its caller nor its trace.
@@ -695,6 +696,7 @@ class Dispatcher:
         if error is None:
             self._counts.batch_entries.observe(len(batch.entries))
             self._counts.batch_tokens.observe(batch.tokens)
+            self._version_counts.batch(len(batch.entries), 1, 0.0)
             self.queue.finish(batch)
         elif isinstance(error, errors.Cancelled) and not batch.wanted:
             self.queue.finish(batch)
@@ -726,6 +728,7 @@ class Dispatcher:
             self.description = reply.description
         compute = reply.compute.seconds + reply.compute.nanos / 1e9
         tokenise = reply.tokenise.seconds + reply.tokenise.nanos / 1e9
+        self._version_counts.batch(len(batch.entries), 0, compute)
         token_seconds = compute / (sum(input_tokens) or 1)
         token_cost = self._token_cost(compute, sum(input_tokens))
         at = total_tokens = total_bytes = 0
@@ -756,7 +759,11 @@ class Dispatcher:
             call.missing -= 1
             if not call.missing:
                 call.description = self.description
-                self._counts.queue_seconds[call.priority].observe(call.started - call.arrival)
+                queued = call.started - call.arrival
+                self._counts.queue_seconds[call.priority].observe(queued)
+                self._version_counts.answered(
+                    len(call.rows), now - call.arrival, queued, call.tokenise_seconds, call.compute_seconds, time.time()
+                )
                 call.end()
         self._counts.input_tokens += total_tokens
         if total_bytes and total_tokens and not any(truncated):
@@ -789,6 +796,7 @@ class Dispatcher:
             path = call.dimensions_field if too_wide else call.path_of(entry.index)
             description = error.message.removeprefix(f"{path}: ")
             error = type(error)(f"{path}: {description}", fields=[errors.FieldViolation(path, description)])
+        self._version_counts.refused(time.monotonic() - call.arrival)
         call.end(error)
         self.withdraw(call)
 
@@ -802,6 +810,7 @@ class Dispatcher:
         if waiting and not self._leases:
             where += " for the model to be loaded" + (f", which failed: {self._trouble}" if self._trouble else "")
         self._counts.expired += 1
+        self._version_counts.refused(now - call.arrival)
         call.end(
             errors.DeadlineExceeded(
                 f"no answer within {now - call.arrival:.3f} s; {where}",

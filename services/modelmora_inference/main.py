@@ -29,6 +29,7 @@ from modelmora_inference.job_runner import JobRunner, RunnerRules
 from modelmora_inference.job_service import JobNews
 from modelmora_inference.metrics import Collector
 from modelmora_inference.protocols import oip_pb2_grpc, oip_service
+from modelmora_inference.readiness import ASK_SECONDS, Readiness
 from modelmora_inference.service import MAX_WEIGHT, MIN_WEIGHT, InferenceService
 from modelmora_inference.store import JobStore, Limits
 
@@ -137,7 +138,15 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         except ModelMoraError:
             return False
 
+    async def would_serve(version: str) -> bool:
+        lifecycle = lifecycle_pb2_grpc.LifecycleServiceStub(peers.channel("lifecycle"))  # type: ignore[no-untyped-call]
+        request = lifecycle_pb2.ExplainPlacementRequest(model=version)
+        placement = (await lifecycle.ExplainPlacement(request, timeout=ASK_SECONDS)).placement
+        refused = (lifecycle_pb2.PLACEMENT_OUTCOME_NEVER_FITS, lifecycle_pb2.PLACEMENT_OUTCOME_REFUSED)
+        return placement.outcome not in refused
+
     dispatchers = Dispatchers(acquire, settings.rules())
+    readiness = Readiness(catalog, dispatchers, would_serve)
     news = JobNews()
     database = Database(platform.database_url, NAME) if platform.database_url else None
     limits = Limits(settings.jobs_per_tenant, int(settings.job_bytes), timedelta(days=settings.job_keep_days))
@@ -160,6 +169,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
             rules = RunnerRules(jobs=settings.max_jobs, claim_seconds=settings.job_claim_seconds)
             await stack.enter_async_context(_jobs(JobRunner(store, dispatchers, rules), store, news, platform))
         platform.health.set(NAME, "healthy")
+        platform.health.beyond = readiness.by_name
         yield Mounted(
             [
                 Service(
@@ -190,7 +200,14 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                 Service(
                     full_name=oip_service.FULL_NAME,
                     add=oip_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
-                    servicer=oip_service.OipService(serves=lambda: platform.health.serves(NAME) is True),
+                    servicer=oip_service.OipService(
+                        servicer,
+                        counts=dispatchers.counts,
+                        peers=peers,
+                        readiness=readiness,
+                        serves=lambda: platform.health.serves(NAME) is True,
+                        stopping=platform.stopping,
+                    ),
                     access=oip_service.ACCESS,
                 ),
             ]

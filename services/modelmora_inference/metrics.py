@@ -39,6 +39,58 @@ class Histogram:
         return found
 
 
+MAX_VERSIONS = 1000
+"""The least recently started of more are forgotten."""
+
+
+class VersionCounts:
+    """What was counted of one version, whoever asked."""
+
+    __slots__ = (
+        "batches",
+        "compute_seconds",
+        "entries",
+        "failed",
+        "failed_seconds",
+        "last_time",
+        "queue_seconds",
+        "succeeded",
+        "succeeded_seconds",
+        "tokenise_seconds",
+    )
+
+    def __init__(self) -> None:
+        self.succeeded = self.failed = self.entries = 0
+        self.succeeded_seconds = self.failed_seconds = 0.0
+        """From arrival to the end."""
+        self.queue_seconds = self.tokenise_seconds = self.compute_seconds = 0.0
+        """Of calls that succeeded; both latter: of all micro-batches that a call was part of."""
+        self.batches: dict[int, list[float]] = {}
+        """By number of entries: how many were answered, and the seconds computed for them."""
+        self.last_time = 0.0
+        """When a call succeeded, in seconds since the epoch."""
+
+    def answered(
+        self, entries: int, seconds: float, queue: float, tokenise: float, compute: float, now_epoch: float
+    ) -> None:
+        self.succeeded += 1
+        self.entries += entries
+        self.succeeded_seconds += seconds
+        self.queue_seconds += queue
+        self.tokenise_seconds += tokenise
+        self.compute_seconds += compute
+        self.last_time = now_epoch
+
+    def refused(self, seconds: float) -> None:
+        self.failed += 1
+        self.failed_seconds += seconds
+
+    def batch(self, entries: int, batches: int, compute_seconds: float) -> None:
+        found = self.batches.setdefault(entries, [0, 0.0])
+        found[0] += batches
+        found[1] += compute_seconds
+
+
 class Counts:
     """The numbers, since the start of this process."""
 
@@ -51,6 +103,7 @@ class Counts:
         "queue_seconds",
         "refused",
         "retried",
+        "versions",
         "wasted_compute_seconds",
     )
 
@@ -72,6 +125,15 @@ class Counts:
         """Calls that a full queue did not take."""
         self.wasted_compute_seconds = 0.0
         """Compute time of rows that nobody waited for when they came."""
+        self.versions: dict[str, VersionCounts] = {}
+
+    def of(self, version: str) -> VersionCounts:
+        """Those of one version."""
+        found = self.versions.pop(version, None) or VersionCounts()
+        self.versions[version] = found
+        if len(self.versions) > MAX_VERSIONS:
+            del self.versions[next(iter(self.versions))]
+        return found
 
     def ended(self, priority: Priority, status: str) -> None:
         key = (priority, status)
