@@ -31,7 +31,7 @@ class BytesInFlight(ResourceExhausted):
 class Call:
     """One call while it runs."""
 
-    __slots__ = ("audit", "bytes", "caller", "context", "cut", "deadline", "metadata", "method", "task")
+    __slots__ = ("audit", "budget", "bytes", "caller", "context", "cut", "deadline", "metadata", "method", "task")
 
     def __init__(self, method: Method, context: Any, task: asyncio.Task[Any]) -> None:
         self.method = method
@@ -40,6 +40,8 @@ class Call:
         self.caller: Caller = NOBODY
         self.deadline = math.inf
         self.bytes = 0
+        self.budget: ByteBudget | None = None
+        """That its bytes count against."""
         self.metadata: Mapping[str, str | bytes] = {}
         self.cut = False
         self.audit = method.audit

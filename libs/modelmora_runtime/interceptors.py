@@ -10,7 +10,8 @@ again for every call. In order:
 5. The servicer answers. A ModelMoraError becomes its status; any other exception INTERNAL with an incident id.
 6. Is it for the record (`audit`)? Then it is written down before the caller hears the answer.
 
-Streams are not counted against the byte budget: HTTP/2 flow control holds each to a window and one message.
+Streams are not counted against the byte budget: HTTP/2 flow control holds each to a window and one message. One that
+takes more in before it answers counts that itself (`take_bytes`, `add_bytes`).
 """
 
 from __future__ import annotations
@@ -68,6 +69,20 @@ def metadata_value(context: Any, key: str) -> str:
     call = _call.get()
     value = call.metadata.get(key, "") if call is not None and call.context is context else ""
     return value if isinstance(value, str) else ""
+
+
+def take_bytes(context: Any, count: int) -> None:
+    """Counts bytes that a stream takes in until it says otherwise, or ends. Raises BytesInFlight."""
+    call = _call.get()
+    if call is not None and call.context is context and call.budget is not None:
+        call.budget.take(call, count)
+
+
+def add_bytes(context: Any, count: int) -> None:
+    """Counts bytes that a stream holds more, or (below 0) no longer."""
+    call = _call.get()
+    if call is not None and call.context is context and call.budget is not None:
+        call.budget.add(call, count)
 
 
 class Interceptors:
@@ -155,6 +170,7 @@ class Interceptors:
         task = asyncio.current_task()
         assert task is not None
         call = Call(method, context, task)
+        call.budget = self.budget
         call.metadata = metadata = dict(context.invocation_metadata() or ())
         span = telemetry.start_span(method.path, parent=metadata.get(telemetry.TRACEPARENT), kind="server")
         telemetry.enter_span(span)

@@ -32,6 +32,7 @@ from modelmora_inference.protocols import oip_pb2_grpc, oip_service
 from modelmora_inference.readiness import ASK_SECONDS, Readiness
 from modelmora_inference.service import MAX_WEIGHT, MIN_WEIGHT, InferenceService
 from modelmora_inference.store import JobStore, Limits
+from modelmora_inference.stream_service import StreamRules
 
 NAME = "inference"
 LOOKUP_SECONDS = 5.0
@@ -73,6 +74,10 @@ class Settings(Section):
     load_attempts: int = Field(3, ge=1, le=100, description="Failed loads in a row until those who wait hear of it.")
     patience_seconds: float = Field(
         10, ge=0, le=600, description="How long lifecycle may be away until those who wait hear of it."
+    )
+    stream_calls: int = Field(64, ge=1, le=4096, description="Calls that one stream has open at once.")
+    stream_idle_seconds: float = Field(
+        300, gt=0, le=86_400, description="A stream whose client neither sends nor reads for so long is ended."
     )
     max_jobs: int = Field(4, ge=1, le=1000, description="Inference jobs that this process works on at a time.")
     jobs_per_tenant: int = Field(1000, ge=1, description="Inference jobs of one tenant that have not ended.")
@@ -159,6 +164,12 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         stopping=platform.stopping,
         jobs=store,
         job_news=news,
+        stream_rules=StreamRules(
+            calls=settings.stream_calls,
+            idle_seconds=settings.stream_idle_seconds,
+            call_seconds=platform.settings.default_deadline_seconds,
+            max_message_bytes=int(platform.settings.max_message_bytes),
+        ),
     )
     async with AsyncExitStack() as stack:
         stack.enter_context(_metrics(dispatchers))

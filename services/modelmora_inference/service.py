@@ -31,6 +31,7 @@ from modelmora_inference.domain import (
 )
 from modelmora_inference.job_service import JobNews, JobRpcs
 from modelmora_inference.store import JobStore
+from modelmora_inference.stream_service import StreamRpcs, StreamRules
 from modelmora_inference.task_service import TaskRpcs
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class _Asked:
     """Empty: nobody will ask."""
 
 
-class InferenceService(TaskRpcs, JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
+class InferenceService(StreamRpcs, TaskRpcs, JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
     """Embed: catalog → queue → dispatcher → worker. See dispatcher.py for the life of a call in between."""
 
     def __init__(
@@ -79,6 +80,7 @@ class InferenceService(TaskRpcs, JobRpcs, inference_pb2_grpc.InferenceServiceSer
         stopping: asyncio.Event,
         jobs: JobStore | None = None,
         job_news: JobNews | None = None,
+        stream_rules: StreamRules | None = None,
     ) -> None:
         """`is_loaded` asks lifecycle whether a version is in memory, without loading it; `jobs`: None without a
         database."""
@@ -89,6 +91,8 @@ class InferenceService(TaskRpcs, JobRpcs, inference_pb2_grpc.InferenceServiceSer
         self._stopping = stopping
         self._jobs = jobs
         self._job_news = job_news or JobNews()
+        self._stream_rules = stream_rules or StreamRules()
+        self._streams = {}
 
     async def Embed(self, request: inference_pb2.EmbedRequest, context: Any) -> inference_pb2.EmbedResponse:
         arrival = time.monotonic()
