@@ -284,11 +284,13 @@ class BoundedQueue(logging.handlers.QueueHandler):
 
 @contextmanager
 def logs(level: str, form: str, folder: Path | None, stream: TextIO | None = None) -> Iterator[None]:
-    """Sends the root logger to `stream` (stderr) and to a rotating file in `folder`, until it is left."""
+    """Sends the root logger from `level` up to `stream` (stderr), and to a rotating file in `folder` at least what is
+    info: what a terminal was spared is wanted later. Until it is left."""
     stream = stream or sys.stderr
     text = form == "text" or (form == "auto" and stream.isatty())
     sinks: list[logging.Handler] = [logging.StreamHandler(stream)]
     sinks[0].setFormatter(TextLines() if text else JsonLines())
+    sinks[0].setLevel(level.upper())
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         sinks.append(
@@ -300,11 +302,11 @@ def logs(level: str, form: str, folder: Path | None, stream: TextIO | None = Non
     entrance = BoundedQueue(queue.Queue(10_000))
     entrance.addFilter(RateLimit())
     entrance.addFilter(mark_with_trace)
-    listener = logging.handlers.QueueListener(entrance.queue, *sinks)
+    listener = logging.handlers.QueueListener(entrance.queue, *sinks, respect_handler_level=True)
     root = logging.getLogger()
     before = (root.level, root.handlers[:])
     root.handlers[:] = [entrance]
-    root.setLevel(level.upper())
+    root.setLevel(level.upper() if folder is None else min(sinks[0].level, logging.INFO))
     # Foreign loggers talk too much below warning.
     for name in ("asyncio", "sqlalchemy", "alembic", "httpx", "httpcore", "huggingface_hub", "urllib3", "filelock"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

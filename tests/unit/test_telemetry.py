@@ -124,3 +124,13 @@ def test_lines_go_to_the_stream_and_to_the_file_until_it_is_left(tmp_path: Path)
     file = tmp_path / "logs" / telemetry.LOG_FILE
     assert json.loads(file.read_text())["message"] == "seen 7"
     assert (tmp_path / "logs").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.usefixtures("root_untouched")
+def test_the_file_has_what_a_quiet_terminal_does_not_show(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with telemetry.logs("warning", "auto", tmp_path / "logs", stream):
+        logging.getLogger("modelmora_x").info("seen")
+        logging.getLogger("asyncio").info("foreign")
+    assert stream.getvalue() == ""
+    assert json.loads((tmp_path / "logs" / telemetry.LOG_FILE).read_text())["message"] == "seen"
