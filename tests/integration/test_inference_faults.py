@@ -139,9 +139,11 @@ async def test_lifecycle_hears_when_work_begins_and_when_the_lease_is_idle(echo:
         await echo.right(f"text {i}")
     lease = await echo.lessor.lease(0)
     async with echo.lessor.changed, asyncio.timeout(5):
-        await echo.lessor.changed.wait_for(lambda: len(lease.in_use) == 2)
+        await echo.lessor.changed.wait_for(lambda: lease.in_use and lease.in_use[-1] == 0)
     assert lease.in_use[0] > 0
-    assert lease.in_use[1] == 0
+    # Calls that follow one another are one stretch of work, unless something stands still between two of them.
+    assert len(lease.in_use) < 20
+    assert [count > 0 for count in lease.in_use[:2]] == [True, False]
 
 
 async def test_a_lease_without_work_is_closed_after_a_while(data_dir: Path) -> None:
