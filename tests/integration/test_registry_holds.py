@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,14 +16,18 @@ import grpc
 import modelmora_registry.main as registry_main
 import pytest
 from integration.hub_server import hub
-from integration.registry_rig import ENGINES, Rig, registry
+from integration.registry_rig import ENGINES, Rig, registry, until
 from modelmora.errors import DatabaseUnavailable, InvalidArgument, ModelMoraError, VersionInUse, VersionNotFound
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora.registry.v1 import registry_pb2_grpc
 from modelmora.status import error_from_rpc
+from modelmora_registry.holds import HOLDS
 from modelmora_registry.service import RegistryServicer
+from modelmora_runtime import pids, supervisor
 from modelmora_runtime.host import HealthBoard, Platform
 from modelmora_runtime.settings import PlatformSettings
+
+HOLD_ID = "0190a5d0-ac96-774b-bcce-b302099a8057"
 
 
 def hold(rig: Rig, name: str, holder: str = "lifecycle@test") -> Any:
@@ -86,17 +92,130 @@ async def test_a_hold_outlives_the_registry_and_what_was_released_does_not(datab
         await rig.echo(version="2.0.0")
         channel = grpc.aio.insecure_channel(rig.host.target)
         stub = registry_pb2_grpc.RegistryHoldServiceStub(channel)  # type: ignore[no-untyped-call]
-        kept = stub.AcquireHold(pb.AcquireHoldRequest(name=version.name, holder="elsewhere"))
+        stays = stub.AcquireHold(pb.AcquireHoldRequest(name=version.name, holder="elsewhere"))
         ended = hold(rig, "acme/echo@2.0.0")
-        await kept.read()
+        await stays.read()
         await ended.read()
         ended.cancel()
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(20):
+            while (await rig.rows("hold"))["hold"] > 1:
+                pass
     async with registry(database_url, data_dir) as rig:
         assert (await rig.rows("hold"))["hold"] == 1
         delete = pb.DeleteModelVersionRequest(name=version.name, force=True)
         await rig.refused(lambda: rig.call(rig.registry.DeleteModelVersion, delete), VersionInUse)
     await channel.close()
+
+
+def kept(rig: Rig, name: str, hold_id: str, process: str = "", *, in_memory: bool = False) -> Any:
+    """A hold that outlasts its stream."""
+    return rig.holds.AcquireHold(
+        pb.AcquireHoldRequest(name=name, holder="lifecycle@test", hold_id=hold_id, process=process, in_memory=in_memory)
+    )
+
+
+async def broken(stream: Any) -> None:
+    """The stream ends as one does whose holder is frozen, cut off or dead."""
+    stream.cancel()
+    await asyncio.to_thread(until, lambda: not HOLDS._value.get())
+
+
+@asynccontextmanager
+async def somebody() -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that lives until it is killed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "import sys; sys.stdin.read()", stdin=asyncio.subprocess.PIPE
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def name_of(process: asyncio.subprocess.Process) -> str:
+    return f"{pids.seen_from_here()}{process.pid}/{supervisor.start_ticks(process.pid)}"
+
+
+async def test_a_holder_that_is_frozen_keeps_its_hold_and_one_that_is_dead_does_not(
+    database_url: str, data_dir: Path
+) -> None:
+    async with registry(database_url, data_dir) as rig, second_registry(rig) as second, somebody() as holder:
+        version = await rig.echo()
+        delete = pb.DeleteModelVersionRequest(name=version.name, force=True)
+        stream = kept(rig, version.name, HOLD_ID, name_of(holder))
+        await stream.read()
+        holder.send_signal(signal.SIGSTOP)
+        await broken(stream)
+        error = await rig.refused(lambda: rig.call(rig.registry.DeleteModelVersion, delete), VersionInUse)
+        assert "lifecycle@test (until " in error.message
+        await rig.refused(lambda: second.DeleteModelVersion(delete, None), VersionInUse)
+        holder.kill()
+        await holder.wait()
+        await second.DeleteModelVersion(delete, None)
+        assert (await rig.rows("hold", "model_version")) == {"hold": 0, "model_version": 0}
+
+
+async def test_a_hold_that_is_released_ends_at_once_and_its_stream_too(database_url: str, data_dir: Path) -> None:
+    async with registry(database_url, data_dir) as rig, somebody() as holder:
+        version = await rig.echo()
+        delete = pb.DeleteModelVersionRequest(name=version.name, force=True)
+        stream = kept(rig, version.name, HOLD_ID, name_of(holder))
+        await stream.read()
+        await rig.call(rig.holds.ReleaseHold, pb.ReleaseHoldRequest(hold_id=HOLD_ID))
+        assert await stream.read() is grpc.aio.EOF
+        assert (await rig.rows("hold")) == {"hold": 0}
+        await rig.call(rig.holds.ReleaseHold, pb.ReleaseHoldRequest(hold_id=HOLD_ID))
+        await rig.call(rig.registry.DeleteModelVersion, delete)
+
+
+async def test_a_release_that_overtakes_its_acquisition_ends_it(database_url: str, data_dir: Path) -> None:
+    async with registry(database_url, data_dir) as rig, somebody() as holder:
+        version = await rig.echo()
+        await rig.call(rig.holds.ReleaseHold, pb.ReleaseHoldRequest(hold_id=HOLD_ID))
+        stream = kept(rig, version.name, HOLD_ID, name_of(holder))
+        await stream.read()
+        await broken(stream)
+        async with asyncio.timeout(20):
+            while (await rig.rows("hold"))["hold"]:
+                pass
+
+
+async def test_who_comes_back_goes_on_with_the_hold_that_it_had(database_url: str, data_dir: Path) -> None:
+    """Also to another registry, and while the stream that broke is not noticed yet."""
+    async with somebody() as holder:
+        async with registry(database_url, data_dir) as rig:
+            version = await rig.echo()
+            first = kept(rig, version.name, HOLD_ID, name_of(holder))
+            await first.read()
+            second = kept(rig, version.name, HOLD_ID, name_of(holder))
+            await second.read()
+            assert (await rig.rows("hold")) == {"hold": 1}
+            first.cancel()
+        async with registry(database_url, data_dir) as rig:
+            delete = pb.DeleteModelVersionRequest(name=version.name, force=True)
+            await rig.refused(lambda: rig.call(rig.registry.DeleteModelVersion, delete), VersionInUse)
+            third = kept(rig, version.name, HOLD_ID, name_of(holder))
+            await third.read()
+            assert (await rig.rows("hold")) == {"hold": 1}
+            other = await rig.echo(version="2.0.0")
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await kept(rig, other.name, HOLD_ID).read()
+            error = error_from_rpc(raised.value)
+            assert type(error) is InvalidArgument
+            assert [found.field for found in error.fields] == ["hold_id"]
+            await rig.call(rig.holds.ReleaseHold, pb.ReleaseHoldRequest(hold_id=HOLD_ID))
+            await rig.call(rig.registry.DeleteModelVersion, delete)
+
+
+async def test_what_this_process_holds_ends_with_the_registry_in_it(database_url: str, data_dir: Path) -> None:
+    """As in `modelmora up`: nobody is left who could release it, and in a container nobody could see that."""
+    async with registry(database_url, data_dir) as rig:
+        version = await rig.echo()
+        await kept(rig, version.name, HOLD_ID, pids.this_process()).read()
+    async with registry(database_url, data_dir) as rig:
+        assert (await rig.rows("hold")) == {"hold": 0}
 
 
 async def test_who_could_not_hold_is_waited_for(database_url: str, data_dir: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from integration.registry_rig import Rig, local, registry, sentence_model
-from modelmora.errors import ChecksumMismatch, VersionDrifted
+from modelmora.errors import ChecksumMismatch, VersionDrifted, VersionInUse
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora.status import error_from_rpc
 from modelmora_registry.verify import HASHED
@@ -94,6 +94,23 @@ async def until_drifted(rig: Rig) -> None:
             if drift_of(rig):
                 return
             await change.wait()
+
+
+async def test_what_drifted_in_memory_is_held_again_and_told(rig: Rig, version: pb.ModelVersion) -> None:
+    """After a restart of the registry: refused, it would be in memory and could be deleted."""
+    change(version)
+    with pytest.raises(VersionDrifted):
+        await load(rig, version.name)
+    request = pb.AcquireHoldRequest(
+        name=version.name, holder="test", hold_id="0190a5d0-ac96-774b-bcce-b302099a8057", in_memory=True
+    )
+    call = rig.holds.AcquireHold(request)
+    assert (await call.read()).model_version.name == version.name
+    await until_drifted(rig)
+    delete = pb.DeleteModelVersionRequest(name=version.name, force=True)
+    await rig.refused(lambda: rig.call(rig.registry.DeleteModelVersion, delete), VersionInUse)
+    await rig.call(rig.holds.ReleaseHold, pb.ReleaseHoldRequest(hold_id=request.hold_id))
+    await rig.call(rig.registry.DeleteModelVersion, delete)
 
 
 async def test_an_untouched_version_is_intact_and_nothing_is_hashed_at_load(rig: Rig, version: pb.ModelVersion) -> None:
