@@ -1,14 +1,11 @@
 """The SDK by itself: the wheel with its base dependencies only, the lowest declared and the newest pinned ones, embeds
 a text on a real platform; nothing of the server is needed, or there.
 
-The environments hold the dependencies and are kept outside the clone, by a hash of interpreter and pins
-(`$MODELMORA_TEST_CACHE`, else `$XDG_CACHE_HOME/modelmora-tests`); an empty cache only takes longer. The wheel is built
-from this tree and unpacked beside them in each run.
+The environments hold the dependencies; the wheel is built from this tree and unpacked beside them in each run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,13 +13,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import venv
 import zipfile
 from collections.abc import Iterator
-from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pytest
+from environments import environment
 
 from bench.up import Up
 
@@ -79,24 +75,6 @@ def _newest() -> list[str]:
     return [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.split("==")[0] in names]
 
 
-def _environment(pins: list[str]) -> Path:
-    """The interpreter of an environment with exactly these pins and nothing else; made where it is missing."""
-    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(os.environ.get("MODELMORA_TEST_CACHE") or Path(shared) / "modelmora-tests")
-    cache.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256("\n".join([sys.version, sys.executable, *sorted(pins)]).encode()).hexdigest()[:16]
-    folder = cache / f"sdk-{key}"
-    with open(cache / f"sdk-{key}.lock", "w") as lock:
-        flock(lock, LOCK_EX)
-        if not (folder / "complete").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            venv.create(folder, symlinks=True, with_pip=False)
-            pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(folder / "bin/python")]
-            subprocess.run([*pip, "install", "-q", "--no-input", *pins], check=True, timeout=600)
-            (folder / "complete").touch()
-    return folder / "bin" / "python"
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The distribution, built from this tree without network."""
@@ -132,7 +110,7 @@ def test_the_base_dependencies_are_few(wheel: Path) -> None:
 @pytest.mark.timeout(900)  # an empty cache fetches two environments
 @pytest.mark.parametrize("pins", [_lowest(), _newest()], ids=["lowest", "newest"])
 def test_the_sdk_alone_embeds_a_text(pins: list[str], wheel: Path, target: str, tmp_path: Path) -> None:
-    python = _environment(pins)
+    python = environment("sdk", pins)
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
