@@ -300,6 +300,11 @@ class Dispatcher:
         """Replicas that serve it now."""
         return len(self._leases)
 
+    @property
+    def precision(self) -> str:
+        """That of the profile it is served with; empty while nothing serves it."""
+        return self._leases[0].profile.precision if self._leases else ""
+
     def ready_in(self, now: float) -> float | None:
         """Seconds until a replica should serve it, while none does; None while unknown."""
         if self._leases or self._ready_time is None:

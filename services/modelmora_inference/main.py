@@ -28,7 +28,7 @@ from modelmora_inference.domain import MAX_TEXTS, Aging, BatchLimits, Bounds, Le
 from modelmora_inference.job_runner import JobRunner, RunnerRules
 from modelmora_inference.job_service import JobNews
 from modelmora_inference.metrics import Collector
-from modelmora_inference.protocols import oip_pb2_grpc, oip_service
+from modelmora_inference.protocols import oip_pb2_grpc, oip_service, tei_service
 from modelmora_inference.readiness import ASK_SECONDS, Readiness
 from modelmora_inference.service import MAX_WEIGHT, MIN_WEIGHT, InferenceService
 from modelmora_inference.store import JobStore, Limits
@@ -86,6 +86,9 @@ class Settings(Section):
     )
     job_claim_seconds: float = Field(
         15, ge=1, le=3600, description="So long after its process was killed a job is taken up again."
+    )
+    tei_model: str = Field(
+        "", description="Model of `tei.v1` calls whose metadata names none; empty: they are refused."
     )
     job_keep_days: float = Field(7, ge=0, le=3660, description="A job is kept so long after its results have expired.")
 
@@ -221,8 +224,28 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                     ),
                     access=oip_service.ACCESS,
                 ),
+                *_tei(servicer, settings, dispatchers, platform),
             ]
         )
+
+
+def _tei(
+    servicer: InferenceService, settings: Settings, dispatchers: Dispatchers, platform: Platform
+) -> Iterator[Service]:
+    def precision_of(version: str) -> str:
+        dispatcher = dispatchers.get(version)
+        return dispatcher.precision if dispatcher is not None else ""
+
+    limits = tei_service.Limits(settings.max_queue_entries, settings.max_batch_tokens, settings.max_batch_entries)
+    speaks = tei_service.TeiService(
+        servicer,
+        default_model=settings.tei_model,
+        limits=limits,
+        precision_of=precision_of,
+        stopping=platform.stopping,
+    )
+    for name, add in tei_service.SERVICES.items():
+        yield Service(full_name=name, add=add, servicer=speaks, access=tei_service.access(name))
 
 
 @asynccontextmanager

@@ -33,6 +33,7 @@ from modelmora_inference.job_service import JobNews, JobRpcs
 from modelmora_inference.store import JobStore
 from modelmora_inference.stream_service import StreamRpcs, StreamRules
 from modelmora_inference.task_service import TaskRpcs
+from modelmora_inference.token_service import TokenWork
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class _Asked:
     """Empty: nobody will ask."""
 
 
-class InferenceService(StreamRpcs, TaskRpcs, JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
+class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
     """Embed: catalog → queue → dispatcher → worker. See dispatcher.py for the life of a call in between."""
 
     def __init__(

@@ -61,7 +61,7 @@ class TaskRpcs:
             raise invalid(violations)
 
         async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.RerankResponse:
-            call = _call(asked, facts, common_pb2.TASK_TYPE_RERANKING, if_loaded)
+            call = call_for(asked, facts, common_pb2.TASK_TYPE_RERANKING, if_loaded)
             query, truncate, raw_scores = request.query, call.truncate, request.raw_scores
             entries = [
                 worker_pb2.TextEntry(text=query, pair=text, truncate=truncate, raw_scores=raw_scores)
@@ -79,7 +79,7 @@ class TaskRpcs:
             raise invalid(violations)
 
         async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.ClassifyResponse:
-            call = _call(asked, facts, common_pb2.TASK_TYPE_CLASSIFICATION, if_loaded)
+            call = call_for(asked, facts, common_pb2.TASK_TYPE_CLASSIFICATION, if_loaded)
             truncate, raw_scores = call.truncate, request.raw_scores
             entries = [
                 worker_pb2.TextEntry(text=text, pair=pair, truncate=truncate, raw_scores=raw_scores)
@@ -97,7 +97,7 @@ class TaskRpcs:
             raise invalid(violations)
 
         async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.AnswerQuestionResponse:
-            call = _call(asked, facts, common_pb2.TASK_TYPE_QUESTION_ANSWERING, if_loaded)
+            call = call_for(asked, facts, common_pb2.TASK_TYPE_QUESTION_ANSWERING, if_loaded)
             call.input_field = "question"
             entry = worker_pb2.TextEntry(
                 text=request.question,
@@ -123,7 +123,7 @@ class TaskRpcs:
             dispatcher = self._dispatchers.get(facts.name)
             widest = facts.embedding_dimensions or (dispatcher.embedding_dimensions if dispatcher is not None else 0)
             wanted = read(request, facts, self._max_call_bytes, widest)
-            call = _call(asked, facts, facts.task_type, if_loaded)  # type: ignore[arg-type]
+            call = call_for(asked, facts, facts.task_type, if_loaded)  # type: ignore[arg-type]
             call.normalize, call.truncate, call.dimensions = wanted.normalize, wanted.truncate, wanted.dimensions
             call.input_field, call.dimensions_field = wanted.element, "parameters.dimensions"
             await self._run(asked, facts, call, wanted.inputs)
@@ -131,7 +131,7 @@ class TaskRpcs:
             response = pb.PredictResponse(
                 outputs=written(wanted, facts, call.rows, labels, request.outputs), labels=labels
             )
-            _tell(response, call, facts)
+            tell_making(response, call, facts)
             return response
 
         response: pb.PredictResponse = await self._answer(request, context, arrival, ask)
@@ -143,7 +143,7 @@ class TaskRpcs:
             raise invalid(violations)
 
         async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.TokenizeResponse:
-            call = _call(asked, facts, facts.task_type, if_loaded)  # type: ignore[arg-type]
+            call = call_for(asked, facts, facts.task_type, if_loaded)  # type: ignore[arg-type]
             call.operation = worker_pb2.OPERATION_TOKENIZE
             plain = request.HasField("add_special_tokens") and not request.add_special_tokens
             await self._run(
@@ -219,7 +219,7 @@ def _wrong_top(request: pb.RerankRequest | pb.ClassifyRequest) -> list[FieldViol
     return [FieldViolation("top_n", "at least 1")] if request.HasField("top_n") and request.top_n < 1 else []
 
 
-def _call(asked: Any, facts: VersionFacts, task_type: common_pb2.TaskType, if_loaded: bool) -> Call:
+def call_for(asked: Any, facts: VersionFacts, task_type: common_pb2.TaskType, if_loaded: bool) -> Call:
     """A call for a version, which must do the task. Raises TaskNotSupported."""
     if facts.task_type != task_type:
         does, wanted = (
@@ -260,7 +260,7 @@ def _ranked(request: pb.RerankRequest, call: Call, facts: VersionFacts) -> pb.Re
         )
         if request.return_texts:
             rank.text = request.texts[index]
-    _tell(response, call, facts)
+    tell_making(response, call, facts)
     return response
 
 
@@ -275,7 +275,7 @@ def _classified(request: pb.ClassifyRequest, call: Call, facts: VersionFacts) ->
         answer = response.classifications.add(input_tokens=tokens, truncated=bool(truncated))
         for index in order[: request.top_n or None]:
             answer.labels.add(label=labels[index], score=scores[index], index=index)
-    _tell(response, call, facts)
+    tell_making(response, call, facts)
     return response
 
 
@@ -287,7 +287,7 @@ def _answered(request: pb.AnswerQuestionRequest, call: Call, facts: VersionFacts
     for score, start, end in zip(found[0::3], found[1::3], found[2::3], strict=True):
         begins, ends = int(start), int(end)
         response.answers.add(text=request.context[begins:ends], score=score, start=begins, end=ends)
-    _tell(response, call, facts)
+    tell_making(response, call, facts)
     return response
 
 
@@ -301,7 +301,7 @@ def _tokenized(call: Call, facts: VersionFacts) -> pb.TokenizeResponse:
         for at in range(0, len(numbers), 4):
             number, start, end, special = numbers[at : at + 4]
             tokens.add(id=number, start=start, end=end, special=bool(special))
-    _tell(response, call, facts)
+    tell_making(response, call, facts)
     return response
 
 
@@ -312,7 +312,7 @@ def _floats(row: bytes) -> array[float]:
     return values
 
 
-def _tell(response: Any, call: Call, facts: VersionFacts) -> None:
+def tell_making(response: Any, call: Call, facts: VersionFacts) -> None:
     """What every answer says of its making."""
     response.model_version, response.digest = facts.name, facts.digest
     if call.profile is not None and not call.operation:

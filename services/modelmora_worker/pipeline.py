@@ -67,8 +67,10 @@ class Batch:
     tokenise_seconds: float = 0.0
     exact: bool = False
     """To be computed with the exact profile."""
-    tokenise: bool = False
-    """Only to be tokenised."""
+    rows_of: Callable[[Sequence[base.Text]], Sequence[bytes]] | None = None
+    """Makes all rows, with nothing left to compute: tokens of texts, texts of tokens. None: the engine prepares."""
+    infer: Callable[[base.MicroBatch], base.Rows] | None = None
+    """Computes in place of the engine's own `infer`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -253,8 +255,8 @@ class Pipeline:
         start = self._clock()
         try:
             with self._preparing:
-                if batch.tokenise:
-                    batch.prepared = _tokenised(self._engine.tokens(batch.texts))
+                if batch.rows_of is not None:
+                    batch.prepared = _ready(batch.rows_of(batch.texts))
                 else:
                     batch.prepared = self._engine.prepare(batch.texts, batch.exact)
         except errors.ModelMoraError as error:
@@ -286,10 +288,10 @@ class Pipeline:
                 continue
             start = self.computing_since = self._clock()
             try:
-                if batch.tokenise:
+                if batch.rows_of is not None:
                     rows = base.Rows(b"".join(micro_batch.items), [len(row) // 4 for row in micro_batch.items])
                 else:
-                    rows = self._engine.infer(micro_batch)
+                    rows = (batch.infer or self._engine.infer)(micro_batch)
             finally:
                 self.computing_since = None
             seconds = self._clock() - start
@@ -312,8 +314,8 @@ class Pipeline:
         job.emit({}, True)
 
 
-def _tokenised(rows: Sequence[bytes]) -> base.Prepared:
-    """Tokens of texts as a batch of which nothing is left to compute."""
+def _ready(rows: Sequence[bytes]) -> base.Prepared:
+    """Rows, of tokens 16 bytes each, as a batch of which nothing is left to compute."""
     count = len(rows)
     batch = base.MicroBatch(list(range(count)), [len(row) // 16 for row in rows], [False] * count, list(rows))
     return base.Prepared([batch] if rows else [])

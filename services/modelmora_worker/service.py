@@ -36,7 +36,12 @@ FIRST_CONTROL_SECONDS = 60.0
 CONTROL_LOSS_SECONDS = 30.0
 """Without a control connection for so long the worker is nobody's and ends."""
 MIN_WATCH_SECONDS = 0.01
-_OPERATIONS = frozenset(worker_pb2.Operation.values())
+_OPERATIONS: Final = {
+    worker_pb2.OPERATION_TOKENIZE: ("tokens", "tokenise"),
+    worker_pb2.OPERATION_DETOKENIZE: ("texts", "make texts of tokens"),
+    worker_pb2.OPERATION_TOKEN_VECTORS: ("token_vectors", "have vectors of single tokens"),
+}
+"""The engine's method for each, and what one cannot do that lacks it."""
 
 
 @dataclass(eq=False)
@@ -61,7 +66,7 @@ class WorkerService:
         self._had_control = False
         self._load_asked = False
         self._loaded = False
-        self._tokenises = False
+        self._engine: base.Engine | None = None
         self._task_type = common_pb2.TASK_TYPE_UNSPECIFIED
         self._description = worker_pb2.EngineDescription()
         self._draining = False
@@ -206,7 +211,7 @@ class WorkerService:
 
         def loaded(engine: base.Engine) -> None:
             self._loaded = True
-            self._tokenises = hasattr(engine, "tokens")  # one of a third party may be older than that
+            self._engine = engine
             self._task_type = load.task_type
             self._description.labels.extend(footprints[0].labels)
             reply = _load_reply(rows[0], footprints[0], load.artifact_path)
@@ -237,10 +242,15 @@ class WorkerService:
             )
             fail(errors.TaskNotSupported(f"the model was loaded for {does}, not {wanted}"))
             return
-        tokenise = infer.operation == worker_pb2.OPERATION_TOKENIZE
-        if infer.operation not in _OPERATIONS or (tokenise and not self._tokenises):
-            fail(errors.TaskNotSupported("the engine does not tokenise"))
-            return
+        operation = None
+        if infer.operation:
+            # An engine of a third party may be older than what we know; what we do not know none of them does.
+            name, what = _OPERATIONS.get(infer.operation, ("", "do that"))
+            operation = getattr(self._engine, name, None)
+            if operation is None:
+                fail(errors.TaskNotSupported(f"the engine does not {what}"))
+                return
+        computes = infer.operation == worker_pb2.OPERATION_TOKEN_VECTORS
         describe = infer.describe
         deadlines: list[float] = []
         if any(text.HasField("timeout") for text in infer.texts):
@@ -262,7 +272,14 @@ class WorkerService:
             connection.send(request_id, reply, granted_bytes=size if done.last else None)
 
         job = pipelines.Batch(
-            infer.texts, deadlines, answer, fail, exact=infer.exact, rank=infer.rank, tokenise=tokenise
+            infer.texts,
+            deadlines,
+            answer,
+            fail,
+            exact=infer.exact or computes,
+            rank=infer.rank,
+            rows_of=None if computes else operation,
+            infer=operation if computes else None,
         )
         session.jobs[request_id] = job
         self._pipeline.submit(job)

@@ -121,6 +121,14 @@ OIP_OFFERED = {
     **dict.fromkeys(("RepositoryModelLoad", "RepositoryModelUnload"), RUNS_IT),
 }
 ALLOWED |= {OIP + name: roles for name, roles in OIP_OFFERED.items()}
+TEI_OFFERED = {
+    "Info": ("Info",),
+    "Embed": ("Embed", "EmbedStream", "EmbedSparse", "EmbedSparseStream", "EmbedAll", "EmbedAllStream"),
+    "Predict": ("Predict", "PredictPair", "PredictStream", "PredictPairStream"),
+    "Rerank": ("Rerank", "RerankStream"),
+    "Tokenize": ("Tokenize", "TokenizeStream", "Decode", "DecodeStream"),
+}
+ALLOWED |= {f"tei.v1.{service}/{name}": EVERY for service, names in TEI_OFFERED.items() for name in names}
 NOT_OFFERED = {
     OIP + name
     for name in (

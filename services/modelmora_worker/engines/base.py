@@ -42,6 +42,10 @@ class Text(Protocol):
     max_answer_tokens: int
     plain: bool
 
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """Tokens to make a text of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -134,6 +138,10 @@ class Engine(Protocol):
     def tokens(self, texts: Sequence[Text]) -> Sequence[bytes]:
         """The tokens of each text, whole: little-endian int32, four for each token (see worker.v1 InferRequest). Called
         like `prepare`."""
+
+    # An engine may also have `texts(entries) -> Sequence[bytes]`, which is called like `tokens` and makes a text of the
+    # `token_ids` of each entry, in little-endian int32 code points; and `token_vectors(batch) -> Rows`, which is called
+    # like `infer`, with a batch prepared for the exact profile, and gives a vector for each token.
 
     def stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         """Answers bit by bit. Raises TaskNotSupported where the engine does not generate."""

@@ -148,6 +148,19 @@ class EchoEngine:
             for entry in texts
         ]
 
+    def texts(self, entries: Sequence[base.Text]) -> Sequence[bytes]:
+        """Nobody knows the words of a hash: the numbers themselves."""
+        return [" ".join(map(str, entry.token_ids)).encode("utf-32-le") for entry in entries]
+
+    def token_vectors(self, batch: base.MicroBatch) -> base.Rows:
+        """The vector of each word."""
+        rows = base.Rows(b"", [])
+        for text, _ in batch.items:
+            values = [value for word in text.split() for value in self._vector(word)]
+            rows.data += struct.pack(f"<{len(values)}f", *values)
+            rows.dimensions.append(len(values))
+        return rows
+
     def stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         raise errors.TaskNotSupported("engine echo does not generate")
 
@@ -159,7 +172,7 @@ class EchoEngine:
     def _values(self, text: str, entry: base.Text) -> list[float]:
         """The row of one text: its vector, or scores made from that."""
         if self._task == "txt2embed":
-            return vector(self._options["seed"], text, self._options["dimensions"])
+            return self._vector(text)
         if self._task == "question_answering":
             # The words of the context, as they come.
             words = list(_WORD.finditer(entry.pair))[: entry.max_answers or 1]
@@ -167,6 +180,9 @@ class EchoEngine:
         count = self._options["labels"] if self._task == "classification" else 1
         values = vector(self._options["seed"], text, count + 1)[:count]
         return values if entry.raw_scores else [1 / (1 + math.exp(-value)) for value in values]
+
+    def _vector(self, text: str) -> list[float]:
+        return vector(self._options["seed"], text, self._options["dimensions"])
 
     def _misbehave(self, texts: Sequence[str], fast: bool) -> None:
         options = self._options

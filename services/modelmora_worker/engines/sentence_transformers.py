@@ -23,7 +23,7 @@ from modelmora import errors
 
 from modelmora_worker.engines import base
 from modelmora_worker.engines.packed import PackedPipeline
-from modelmora_worker.engines.tokens import rows_of
+from modelmora_worker.engines.tokens import rows_of, texts_of
 
 PASS_TOKENS: Final = 28
 """Fixed cost of a forward pass in tokens: 5 ms against 6,200 tokens a second, MiniLM on two cores."""
@@ -162,6 +162,21 @@ class SentenceTransformersEngine:
     def tokens(self, texts: Sequence[base.Text]) -> Sequence[bytes]:
         return rows_of(self._tokenizer, texts)
 
+    def texts(self, entries: Sequence[base.Text]) -> Sequence[bytes]:
+        return texts_of(self._tokenizer, entries)
+
+    def token_vectors(self, batch: base.MicroBatch) -> base.Rows:
+        found = {} if self._static else self._outputs([tokens for tokens, _ in batch.items])
+        if "token_embeddings" not in found:
+            raise errors.TaskNotSupported("the model has no vectors of single tokens")
+        rows = [
+            vectors[mask.bool()].float()
+            for vectors, mask in zip(found["token_embeddings"], found["attention_mask"], strict=True)
+        ]
+        return base.Rows(
+            b"".join(map(_bytes, rows)), [row.numel() for row in rows], profile=self._exact_profile if self._packed else None
+        )
+
     def stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         raise errors.TaskNotSupported("engine sentence_transformers does not generate")
 
@@ -226,6 +241,10 @@ class SentenceTransformersEngine:
 
     def _forward(self, rows: Sequence[Any]) -> Any:
         """Vectors of these rows through the model's pipeline, float32 [rows, dimensions]."""
+        return self._outputs(rows)["sentence_embedding"].float()
+
+    def _outputs(self, rows: Sequence[Any]) -> Any:
+        """Everything that the pipeline says of these rows, by name."""
         torch = self._torch
         if self._static:
             ids = [row["input_ids"] for row in rows]
@@ -242,7 +261,7 @@ class SentenceTransformersEngine:
             if self._prompt_tokens is not None:
                 features["prompt_length"] = self._prompt_tokens
         with torch.inference_mode():
-            return self._model(features)["sentence_embedding"].float()
+            return self._model(features)
 
     def _warm_up(self) -> int:
         """One short pass, so that the first request does not pay for what is set up lazily. The dimensions."""

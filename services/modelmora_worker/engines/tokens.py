@@ -36,3 +36,11 @@ def rows_of(tokenizer: Any, texts: Sequence[base.Text]) -> list[bytes]:
                 ]
             )
     return rows
+
+
+def texts_of(tokenizer: Any, entries: Sequence[Any]) -> list[bytes]:
+    """The text of each entry's `token_ids`, in code points, by such a tokenizer; ids it does not know are left out."""
+    library = tokenizer if hasattr(tokenizer, "encode_batch") else tokenizer.backend_tokenizer
+    return [
+        library.decode(list(entry.token_ids), skip_special_tokens=entry.plain).encode("utf-32-le") for entry in entries
+    ]

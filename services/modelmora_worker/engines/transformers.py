@@ -28,7 +28,7 @@ from modelmora_worker.engines.sentence_transformers import (
     cut,
     usable_cores,
 )
-from modelmora_worker.engines.tokens import rows_of
+from modelmora_worker.engines.tokens import rows_of, texts_of
 
 MIN_INPUT_TOKENS: Final = 16
 OVERLAP_TOKENS: Final = 128
@@ -169,6 +169,9 @@ class TransformersEngine:
 
     def tokens(self, texts: Sequence[base.Text]) -> Sequence[bytes]:
         return rows_of(self._tokenizer, texts)
+
+    def texts(self, entries: Sequence[base.Text]) -> Sequence[bytes]:
+        return texts_of(self._tokenizer, entries)
 
     def infer(self, batch: base.MicroBatch) -> base.Rows:
         if self._task == "question_answering":

@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from modelmora.common.v1 import common_pb2 as modelmora_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n modelmora/worker/v1/worker.proto\x12\x13modelmora.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a modelmora/common/v1/common.proto\"\xb1\x03\n\rWorkerRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.modelmora.worker.v1.HelloH\x00\x12\x30\n\x04load\x18\x02 \x01(\x0b\x32 .modelmora.worker.v1.LoadRequestH\x00\x12\x32\n\x05infer\x18\x03 \x01(\x0b\x32!.modelmora.worker.v1.InferRequestH\x00\x12\x34\n\x06stream\x18\x04 \x01(\x0b\x32\".modelmora.worker.v1.StreamRequestH\x00\x12\x32\n\x05\x64rain\x18\x05 \x01(\x0b\x32!.modelmora.worker.v1.DrainRequestH\x00\x12\x32\n\x05watch\x18\x06 \x01(\x0b\x32!.modelmora.worker.v1.WatchRequestH\x00\x12.\n\x03key\x18\x07 \x01(\x0b\x32\x1f.modelmora.worker.v1.KeyRequestH\x00\x12\x34\n\x06\x63\x61ncel\x18\x08 \x01(\x0b\x32\".modelmora.worker.v1.CancelRequestH\x00\x42\t\n\x07message\"\xe0\x03\n\x0bWorkerReply\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.modelmora.worker.v1.HelloReplyH\x00\x12:\n\rload_progress\x18\x02 \x01(\x0b\x32!.modelmora.worker.v1.LoadProgressH\x00\x12.\n\x04load\x18\x03 \x01(\x0b\x32\x1e.modelmora.worker.v1.LoadReplyH\x00\x12\x30\n\x05infer\x18\x04 \x01(\x0b\x32\x1f.modelmora.worker.v1.InferReplyH\x00\x12\x32\n\x06stream\x18\x05 \x01(\x0b\x32 .modelmora.worker.v1.StreamReplyH\x00\x12\x30\n\x05\x64rain\x18\x06 \x01(\x0b\x32\x1f.modelmora.worker.v1.DrainReplyH\x00\x12\x30\n\x05watch\x18\x07 \x01(\x0b\x32\x1f.modelmora.worker.v1.WatchReplyH\x00\x12,\n\x03key\x18\x08 \x01(\x0b\x32\x1d.modelmora.worker.v1.KeyReplyH\x00\x12\x30\n\x05\x65rror\x18\t \x01(\x0b\x32\x1f.modelmora.worker.v1.ErrorReplyH\x00\x42\t\n\x07message\"*\n\x05Hello\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x14\n\x0cwire_version\x18\x02 \x01(\x05\"/\n\nHelloReply\x12\x14\n\x0cwire_version\x18\x01 \x01(\x05\x12\x0b\n\x03pid\x18\x02 \x01(\x03\"\xbb\x02\n\x0bLoadRequest\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x15\n\rartifact_path\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x32\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32!.modelmora.common.v1.DeviceMemory\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12(\n\x07options\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x30\n\ttask_type\x18\x07 \x01(\x0e\x32\x1d.modelmora.common.v1.TaskType\x12\x13\n\x0b\x63pu_threads\x18\x08 \x01(\x05\x12:\n\x0e\x65ngine_profile\x18\t \x01(\x0b\x32\".modelmora.common.v1.EngineProfile\"F\n\x0cLoadProgress\x12\x12\n\ndone_bytes\x18\x01 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12\r\n\x05stage\x18\x03 \x01(\t\"\x98\x02\n\tLoadReply\x12\x34\n\tfootprint\x18\x01 \x03(\x0b\x32!.modelmora.common.v1.DeviceMemory\x12:\n\x0e\x65ngine_profile\x18\x02 \x01(\x0b\x32\".modelmora.common.v1.EngineProfile\x12\x18\n\x10max_input_tokens\x18\x03 \x01(\x05\x12\x1c\n\x14\x65mbedding_dimensions\x18\x04 \x01(\x05\x12\x18\n\x10max_batch_tokens\x18\x05 \x01(\x05\x12\x19\n\x11max_batch_entries\x18\x06 \x01(\x05\x12,\n\x05tasks\x18\x07 \x03(\x0e\x32\x1d.modelmora.common.v1.TaskType\"\xd1\x01\n\x0cInferRequest\x12\x30\n\ttask_type\x18\x01 \x01(\x0e\x32\x1d.modelmora.common.v1.TaskType\x12-\n\x05texts\x18\x02 \x03(\x0b\x32\x1e.modelmora.worker.v1.TextEntry\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x10\n\x08\x64\x65scribe\x18\x05 \x01(\x08\x12\x31\n\toperation\x18\x06 \x01(\x0e\x32\x1e.modelmora.worker.v1.Operation\"\xed\x01\n\tTextEntry\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08truncate\x18\x02 \x01(\x08\x12\x11\n\tnormalize\x18\x03 \x01(\x08\x12\x12\n\ndimensions\x18\x04 \x01(\x05\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04pair\x18\x06 \x01(\t\x12\x12\n\nraw_scores\x18\x07 \x01(\x08\x12\x13\n\x0bmax_answers\x18\x08 \x01(\x05\x12\x19\n\x11max_answer_tokens\x18\t \x01(\x05\x12\r\n\x05plain\x18\n \x01(\x08\x12\x0c\n\x04\x64\x61ta\x18\x0b \x01(\x0c\"\xff\x02\n\nInferReply\x12\x11\n\tpositions\x18\x01 \x03(\x05\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\x16\n\x0erow_dimensions\x18\x03 \x03(\x05\x12\x14\n\x0cinput_tokens\x18\x04 \x03(\x05\x12\x11\n\ttruncated\x18\x05 \x03(\x08\x12/\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x1f.modelmora.worker.v1.EntryError\x12+\n\x08tokenise\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x64one\x18\t \x01(\x08\x12:\n\x0e\x65ngine_profile\x18\n \x01(\x0b\x32\".modelmora.common.v1.EngineProfile\x12;\n\x0b\x64\x65scription\x18\x0b \x01(\x0b\x32&.modelmora.worker.v1.EngineDescription\"#\n\x11\x45ngineDescription\x12\x0e\n\x06labels\x18\x01 \x03(\t\"?\n\nEntryError\x12\x10\n\x08position\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"i\n\rStreamRequest\x12\x30\n\ttask_type\x18\x01 \x01(\x0e\x32\x1d.modelmora.common.v1.TaskType\x12&\n\x05input\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"D\n\x0bStreamReply\x12\'\n\x06output\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\"\x0e\n\x0c\x44rainRequest\"\x0c\n\nDrainReply\";\n\x0cWatchRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdb\x01\n\nWatchReply\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .modelmora.common.v1.HealthState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rprivate_bytes\x18\x03 \x01(\x03\x12\x11\n\tin_flight\x18\x04 \x01(\x05\x12\x0f\n\x07\x62\x61tches\x18\x05 \x01(\x03\x12\x0f\n\x07\x65ntries\x18\x06 \x01(\x03\x12*\n\x07\x63ompute\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x62\x61tch_tokens\x18\x08 \x01(\x03\"+\n\nKeyRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x10\n\x08withdraw\x18\x02 \x01(\x08\"\n\n\x08KeyReply\"\"\n\rCancelRequest\x12\x11\n\tpositions\x18\x01 \x03(\x05\"\x9b\x02\n\nErrorReply\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12?\n\x08metadata\x18\x03 \x03(\x0b\x32-.modelmora.worker.v1.ErrorReply.MetadataEntry\x12\x0e\n\x06status\x18\x04 \x01(\t\x12;\n\x06\x66ields\x18\x05 \x03(\x0b\x32+.modelmora.worker.v1.ErrorReply.FieldsEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*>\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x16\n\x12OPERATION_TOKENIZE\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n modelmora/worker/v1/worker.proto\x12\x13modelmora.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a modelmora/common/v1/common.proto\"\xb1\x03\n\rWorkerRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.modelmora.worker.v1.HelloH\x00\x12\x30\n\x04load\x18\x02 \x01(\x0b\x32 .modelmora.worker.v1.LoadRequestH\x00\x12\x32\n\x05infer\x18\x03 \x01(\x0b\x32!.modelmora.worker.v1.InferRequestH\x00\x12\x34\n\x06stream\x18\x04 \x01(\x0b\x32\".modelmora.worker.v1.StreamRequestH\x00\x12\x32\n\x05\x64rain\x18\x05 \x01(\x0b\x32!.modelmora.worker.v1.DrainRequestH\x00\x12\x32\n\x05watch\x18\x06 \x01(\x0b\x32!.modelmora.worker.v1.WatchRequestH\x00\x12.\n\x03key\x18\x07 \x01(\x0b\x32\x1f.modelmora.worker.v1.KeyRequestH\x00\x12\x34\n\x06\x63\x61ncel\x18\x08 \x01(\x0b\x32\".modelmora.worker.v1.CancelRequestH\x00\x42\t\n\x07message\"\xe0\x03\n\x0bWorkerReply\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.modelmora.worker.v1.HelloReplyH\x00\x12:\n\rload_progress\x18\x02 \x01(\x0b\x32!.modelmora.worker.v1.LoadProgressH\x00\x12.\n\x04load\x18\x03 \x01(\x0b\x32\x1e.modelmora.worker.v1.LoadReplyH\x00\x12\x30\n\x05infer\x18\x04 \x01(\x0b\x32\x1f.modelmora.worker.v1.InferReplyH\x00\x12\x32\n\x06stream\x18\x05 \x01(\x0b\x32 .modelmora.worker.v1.StreamReplyH\x00\x12\x30\n\x05\x64rain\x18\x06 \x01(\x0b\x32\x1f.modelmora.worker.v1.DrainReplyH\x00\x12\x30\n\x05watch\x18\x07 \x01(\x0b\x32\x1f.modelmora.worker.v1.WatchReplyH\x00\x12,\n\x03key\x18\x08 \x01(\x0b\x32\x1d.modelmora.worker.v1.KeyReplyH\x00\x12\x30\n\x05\x65rror\x18\t \x01(\x0b\x32\x1f.modelmora.worker.v1.ErrorReplyH\x00\x42\t\n\x07message\"*\n\x05Hello\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x14\n\x0cwire_version\x18\x02 \x01(\x05\"/\n\nHelloReply\x12\x14\n\x0cwire_version\x18\x01 \x01(\x05\x12\x0b\n\x03pid\x18\x02 \x01(\x03\"\xbb\x02\n\x0bLoadRequest\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x15\n\rartifact_path\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x32\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32!.modelmora.common.v1.DeviceMemory\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12(\n\x07options\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x30\n\ttask_type\x18\x07 \x01(\x0e\x32\x1d.modelmora.common.v1.TaskType\x12\x13\n\x0b\x63pu_threads\x18\x08 \x01(\x05\x12:\n\x0e\x65ngine_profile\x18\t \x01(\x0b\x32\".modelmora.common.v1.EngineProfile\"F\n\x0cLoadProgress\x12\x12\n\ndone_bytes\x18\x01 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12\r\n\x05stage\x18\x03 \x01(\t\"\x98\x02\n\tLoadReply\x12\x34\n\tfootprint\x18\x01 \x03(\x0b\x32!.modelmora.common.v1.DeviceMemory\x12:\n\x0e\x65ngine_profile\x18\x02 \x01(\x0b\x32\".modelmora.common.v1.EngineProfile\x12\x18\n\x10max_input_tokens\x18\x03 \x01(\x05\x12\x1c\n\x14\x65mbedding_dimensions\x18\x04 \x01(\x05\x12\x18\n\x10max_batch_tokens\x18\x05 \x01(\x05\x12\x19\n\x11max_batch_entries\x18\x06 \x01(\x05\x12,\n\x05tasks\x18\x07 \x03(\x0e\x32\x1d.modelmora.common.v1.TaskType\"\xd1\x01\n\x0cInferRequest\x12\x30\n\ttask_type\x18\x01 \x01(\x0e\x32\x1d.modelmora.common.v1.TaskType\x12-\n\x05texts\x18\x02 \x03(\x0b\x32\x1e.modelmora.worker.v1.TextEntry\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x10\n\x08\x64\x65scribe\x18\x05 \x01(\x08\x12\x31\n\toperation\x18\x06 \x01(\x0e\x32\x1e.modelmora.worker.v1.Operation\"\x80\x02\n\tTextEntry\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08truncate\x18\x02 \x01(\x08\x12\x11\n\tnormalize\x18\x03 \x01(\x08\x12\x12\n\ndimensions\x18\x04 \x01(\x05\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04pair\x18\x06 \x01(\t\x12\x12\n\nraw_scores\x18\x07 \x01(\x08\x12\x13\n\x0bmax_answers\x18\x08 \x01(\x05\x12\x19\n\x11max_answer_tokens\x18\t \x01(\x05\x12\r\n\x05plain\x18\n \x01(\x08\x12\x0c\n\x04\x64\x61ta\x18\x0b \x01(\x0c\x12\x11\n\ttoken_ids\x18\x0c \x03(\r\"\xff\x02\n\nInferReply\x12\x11\n\tpositions\x18\x01 \x03(\x05\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\x16\n\x0erow_dimensions\x18\x03 \x03(\x05\x12\x14\n\x0cinput_tokens\x18\x04 \x03(\x05\x12\x11\n\ttruncated\x18\x05 \x03(\x08\x12/\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x1f.modelmora.worker.v1.EntryError\x12+\n\x08tokenise\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x64one\x18\t \x01(\x08\x12:\n\x0e\x65ngine_profile\x18\n \x01(\x0b\x32\".modelmora.common.v1.EngineProfile\x12;\n\x0b\x64\x65scription\x18\x0b \x01(\x0b\x32&.modelmora.worker.v1.EngineDescription\"#\n\x11\x45ngineDescription\x12\x0e\n\x06labels\x18\x01 \x03(\t\"?\n\nEntryError\x12\x10\n\x08position\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"i\n\rStreamRequest\x12\x30\n\ttask_type\x18\x01 \x01(\x0e\x32\x1d.modelmora.common.v1.TaskType\x12&\n\x05input\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"D\n\x0bStreamReply\x12\'\n\x06output\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\"\x0e\n\x0c\x44rainRequest\"\x0c\n\nDrainReply\";\n\x0cWatchRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdb\x01\n\nWatchReply\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .modelmora.common.v1.HealthState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rprivate_bytes\x18\x03 \x01(\x03\x12\x11\n\tin_flight\x18\x04 \x01(\x05\x12\x0f\n\x07\x62\x61tches\x18\x05 \x01(\x03\x12\x0f\n\x07\x65ntries\x18\x06 \x01(\x03\x12*\n\x07\x63ompute\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x62\x61tch_tokens\x18\x08 \x01(\x03\"+\n\nKeyRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x10\n\x08withdraw\x18\x02 \x01(\x08\"\n\n\x08KeyReply\"\"\n\rCancelRequest\x12\x11\n\tpositions\x18\x01 \x03(\x05\"\x9b\x02\n\nErrorReply\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12?\n\x08metadata\x18\x03 \x03(\x0b\x32-.modelmora.worker.v1.ErrorReply.MetadataEntry\x12\x0e\n\x06status\x18\x04 \x01(\t\x12;\n\x06\x66ields\x18\x05 \x03(\x0b\x32+.modelmora.worker.v1.ErrorReply.FieldsEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*u\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x16\n\x12OPERATION_TOKENIZE\x10\x01\x12\x18\n\x14OPERATION_DETOKENIZE\x10\x02\x12\x1b\n\x17OPERATION_TOKEN_VECTORS\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERRORREPLY_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_ERRORREPLY_FIELDSENTRY']._loaded_options = None
   _globals['_ERRORREPLY_FIELDSENTRY']._serialized_options = b'8\001'
-  _globals['_OPERATION']._serialized_start=3647
-  _globals['_OPERATION']._serialized_end=3709
+  _globals['_OPERATION']._serialized_start=3666
+  _globals['_OPERATION']._serialized_end=3783
   _globals['_WORKERREQUEST']._serialized_start=154
   _globals['_WORKERREQUEST']._serialized_end=587
   _globals['_WORKERREPLY']._serialized_start=590
@@ -57,35 +57,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERREQUEST']._serialized_start=1839
   _globals['_INFERREQUEST']._serialized_end=2048
   _globals['_TEXTENTRY']._serialized_start=2051
-  _globals['_TEXTENTRY']._serialized_end=2288
-  _globals['_INFERREPLY']._serialized_start=2291
-  _globals['_INFERREPLY']._serialized_end=2674
-  _globals['_ENGINEDESCRIPTION']._serialized_start=2676
-  _globals['_ENGINEDESCRIPTION']._serialized_end=2711
-  _globals['_ENTRYERROR']._serialized_start=2713
-  _globals['_ENTRYERROR']._serialized_end=2776
-  _globals['_STREAMREQUEST']._serialized_start=2778
-  _globals['_STREAMREQUEST']._serialized_end=2883
-  _globals['_STREAMREPLY']._serialized_start=2885
-  _globals['_STREAMREPLY']._serialized_end=2953
-  _globals['_DRAINREQUEST']._serialized_start=2955
-  _globals['_DRAINREQUEST']._serialized_end=2969
-  _globals['_DRAINREPLY']._serialized_start=2971
-  _globals['_DRAINREPLY']._serialized_end=2983
-  _globals['_WATCHREQUEST']._serialized_start=2985
-  _globals['_WATCHREQUEST']._serialized_end=3044
-  _globals['_WATCHREPLY']._serialized_start=3047
-  _globals['_WATCHREPLY']._serialized_end=3266
-  _globals['_KEYREQUEST']._serialized_start=3268
-  _globals['_KEYREQUEST']._serialized_end=3311
-  _globals['_KEYREPLY']._serialized_start=3313
-  _globals['_KEYREPLY']._serialized_end=3323
-  _globals['_CANCELREQUEST']._serialized_start=3325
-  _globals['_CANCELREQUEST']._serialized_end=3359
-  _globals['_ERRORREPLY']._serialized_start=3362
-  _globals['_ERRORREPLY']._serialized_end=3645
-  _globals['_ERRORREPLY_METADATAENTRY']._serialized_start=3551
-  _globals['_ERRORREPLY_METADATAENTRY']._serialized_end=3598
-  _globals['_ERRORREPLY_FIELDSENTRY']._serialized_start=3600
-  _globals['_ERRORREPLY_FIELDSENTRY']._serialized_end=3645
+  _globals['_TEXTENTRY']._serialized_end=2307
+  _globals['_INFERREPLY']._serialized_start=2310
+  _globals['_INFERREPLY']._serialized_end=2693
+  _globals['_ENGINEDESCRIPTION']._serialized_start=2695
+  _globals['_ENGINEDESCRIPTION']._serialized_end=2730
+  _globals['_ENTRYERROR']._serialized_start=2732
+  _globals['_ENTRYERROR']._serialized_end=2795
+  _globals['_STREAMREQUEST']._serialized_start=2797
+  _globals['_STREAMREQUEST']._serialized_end=2902
+  _globals['_STREAMREPLY']._serialized_start=2904
+  _globals['_STREAMREPLY']._serialized_end=2972
+  _globals['_DRAINREQUEST']._serialized_start=2974
+  _globals['_DRAINREQUEST']._serialized_end=2988
+  _globals['_DRAINREPLY']._serialized_start=2990
+  _globals['_DRAINREPLY']._serialized_end=3002
+  _globals['_WATCHREQUEST']._serialized_start=3004
+  _globals['_WATCHREQUEST']._serialized_end=3063
+  _globals['_WATCHREPLY']._serialized_start=3066
+  _globals['_WATCHREPLY']._serialized_end=3285
+  _globals['_KEYREQUEST']._serialized_start=3287
+  _globals['_KEYREQUEST']._serialized_end=3330
+  _globals['_KEYREPLY']._serialized_start=3332
+  _globals['_KEYREPLY']._serialized_end=3342
+  _globals['_CANCELREQUEST']._serialized_start=3344
+  _globals['_CANCELREQUEST']._serialized_end=3378
+  _globals['_ERRORREPLY']._serialized_start=3381
+  _globals['_ERRORREPLY']._serialized_end=3664
+  _globals['_ERRORREPLY_METADATAENTRY']._serialized_start=3570
+  _globals['_ERRORREPLY_METADATAENTRY']._serialized_end=3617
+  _globals['_ERRORREPLY_FIELDSENTRY']._serialized_start=3619
+  _globals['_ERRORREPLY_FIELDSENTRY']._serialized_end=3664
 # @@protoc_insertion_point(module_scope)

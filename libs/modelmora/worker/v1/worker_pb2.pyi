@@ -16,8 +16,12 @@ class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     OPERATION_UNSPECIFIED: _ClassVar[Operation]
     OPERATION_TOKENIZE: _ClassVar[Operation]
+    OPERATION_DETOKENIZE: _ClassVar[Operation]
+    OPERATION_TOKEN_VECTORS: _ClassVar[Operation]
 OPERATION_UNSPECIFIED: Operation
 OPERATION_TOKENIZE: Operation
+OPERATION_DETOKENIZE: Operation
+OPERATION_TOKEN_VECTORS: Operation
 
 class WorkerRequest(_message.Message):
     __slots__ = ("hello", "load", "infer", "stream", "drain", "watch", "key", "cancel")
@@ -144,7 +148,7 @@ class InferRequest(_message.Message):
     def __init__(self, task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., texts: _Optional[_Iterable[_Union[TextEntry, _Mapping]]] = ..., exact: bool = ..., rank: _Optional[int] = ..., describe: bool = ..., operation: _Optional[_Union[Operation, str]] = ...) -> None: ...
 
 class TextEntry(_message.Message):
-    __slots__ = ("text", "truncate", "normalize", "dimensions", "timeout", "pair", "raw_scores", "max_answers", "max_answer_tokens", "plain", "data")
+    __slots__ = ("text", "truncate", "normalize", "dimensions", "timeout", "pair", "raw_scores", "max_answers", "max_answer_tokens", "plain", "data", "token_ids")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +160,7 @@ class TextEntry(_message.Message):
     MAX_ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PLAIN_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     text: str
     truncate: bool
     normalize: bool
@@ -167,7 +172,8 @@ class TextEntry(_message.Message):
     max_answer_tokens: int
     plain: bool
     data: bytes
-    def __init__(self, text: _Optional[str] = ..., truncate: bool = ..., normalize: bool = ..., dimensions: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pair: _Optional[str] = ..., raw_scores: bool = ..., max_answers: _Optional[int] = ..., max_answer_tokens: _Optional[int] = ..., plain: bool = ..., data: _Optional[bytes] = ...) -> None: ...
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, text: _Optional[str] = ..., truncate: bool = ..., normalize: bool = ..., dimensions: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pair: _Optional[str] = ..., raw_scores: bool = ..., max_answers: _Optional[int] = ..., max_answer_tokens: _Optional[int] = ..., plain: bool = ..., data: _Optional[bytes] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class InferReply(_message.Message):
     __slots__ = ("positions", "rows", "row_dimensions", "input_tokens", "truncated", "errors", "tokenise", "compute", "done", "engine_profile", "description")
