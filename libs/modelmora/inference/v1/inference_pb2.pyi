@@ -43,7 +43,7 @@ REQUEST_PLACE_WAITING: RequestPlace
 REQUEST_PLACE_RUNNING: RequestPlace
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("model", "texts", "normalize", "truncate", "dimensions", "priority", "timeout", "encoding", "precision", "cold_policy", "fallback_model", "request_id")
+    __slots__ = ("model", "texts", "normalize", "truncate", "dimensions", "priority", "timeout", "encoding", "precision", "cold_policy", "fallback_model", "request_id", "prompt_name")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class EmbedRequest(_message.Message):
     COLD_POLICY_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_MODEL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_NAME_FIELD_NUMBER: _ClassVar[int]
     model: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     normalize: bool
@@ -68,7 +69,8 @@ class EmbedRequest(_message.Message):
     cold_policy: ColdPolicy
     fallback_model: str
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., normalize: bool = ..., truncate: bool = ..., dimensions: _Optional[int] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., encoding: _Optional[_Union[VectorEncoding, str]] = ..., precision: _Optional[str] = ..., cold_policy: _Optional[_Union[ColdPolicy, str]] = ..., fallback_model: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    prompt_name: str
+    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., normalize: bool = ..., truncate: bool = ..., dimensions: _Optional[int] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., encoding: _Optional[_Union[VectorEncoding, str]] = ..., precision: _Optional[str] = ..., cold_policy: _Optional[_Union[ColdPolicy, str]] = ..., fallback_model: _Optional[str] = ..., request_id: _Optional[str] = ..., prompt_name: _Optional[str] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("embeddings", "vectors", "usage", "timings", "model_version", "digest", "engine_profile", "energy")
@@ -441,7 +443,14 @@ class DescribeModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class DescribeModelResponse(_message.Message):
-    __slots__ = ("model_version", "digest", "task_type", "inputs", "outputs", "labels", "max_input_tokens", "embedding_dimensions", "max_texts", "max_text_characters", "max_call_bytes", "replicas")
+    __slots__ = ("model_version", "digest", "task_type", "inputs", "outputs", "labels", "max_input_tokens", "embedding_dimensions", "max_texts", "max_text_characters", "max_call_bytes", "replicas", "prompts", "default_prompt_name")
+    class PromptsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -454,6 +463,8 @@ class DescribeModelResponse(_message.Message):
     MAX_TEXT_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     MAX_CALL_BYTES_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_PROMPT_NAME_FIELD_NUMBER: _ClassVar[int]
     model_version: str
     digest: str
     task_type: _common_pb2.TaskType
@@ -466,7 +477,9 @@ class DescribeModelResponse(_message.Message):
     max_text_characters: int
     max_call_bytes: int
     replicas: int
-    def __init__(self, model_version: _Optional[str] = ..., digest: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., inputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., max_input_tokens: _Optional[int] = ..., embedding_dimensions: _Optional[int] = ..., max_texts: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_call_bytes: _Optional[int] = ..., replicas: _Optional[int] = ...) -> None: ...
+    prompts: _containers.ScalarMap[str, str]
+    default_prompt_name: str
+    def __init__(self, model_version: _Optional[str] = ..., digest: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., inputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., max_input_tokens: _Optional[int] = ..., embedding_dimensions: _Optional[int] = ..., max_texts: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_call_bytes: _Optional[int] = ..., replicas: _Optional[int] = ..., prompts: _Optional[_Mapping[str, str]] = ..., default_prompt_name: _Optional[str] = ...) -> None: ...
 
 class TensorDescription(_message.Message):
     __slots__ = ("name", "datatype", "shape")
@@ -677,18 +690,20 @@ class JobError(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class EmbedTask(_message.Message):
-    __slots__ = ("texts", "normalize", "truncate", "dimensions", "precision")
+    __slots__ = ("texts", "normalize", "truncate", "dimensions", "precision", "prompt_name")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_NAME_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedScalarFieldContainer[str]
     normalize: bool
     truncate: bool
     dimensions: int
     precision: str
-    def __init__(self, texts: _Optional[_Iterable[str]] = ..., normalize: bool = ..., truncate: bool = ..., dimensions: _Optional[int] = ..., precision: _Optional[str] = ...) -> None: ...
+    prompt_name: str
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., normalize: bool = ..., truncate: bool = ..., dimensions: _Optional[int] = ..., precision: _Optional[str] = ..., prompt_name: _Optional[str] = ...) -> None: ...
 
 class CreateInferenceJobRequest(_message.Message):
     __slots__ = ("model", "embed", "priority", "timeout", "result_ttl", "request_id")

@@ -82,7 +82,7 @@ class HelloReply(_message.Message):
     def __init__(self, wire_version: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("engine", "artifact_path", "model_version", "devices", "dtype", "options", "task_type", "cpu_threads", "engine_profile")
+    __slots__ = ("engine", "artifact_path", "model_version", "devices", "dtype", "options", "task_type", "cpu_threads", "engine_profile", "cache_path")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_PATH_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class LoadRequest(_message.Message):
     TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
     CPU_THREADS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_PROFILE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_PATH_FIELD_NUMBER: _ClassVar[int]
     engine: str
     artifact_path: str
     model_version: str
@@ -101,7 +102,8 @@ class LoadRequest(_message.Message):
     task_type: _common_pb2.TaskType
     cpu_threads: int
     engine_profile: _common_pb2.EngineProfile
-    def __init__(self, engine: _Optional[str] = ..., artifact_path: _Optional[str] = ..., model_version: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[_common_pb2.DeviceMemory, _Mapping]]] = ..., dtype: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., cpu_threads: _Optional[int] = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ...) -> None: ...
+    cache_path: str
+    def __init__(self, engine: _Optional[str] = ..., artifact_path: _Optional[str] = ..., model_version: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[_common_pb2.DeviceMemory, _Mapping]]] = ..., dtype: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., cpu_threads: _Optional[int] = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ..., cache_path: _Optional[str] = ...) -> None: ...
 
 class LoadProgress(_message.Message):
     __slots__ = ("done_bytes", "total_bytes", "stage")
@@ -148,7 +150,7 @@ class InferRequest(_message.Message):
     def __init__(self, task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., texts: _Optional[_Iterable[_Union[TextEntry, _Mapping]]] = ..., exact: bool = ..., rank: _Optional[int] = ..., describe: bool = ..., operation: _Optional[_Union[Operation, str]] = ...) -> None: ...
 
 class TextEntry(_message.Message):
-    __slots__ = ("text", "truncate", "normalize", "dimensions", "timeout", "pair", "raw_scores", "max_answers", "max_answer_tokens", "plain", "data", "token_ids")
+    __slots__ = ("text", "truncate", "normalize", "dimensions", "timeout", "pair", "raw_scores", "max_answers", "max_answer_tokens", "plain", "data", "token_ids", "prompt")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +163,7 @@ class TextEntry(_message.Message):
     PLAIN_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
     text: str
     truncate: bool
     normalize: bool
@@ -173,7 +176,8 @@ class TextEntry(_message.Message):
     plain: bool
     data: bytes
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, text: _Optional[str] = ..., truncate: bool = ..., normalize: bool = ..., dimensions: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pair: _Optional[str] = ..., raw_scores: bool = ..., max_answers: _Optional[int] = ..., max_answer_tokens: _Optional[int] = ..., plain: bool = ..., data: _Optional[bytes] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    prompt: str
+    def __init__(self, text: _Optional[str] = ..., truncate: bool = ..., normalize: bool = ..., dimensions: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pair: _Optional[str] = ..., raw_scores: bool = ..., max_answers: _Optional[int] = ..., max_answer_tokens: _Optional[int] = ..., plain: bool = ..., data: _Optional[bytes] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt: _Optional[str] = ...) -> None: ...
 
 class InferReply(_message.Message):
     __slots__ = ("positions", "rows", "row_dimensions", "input_tokens", "truncated", "errors", "tokenise", "compute", "done", "engine_profile", "description")
@@ -202,10 +206,21 @@ class InferReply(_message.Message):
     def __init__(self, positions: _Optional[_Iterable[int]] = ..., rows: _Optional[bytes] = ..., row_dimensions: _Optional[_Iterable[int]] = ..., input_tokens: _Optional[_Iterable[int]] = ..., truncated: _Optional[_Iterable[bool]] = ..., errors: _Optional[_Iterable[_Union[EntryError, _Mapping]]] = ..., tokenise: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compute: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., done: bool = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ..., description: _Optional[_Union[EngineDescription, _Mapping]] = ...) -> None: ...
 
 class EngineDescription(_message.Message):
-    __slots__ = ("labels",)
+    __slots__ = ("labels", "prompts", "default_prompt")
+    class PromptsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_PROMPT_FIELD_NUMBER: _ClassVar[int]
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    prompts: _containers.ScalarMap[str, str]
+    default_prompt: str
+    def __init__(self, labels: _Optional[_Iterable[str]] = ..., prompts: _Optional[_Mapping[str, str]] = ..., default_prompt: _Optional[str] = ...) -> None: ...
 
 class EntryError(_message.Message):
     __slots__ = ("position", "reason", "message")
