@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from modelmora.errors import LoadFailed, ModelMoraError
 from modelmora_lifecycle.domain import Footprint, Replica, ReplicaState, VersionFacts
+from modelmora_lifecycle.eviction import Decision
 from modelmora_lifecycle.ledger import Ledger
-from modelmora_lifecycle.scheduler import Decision, Rules, Scheduler
+from modelmora_lifecycle.scheduler import Rules, Scheduler
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""How much main memory this machine, or this container, has and who uses it."""
+"""What this machine, or this container, has: main memory and who uses it, and processors."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,6 +52,22 @@ def available_bytes() -> int:
     return min(room)
 
 
+def cpu_cores() -> int:
+    """Processors that this process may use: those it may run on, or less where the quota of a cgroup says so; at least
+    1. A part of a processor does not count: a thread on it would hold up the others."""
+    quotas = [found for folder in _folders("cpu") if (found := _quota(folder)) is not None]
+    return max(1, int(min([len(os.sched_getaffinity(0)), *quotas])))
+
+
+def _quota(folder: Path) -> float | None:
+    """Processors by the quota of one cgroup; None where it has none."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        quota, period = (str(_number(folder / f"cpu.cfs_{name}_us") or "") for name in ("quota", "period"))
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+
+
 def _machine() -> tuple[int, int]:
     figures: dict[str, int] = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
@@ -59,8 +76,9 @@ def _machine() -> tuple[int, int]:
     return figures["MemTotal"], figures["MemAvailable"]
 
 
-def _folders() -> list[Path]:
-    """Our cgroup and those above it. A namespaced container sees its own as the root, a host process the whole path."""
+def _folders(controller: str = "memory") -> list[Path]:
+    """Our cgroup, as this controller has it, and those above it. A namespaced container sees its own as the root, a
+    host process the whole path."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -70,8 +88,8 @@ def _folders() -> list[Path]:
         if controllers == "":
             own = _CGROUP / path.lstrip("/")
             return [folder for folder in (own, *own.parents) if folder.is_relative_to(_CGROUP) and folder.is_dir()]
-        if "memory" in controllers.split(","):
-            root = _CGROUP / "memory"
+        if controller in controllers.split(","):
+            root = _CGROUP / controller
             own = root / path.lstrip("/")
             return [folder for folder in (own, *own.parents) if folder.is_relative_to(root) and folder.is_dir()]
     return []

@@ -39,13 +39,13 @@ from modelmora_lifecycle.domain import (
     StartMode,
     VersionFacts,
 )
-from modelmora_lifecycle.eviction import Plan
+from modelmora_lifecycle.eviction import Decision, Plan, Trigger
 from modelmora_lifecycle.launcher import Launcher
 from modelmora_lifecycle.ledger import Budget, Device, Ledger, Vector, bounds
 from modelmora_lifecycle.memory import Meter, Sample, Shared, gone
 from modelmora_lifecycle.placement import Placement
 from modelmora_lifecycle.prediction import Measured
-from modelmora_lifecycle.scheduler import Decision, Rules, Scheduler
+from modelmora_lifecycle.scheduler import Rules, Scheduler
 from modelmora_lifecycle.store import Acquired
 from modelmora_lifecycle.workers import Hold, Worker, WorkerRules
 
@@ -68,7 +68,7 @@ LOADS = Counter("modelmora_lifecycle_loads", "Loads by how they ended.", ["outco
 LOAD_SECONDS = Histogram(
     "modelmora_lifecycle_load_seconds", "From launch to LOADED.", buckets=(0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 )
-EVICTIONS = Counter("modelmora_lifecycle_evictions", "Replicas that had to make room.")
+EVICTIONS = Counter("modelmora_lifecycle_evictions", "Replicas that had to go, by what made it necessary.", ["trigger"])
 CRASHES = Counter("modelmora_lifecycle_worker_crashes", "Workers that ended unasked or had to be replaced.")
 REVOKED = Counter("modelmora_lifecycle_leases_revoked", "Leases that were taken from their holder.")
 REPLICAS = Gauge("modelmora_lifecycle_replicas", "Replicas now.", ["state"])
@@ -218,6 +218,9 @@ class Node:
         self._meter_thread = ThreadPoolExecutor(1, thread_name_prefix="memory")
         self.sample = Sample()
         """What was measured last."""
+        self._budgets: Mapping[str, Budget] = {}
+        self._share = 0.0
+        """0: not configured yet."""
         self._wall_offset = time.time() - time.monotonic()
 
     # What edges ask for.
@@ -310,8 +313,15 @@ class Node:
     def configure(self, rules: Rules, budgets: Mapping[str, Budget], share: float) -> tuple[str, ...]:
         """Other rules and budgets from now on; the answer is what looks wrong, for people. InvalidArgument."""
         found = bounds(self.devices(), budgets, share)
+        self._budgets, self._share = budgets, share
         self._post(lambda now: self.scheduler.configure(rules, found, now))
         return found.warnings
+
+    def _rebound(self) -> None:
+        """What exists has changed: a container's limit, say."""
+        devices = self.devices()
+        found = bounds(devices, {name: b for name, b in self._budgets.items() if name in devices}, self._share)
+        self._post(lambda now: self.scheduler.configure(self.scheduler.rules, found, now))
 
     def cordon(self, reason: str | None) -> None:
         """Empties the node, or with None lets it load again; nothing happens when it is so already."""
@@ -530,6 +540,8 @@ class Node:
     def _measured(self, sample: Sample, now: float) -> None:
         """What processes have taken, and what is left for them."""
         before, self.sample = self.sample, sample
+        if self._share and before.total != sample.total:
+            self._rebound()
         free_bytes = self.scheduler.ledger.free.get(HOST, 0)
         for uid, taken in sample.private.items():
             worker = self._workers.get(uid)
@@ -642,11 +654,14 @@ class Node:
 
     def decided(self, decision: Decision) -> None:
         if isinstance(decision.outcome, Plan):
-            EVICTIONS.inc(len(decision.outcome.victims))
+            EVICTIONS.labels(decision.trigger.value).inc(len(decision.outcome.victims))
         else:
             facts = self.scheduler.facts(decision.version)
             self._launcher.cool(keep=self._worker_rules.families.get(facts.engine, "") if facts else "")
-        log.info("to place %s: %s", decision.version, decision.outcome)
+        if decision.trigger is Trigger.PLACEMENT:
+            log.info("to place %s: %s", decision.version, decision.outcome)
+        else:
+            log.info("%s (%s): %s", decision.reason, decision.trigger.value, decision.outcome)
         if self._journal is not None:
             self._journal.decided(decision)
 

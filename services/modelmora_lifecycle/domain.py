@@ -162,11 +162,13 @@ class Replica:
     cpu_threads: int = 0
     """0: as many as the engine likes."""
     predicted: Mapping[str, int] = field(default_factory=dict)
-    """Bytes that its load was expected to take, without the room that is reserved above them."""
+    """Bytes that it was expected to have right after its load."""
     need_source: str = ""
     """Where that came from: `measured`, `declared` or `predicted`."""
     granted: Mapping[str, int] = field(default_factory=dict)
     """Bytes that were reserved for its load."""
+    footprint: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that it had right after its load."""
     peak: Mapping[str, int] = field(default_factory=dict)
     health: Health = Health()
     pinned: bool = False

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Literal
 
 from modelmora_lifecycle.ledger import Vector, covers, minus, plus, positive
@@ -186,6 +187,40 @@ class Verdict:
     """Why it may not go; empty when it may."""
 
 
+class Trigger(Enum):
+    """What made a decision necessary; the values are the words of filters and JSON. See the enum of the proto."""
+
+    PLACEMENT = "placement"
+    OVERDRAFT = "overdraft"
+    FOREIGN = "foreign"
+    BUDGET = "budget"
+    IDLE = "idle"
+    KEEP_ALIVE = "keep_alive"
+    SCALE_DOWN = "scale_down"
+    DRAIN = "drain"
+    PROFILE = "profile"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Who goes, or why nobody does, with what it was decided from."""
+
+    version: str
+    """To be placed; where nothing is, the one that goes; empty where several may."""
+    need: Need
+    candidates: Sequence[Candidate]
+    outcome: Plan | Wait | Impossible
+    policy: Policy
+    time: float
+    trigger: Trigger = Trigger.PLACEMENT
+    reason: str = ""
+    """For people; empty where the outcome says it."""
+
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Every candidate as it was judged, in the order in which it would go."""
+        return verdicts(self.need, self.candidates, self.outcome, self.policy, self.time)
+
+
 def verdicts(
     need: Need, replicas: Sequence[Candidate], outcome: Plan | Wait | Impossible, policy: Policy, now: float
 ) -> tuple[Verdict, ...]:
@@ -198,7 +233,7 @@ def verdicts(
             policy.score(replica),
             0.0 if replica.busy else max(0.0, now - replica.last_used_time),
             max(0.0, replica.resident_until - now),
-            _bar(replica, need, now),
+            "" if replica.uid in victims else _bar(replica, need, now),
         )
         for replica in sorted(replicas, key=policy.key)
     )
@@ -209,7 +244,7 @@ def _bar(replica: Candidate, need: Need, now: float) -> str:
         return "it is pinned, or one of the minimum number of replicas"
     if not replica.evictable:
         return "it is not loaded, or its memory is kept for another load"
-    if not any(_reach(replica, device) for device in positive(need.memory)):
+    if need.memory and not any(_reach(replica, device) for device in positive(need.memory)):
         return "it has nothing on the devices that are needed"
     if replica.resident_until > now:
         return "its minimum residency is not over"

@@ -13,6 +13,7 @@ from modelmora.errors import ModelMoraError
 from modelmora_lifecycle.domain import VersionFacts
 from modelmora_lifecycle.ledger import Ledger, Vector, plus
 from modelmora_lifecycle.prediction import Measured, Pace, Prediction, Setup, setup_of
+from modelmora_lifecycle.scaling import NO_PRESSURE, Pressure
 
 VERSIONS_KEPT = 10_000
 
@@ -42,7 +43,7 @@ class Known:
     """Since when it has had fewer replicas than are kept."""
     scale: int = 0
     """Replicas that its queue asks for; 0 when one will do."""
-    pressed_since: float | None = None
+    pressure: Pressure = NO_PRESSURE
     scale_time: float = float("-inf")
 
     @property

@@ -74,6 +74,10 @@ class Budget:
     memory_bytes: int = 0
     share: float = 0.0
 
+    def of(self, total_bytes: int) -> int:
+        """In bytes, of a device with so many; may be more than there are."""
+        return self.memory_bytes or int(total_bytes * self.share)
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -89,8 +93,9 @@ class Bounds:
 
 def bounds(devices: Mapping[str, Device], budgets: Mapping[str, Budget], share: float) -> Bounds:
     """The bounds of `devices` with the `budgets` that were set; the others have `share`, which is also what a budget in
-    bytes leaves to the machine before others' memory counts against it. InvalidArgument, with the device as field, for
-    a budget of nothing, a share outside (0, 1], both at once, or a device that is not there."""
+    bytes leaves to the machine before others' memory counts against it. No more is ours than exists, whatever was set.
+    InvalidArgument, with the device as field, for a budget of nothing, a share outside (0, 1], both at once, or a
+    device that is not there."""
     ceiling, spare, warnings = dict[str, int](), dict[str, int](), list[str]()
     for name, budget in sorted(budgets.items()):
         if name not in devices:
@@ -102,10 +107,13 @@ def bounds(devices: Mapping[str, Device], budgets: Mapping[str, Budget], share: 
     for name, device in devices.items():
         budget = budgets.get(name, Budget(share=share))
         usable = int(device.total_bytes * share)
-        ceiling[name] = budget.memory_bytes or int(device.total_bytes * budget.share)
+        ceiling[name] = min(budget.of(device.total_bytes), device.total_bytes)
         spare[name] = max(0, usable - ceiling[name]) if budget.memory_bytes else 0
-        if ceiling[name] > device.total_bytes:
-            warnings.append(f"the budget of {name} is {ceiling[name]} bytes; there are {device.total_bytes}")
+        if budget.memory_bytes > device.total_bytes:
+            warnings.append(
+                f"the budget of {name} is {budget.memory_bytes} bytes; there are {device.total_bytes}, "
+                f"and only they count"
+            )
     total = {name: device.total_bytes for name, device in devices.items()}
     return Bounds(ceiling, spare, total, {n: d.limited_by for n, d in devices.items()}, tuple(warnings))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +24,7 @@ from modelmora.errors import (
 )
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
-from modelmora_runtime import pids
+from modelmora_runtime import machine, pids
 from modelmora_runtime.auth import OPERATORS, READERS, SERVICES
 from modelmora_runtime.db import Database
 from modelmora_runtime.health import tell_if_broken
@@ -42,6 +43,7 @@ from modelmora_lifecycle.messages import profile_message
 from modelmora_lifecycle.orders import Orders, Terms
 from modelmora_lifecycle.orders_store import OrdersStore
 from modelmora_lifecycle.prediction import Prediction
+from modelmora_lifecycle.scaling import Scaling
 from modelmora_lifecycle.scheduler import Rules
 from modelmora_lifecycle.service import LifecycleLeaseServicer, LifecycleServicer
 from modelmora_lifecycle.store import Kept, LifecycleStore, StoreJournal
@@ -102,6 +104,12 @@ class Settings(Section):
     eviction_policy: PolicyName = Field(
         "lru",
         description="Who goes first: least recently used, cheapest to have again (gdsf), or next to expire (ttl).",
+    )
+    scale_down_idle_seconds: float = Field(
+        60.0, gt=0, le=31_536_000, description="A replica beyond the first goes after so long without use."
+    )
+    crash_window_seconds: float = Field(
+        10.0, gt=0, le=3600, description="A crash so soon after the load counts as one of a loop."
     )
     load_concurrency: int = Field(4, gt=0, le=64, description="Loads at a time on one device.")
     engine_overhead_bytes: ByteSize = Field(
@@ -288,12 +296,17 @@ def services(servicer: LifecycleServicer, leases: LifecycleLeaseServicer) -> lis
 
 
 def rules(settings: Settings) -> Rules:
+    cores = machine.cpu_cores()
     return Rules(
         minimum_residency_seconds=settings.minimum_residency_seconds,
         holder_grace_seconds=settings.holder_grace_seconds,
         drain_grace_seconds=settings.drain_grace_seconds,
         unhealthy_grace_seconds=settings.unhealthy_grace_seconds,
         idle_ttl_seconds=settings.idle_ttl_seconds,
+        crash_window_seconds=settings.crash_window_seconds,
+        cpu_cores=cores,
+        cpu_limited=cores < (os.cpu_count() or cores),
+        scaling=Scaling(idle_seconds=settings.scale_down_idle_seconds),
         prediction=Prediction(
             engine_overhead_bytes=settings.engine_overhead_bytes,
             bare_overhead_bytes=settings.worker_overhead_bytes,

@@ -46,6 +46,7 @@ def replica_message(replica: Replica, node: Node, leases: tuple[int, int] | None
         revision=replica.revision,
         start_mode=f"START_MODE_{replica.start_mode.name}" if replica.start_mode is not None else None,
         predicted=memory_messages(replica.predicted),
+        footprint=memory_messages(replica.footprint),
     )
     if replica.state in (ReplicaState.LOADING, ReplicaState.UNLOADED) and node.scheduler.replica(replica.uid):
         seconds = node.scheduler.ready_in(replica.version, time.monotonic())

@@ -39,6 +39,10 @@ class Terms:
     idle_ttl_seconds: float
     load_concurrency: int
 
+    def budget(self, device: str) -> Budget:
+        """As it was set; `share` where nobody has said anything."""
+        return self.budgets.get(device, Budget(share=self.share))
+
     def under(self, orders: NodeOrders) -> Terms:
         """These, where `orders` does not say otherwise."""
         given = {

@@ -95,12 +95,18 @@ class OrdersServicer(Servicer):
 
     def _node_message(self) -> pb.Node:
         orders, terms = self._orders.node, self._orders.terms
+        in_force = self._node.scheduler.ledger.budget
         message = pb.Node(
             name=self._node_name,
             budgets=[
-                pb.DeviceBudget(device=device, memory_bytes=budget.memory_bytes, share=budget.share)
+                pb.DeviceBudget(
+                    device=device,
+                    memory_bytes=budget.memory_bytes,
+                    share=budget.share,
+                    effective_bytes=in_force.get(device, 0),
+                )
                 for device in sorted({*terms.budgets, *self._node.devices()})
-                for budget in (terms.budgets.get(device, Budget(share=terms.share)),)
+                for budget in (terms.budget(device),)
             ],
             policy=terms.policy,
             load_concurrency=terms.load_concurrency,

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from modelmora.errors import ModelMoraError
 
 from modelmora_lifecycle.domain import Replica, ReplicaState, VersionFacts
-from modelmora_lifecycle.eviction import Verdict
+from modelmora_lifecycle.eviction import Decision, Verdict
 from modelmora_lifecycle.ledger import Vector
 from modelmora_lifecycle.prediction import Source
-
-if TYPE_CHECKING:
-    from modelmora_lifecycle.scheduler import Decision
 
 
 class PlacementOutcome(Enum):

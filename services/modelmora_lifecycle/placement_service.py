@@ -19,7 +19,7 @@ from modelmora_runtime import ids, protomap
 from modelmora_runtime.interceptors import deadline_seconds
 
 from modelmora_lifecycle.duty import Servicer
-from modelmora_lifecycle.eviction import POLICIES
+from modelmora_lifecycle.eviction import POLICIES, Trigger
 from modelmora_lifecycle.ledger import Vector, plus, positive
 from modelmora_lifecycle.messages import memory_messages, page_size, read_filter, read_token, write_token
 from modelmora_lifecycle.placement import Placement
@@ -30,6 +30,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 EVENTS_AT_ONCE = 1000
 OUTCOMES = ("plan", "wait", "impossible")
+TRIGGERS = tuple(trigger.value for trigger in Trigger)
 
 
 class PlacementServicer(Servicer):
@@ -55,7 +56,7 @@ class PlacementServicer(Servicer):
         self, request: pb.ListEvictionDecisionsRequest, context: Context
     ) -> pb.ListEvictionDecisionsResponse:
         size = page_size(request.page_size)
-        terms = read_filter(request.filter, {"model_version": (), "outcome": OUTCOMES})
+        terms = read_filter(request.filter, {"model_version": (), "outcome": OUTCOMES, "trigger": TRIGGERS})
         token = read_token(request.page_token)
         before: UUID | None = ids.parse(token, "page_token") if token else None
         rows = await self._kept().decisions(terms, before, size + 1)
@@ -157,7 +158,7 @@ def decision_message(row: Mapping[str, Any]) -> pb.EvictionDecision:
     need, answer = inputs["need"], inputs["answer"]
     verdicts = inputs.get("verdicts", ())
     could_go = [verdict["candidate"]["charge"] for verdict in verdicts if not verdict["reason"]]
-    reason = answer.get("reason", "")
+    reason = inputs.get("reason") or answer.get("reason", "")
     if row["outcome"] == "impossible":
         reason = (
             f"it needs {answer['need_bytes']} bytes on {answer['device']}, and with everything evicted there would be "
@@ -171,6 +172,7 @@ def decision_message(row: Mapping[str, Any]) -> pb.EvictionDecision:
         reason=reason,
         devices=needs(need["memory"], need["available"], need["budget"], plus(*could_go)),
         candidates=[candidate_message(verdict) for verdict in verdicts],
+        trigger=f"EVICTION_TRIGGER_{inputs.get('trigger', 'placement').upper()}",
     )
     message.create_time.FromDatetime(row["create_time"])
     return message

@@ -3,9 +3,14 @@
 A further replica pays when requests wait although every replica is at work. Holders tell what waits with them
 (`InUse`); from that alone it is judged:
 
-    up      the oldest has waited for `up_wait_seconds` or longer, in every report of the last `up_after_seconds`, and
-            the last change is `pause_seconds` ago. One at a time: each load changes what the next report says.
+    up      reports of an oldest that has waited for `up_wait_seconds` or longer have come for `up_after_seconds`, never
+            more than `report_seconds` apart, and the last change is `pause_seconds` ago. One at a time: each load
+            changes what the next report says.
     down    a replica beyond the first and beyond the minimum was idle for `idle_seconds`.
+
+A batch that begins takes all that waits, and what comes then has not waited for long: between two long batches a report
+of a short wait is no sign of ease. (With batches of 3 s the second replica took 20 s when one such report was enough to
+start over.)
 
 The gap between the two is the hysteresis: it takes seconds of waiting to come and a minute of idleness to go. A further
 replica never displaces what is more useful than itself: it takes free memory, or that of what was idle as long as would
@@ -27,7 +32,8 @@ class Scaling:
     pause_seconds: float = 10.0
     idle_seconds: float = 60.0
     report_seconds: float = 3.0
-    """A report older than this says nothing: holders repeat theirs every second while something waits."""
+    """Pressure is over when no report has told of it for so long: holders repeat theirs every second while something
+    waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +45,46 @@ class Report:
     time: float = 0.0
 
 
-def pressed(reports: Iterable[Report], rules: Scaling, now: float) -> bool:
-    """Whether someone waits longer than is fine."""
-    return any(
-        report.waiting_entries > 0
-        and report.oldest_wait_seconds >= rules.up_wait_seconds
-        and now - report.time <= rules.report_seconds
-        for report in reports
-    )
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """When reports of a wait that is too long began, and when the last one came; `NO_PRESSURE`: there is none."""
+
+    since: float = float("-inf")
+    last: float = float("-inf")
+
+    def after(self, reports: Iterable[Report], rules: Scaling, now: float) -> Pressure:
+        """With what holders have told by now."""
+        last = max(
+            (r.time for r in reports if r.waiting_entries > 0 and r.oldest_wait_seconds >= rules.up_wait_seconds),
+            default=NO_PRESSURE.last,
+        )
+        if now - max(last, self.last) > rules.report_seconds:
+            return NO_PRESSURE
+        goes_on = last - self.last <= rules.report_seconds
+        return Pressure(self.since if goes_on else last, max(last, self.last))
 
 
-def one_more(pressed_since: float | None, last_change: float, rules: Scaling, now: float) -> bool:
-    """Whether it is time for a further replica; `pressed_since` None: nobody waits too long."""
+NO_PRESSURE = Pressure()
+
+
+def one_more(pressure: Pressure, last_change: float, rules: Scaling, now: float) -> bool:
+    """Whether it is time for a further replica."""
     return (
-        pressed_since is not None
-        and now - pressed_since >= rules.up_after_seconds
+        pressure != NO_PRESSURE
+        and pressure.last - pressure.since >= rules.up_after_seconds
         and now - last_change >= rules.pause_seconds
     )
 
 
-def threads(cpu_cores: int, replicas: int, declared: int) -> int:
+def threads(cpu_cores: int, replicas: int, declared: int, limited: bool = False) -> int:
     """Threads of one replica of a version that may have `replicas` of them on `cpu_cores`: a fair share, so that all of
     them at work do not take more than there is. What the owner `declared` wins. 0: as many as the engine likes, because
-    it is alone or the number of cores is unknown (0).
+    it is alone on a machine that is ours whole, or the number of cores is unknown (0). `limited`: the machine has more
+    cores than we may use, and an engine that counts for itself would count those.
 
     The share goes by how many there may be, not by how many there are: a process cannot change its threads later, and
     replicas with unlike numbers of threads would round unlike, so that an answer depended on which one gave it.
     """
     if declared > 0:
         return declared
-    return max(1, cpu_cores // replicas) if cpu_cores > 0 and replicas > 1 else 0
+    return max(1, cpu_cores // replicas) if cpu_cores > 0 and (replicas > 1 or limited) else 0

@@ -75,11 +75,12 @@ from modelmora_lifecycle.domain import (
 )
 from modelmora_lifecycle.eviction import (
     Candidate,
+    Decision,
     Impossible,
     Need,
     Plan,
     Policy,
-    Verdict,
+    Trigger,
     Wait,
     plan,
     relief,
@@ -90,9 +91,10 @@ from modelmora_lifecycle.leases import ENDLESS, Lease, Leases
 from modelmora_lifecycle.ledger import Bounds, Ledger, Vector, covers, largest, least, minus, plus, positive
 from modelmora_lifecycle.placement import Notes, Placement, PlacementOutcome
 from modelmora_lifecycle.prediction import Measured, Pace, Prediction, nonsense, sum_of_seconds
-from modelmora_lifecycle.scaling import Report, Scaling, one_more, pressed, threads
+from modelmora_lifecycle.scaling import NO_PRESSURE, Report, Scaling, one_more, threads
 
 LOW_PRIORITY = 10
+_NOTHING: Vector = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,29 +115,17 @@ class Rules:
     """So long the memory may be overdrawn before those at work are asked to yield."""
     runaway_factor: float = 1.5
     """Who takes so many times what it declared or took before is stopped when memory is overdrawn, before others go."""
+    outdated_grace_seconds: float = 60.0
+    """So long a replica with an engine profile of before may stay at work; then it is asked to yield."""
     later_seconds: float = 120.0
     """So long a load that nobody waits for is wanted."""
     cpu_cores: int = 0
-    """0: unknown."""
+    """That we may use; 0: unknown."""
+    cpu_limited: bool = False
+    """The machine has more."""
     policy: Policy = field(default_factory=Policy)
     prediction: Prediction = field(default_factory=Prediction)
     scaling: Scaling = field(default_factory=Scaling)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """One answer of the eviction policy with what it was decided from."""
-
-    version: str
-    need: Need
-    candidates: Sequence[Candidate]
-    outcome: Plan | Wait | Impossible
-    policy: Policy
-    time: float
-
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """Every candidate as it was judged, in the order in which it would go."""
-        return verdicts(self.need, self.candidates, self.outcome, self.policy, self.time)
 
 
 class Effects(Protocol):
@@ -208,8 +198,8 @@ class Scheduler:
         self._ending: set[str] = set()
         """Their process was told to end; nothing but `exited` follows."""
         self._going: dict[str, _Going] = {}
-        self._outdated: set[str] = set()
-        """Loaded with a profile that is no longer that of their version."""
+        self._outdated: dict[str, float] = {}
+        """Loaded with a profile that is no longer that of their version, and since when."""
         self._sick_since: dict[str, float] = {}
         self._invited: set[tuple[str, str]] = set()
         """Holder and replica."""
@@ -220,6 +210,8 @@ class Scheduler:
         self._clock = 0.0
         """The ageing clock of gdsf: the highest score ever evicted."""
         self._overdrawn_since: float | None = None
+        self._squeeze = self._overdraft_trigger = Trigger.OVERDRAFT
+        """What has made memory shorter last, and what has caused the overdraft that there is."""
         self._yield_pace = Pace()
         self._stop_pace = Pace()
         self._cordon: str | None = None
@@ -379,7 +371,7 @@ class Scheduler:
         was_busy, held.in_flight = held.in_flight > 0, max(0, in_flight)
         held.report = Report(max(0, waiting_entries), oldest_wait_seconds, now)
         scales = self._scales(held.version) and (
-            waiting_entries > 0 or self._known[held.version].pressed_since is not None
+            waiting_entries > 0 or self._known[held.version].pressure != NO_PRESSURE
         )
         if was_busy == (held.in_flight > 0) and not scales:
             return
@@ -464,16 +456,17 @@ class Scheduler:
 
     def renew(self, facts: VersionFacts, now: float) -> None:
         """A version as the registry has it now. Replicas that were loaded with another engine profile than its present
-        one go as soon as they are idle; the next load has the new one. Nothing happens for a version unknown here."""
+        one go as soon as they are idle, and after a grace also at work: they are asked to yield, as in a swap. The next
+        load has the new profile. Nothing happens for a version unknown here."""
         known = self._known.get(facts.name)
         if known is None:
             return
         known.see(facts)
         for replica in self._of(facts.name, _IN_MEMORY):
             if _other_profile(replica.profile, facts.profile):
-                self._outdated.add(replica.uid)
+                self._outdated.setdefault(replica.uid, now)
             else:
-                self._outdated.discard(replica.uid)
+                self._outdated.pop(replica.uid, None)
         self._step(now)
 
     def configure(self, rules: Rules, bounds: Bounds | Vector, now: float) -> None:
@@ -481,6 +474,7 @@ class Scheduler:
         smaller one goes as soon as it is idle."""
         self.rules = rules
         self.ledger = self.ledger.bounded(bounds if isinstance(bounds, Bounds) else Bounds(ceiling=bounds))
+        self._squeeze = Trigger.BUDGET
         self._step(now)
 
     def cordon(self, reason: str, now: float) -> None:
@@ -490,8 +484,12 @@ class Scheduler:
         for lease in self._leases:
             if not lease.replica:
                 self._refuse(lease, self._cordoned_error())
+        told = f"the node is cordoned: {reason}" if reason else "the node is cordoned"
+        going = [r.uid for r in self._replicas.values() if r.state in _IN_MEMORY]
+        if going:
+            self._decide(Trigger.DRAIN, going, told, now)
         for replica in self.replicas():
-            self._send_away(replica, f"the node is cordoned: {reason}" if reason else "the node is cordoned", now)
+            self._send_away(replica, told, now)
         self._step(now)
 
     def uncordon(self, now: float) -> None:
@@ -548,6 +546,7 @@ class Scheduler:
                 now,
                 profile=profile or known.facts.profile,
                 limits=limits,
+                footprint=dict(footprint.memory),
                 peak=dict(footprint.memory),
                 health=Health(HealthState.HEALTHY, "", now),
                 loaded_time=now,
@@ -613,6 +612,7 @@ class Scheduler:
             if not covers(charge, memory):
                 self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
                 self.ledger = self.ledger.settle(uid, largest(charge, memory))
+                self._squeeze = Trigger.OVERDRAFT
                 self._step(now)
             return
         if not replica.loaded_time or (covers(replica.peak, memory) and batch_tokens <= known.measuring().batch_tokens):
@@ -621,6 +621,7 @@ class Scheduler:
         self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
         charge = largest(self.ledger.charge_of(uid), self.rules.prediction.after_load(known.facts, known.measuring()))
         self.ledger = self.ledger.settle(uid, charge)
+        self._squeeze = Trigger.OVERDRAFT
         self._step(now)
 
     def charge_shared(self, owner: str, memory: Vector, now: float, users: Iterable[str] = ()) -> None:
@@ -635,6 +636,7 @@ class Scheduler:
             if uid in self._replicas and owner.startswith("artifacts/"):
                 self._known[self._replicas[uid].version].shared[owner] = positive(memory)
         if self.ledger != before:
+            self._squeeze = Trigger.OVERDRAFT
             self._step(now)
 
     def health(self, uid: str, health: Health, now: float) -> None:
@@ -660,6 +662,7 @@ class Scheduler:
         """Other programs use so many bytes by device."""
         if foreign != self.ledger.foreign:
             self.ledger = self.ledger.observe(foreign)
+            self._squeeze = Trigger.FOREIGN
             self._step(now)
 
     def remember(self, measured: Measured) -> None:
@@ -769,17 +772,14 @@ class Scheduler:
                 continue
             there = self._of(version, _COUNTED)
             if not there:
-                known.scale, known.pressed_since = 0, None
+                known.scale, known.pressure = 0, NO_PRESSURE
                 continue
             reports = [lease.report for replica in there for lease in self._leases.held(replica.uid)]
-            if not pressed(reports, self.rules.scaling, now):
-                known.pressed_since = None
-            elif known.pressed_since is None:
-                known.pressed_since = now
+            known.pressure = known.pressure.after(reports, self.rules.scaling, now)
             if (
                 all(replica.state is ReplicaState.LOADED and self.leases(replica.uid)[1] for replica in there)
                 and len(there) < self.residency(version).max_replicas
-                and one_more(known.pressed_since, known.scale_time, self.rules.scaling, now)
+                and one_more(known.pressure, known.scale_time, self.rules.scaling, now)
             ):
                 known.scale, known.scale_time = len(there) + 1, now
                 self._changes += 1
@@ -879,22 +879,30 @@ class Scheduler:
             self._overdrawn_since = None
         else:
             if self._overdrawn_since is None:
-                self._overdrawn_since = now
+                self._overdrawn_since, self._overdraft_trigger = now, self._squeeze
             self._make_good(overdraft, now)
-        for replica in [self._replicas[uid] for uid in sorted(self._outdated)]:
-            if replica.state in (ReplicaState.LOADED, ReplicaState.UNHEALTHY) and not self.leases(replica.uid)[1]:
-                profile = self._known[replica.version].facts.profile
-                self._send_away(replica, f"replaced: its profile is {profile.backend}/{profile.precision} now", now)
+        for uid, since in sorted(self._outdated.items()):
+            replica, end = self._replicas[uid], since + self.rules.outdated_grace_seconds
+            if replica.state not in (ReplicaState.LOADED, ReplicaState.UNHEALTHY):
+                continue
+            if self.leases(uid)[1] and now < end:
+                self._wakes.append(end)
+                continue
+            profile = self._known[replica.version].facts.profile
+            reason = f"replaced: its profile is {profile.backend}/{profile.precision} now"
+            self._decide(Trigger.PROFILE, [uid], reason, now)
+            self._send_away(replica, reason, now)
         if self._time_counts():
             for replica in self.replicas():
                 if replica.state is not ReplicaState.LOADED or replica.pinned or self.leases(replica.uid)[1]:
                     continue
                 if replica.uid in self._protected(replica.version):
                     continue
-                end, reason = self._stay_until(replica)
+                end, trigger, reason = self._stay_until(replica)
                 if end > now:
                     self._wakes.append(end)
                 else:
+                    self._decide(trigger, [replica.uid], reason, now)
                     self._drain(replica, reason, now, grace=0.0)
                     self._leaving.add(replica.uid)
 
@@ -912,7 +920,9 @@ class Scheduler:
             for replica in reversed(self.replicas()):
                 grown = positive(minus(self.ledger.charge_of(replica.uid), replica.granted))
                 if replica.state is ReplicaState.LOADING and any(device in short for device in grown):
-                    self._fail(replica, "cancelled: it needs more than was predicted and is planned again", now)
+                    reason = "cancelled: it needs more than was predicted and is planned again"
+                    self._decide(self._overdraft_trigger, [replica.uid], reason, now, short)
+                    self._fail(replica, reason, now)
                     return
         assert self._overdrawn_since is not None
         yield_time = self._overdrawn_since + self.rules.overdraft_grace_seconds
@@ -922,6 +932,8 @@ class Scheduler:
                 self._wakes.append(yield_time)
         else:
             going = relief(short, candidates, self.rules.policy, now, busy=True)
+        if going:
+            self._decide(self._overdraft_trigger, going, _SQUEEZES[self._overdraft_trigger], now, short)
         for uid in going:
             self._drain(self._replicas[uid], "memory is overdrawn", now, grace=self.rules.holder_grace_seconds)
             self._leaving.add(uid)
@@ -933,6 +945,7 @@ class Scheduler:
             if device in replica.peak
         )
         reason = f"it took {figures}, and memory is overdrawn"
+        self._decide(Trigger.OVERDRAFT, [replica.uid], reason, now, short)
         if replica.state is ReplicaState.LOADING:
             self.load_failed(replica.uid, LoadFailed(f"stopped: {reason}", model_version=replica.version), now)
         else:
@@ -1019,7 +1032,8 @@ class Scheduler:
         self._promised.pop(replica.uid, None)
         known = self._known[replica.version]
         residency = self.residency(replica.version)
-        cpu_threads = threads(self.rules.cpu_cores, residency.max_replicas, known.facts.cpu_threads)
+        cores, limited = self.rules.cpu_cores, self.rules.cpu_limited
+        cpu_threads = threads(cores, residency.max_replicas, known.facts.cpu_threads, limited)
         self._set(
             replica.to(
                 ReplicaState.LOADING,
@@ -1120,7 +1134,7 @@ class Scheduler:
         self._ending.discard(uid)
         self._going.pop(uid, None)
         self._sick_since.pop(uid, None)
-        self._outdated.discard(uid)
+        self._outdated.pop(uid, None)
 
     def _forget_invitations(self, uid: str) -> None:
         self._invited = {(holder, replica) for holder, replica in self._invited if replica != uid}
@@ -1228,13 +1242,26 @@ class Scheduler:
             self._decided[version] = told
         return outcome
 
+    def _decide(
+        self, trigger: Trigger, going: Sequence[str], reason: str, now: float, short: Vector = _NOTHING
+    ) -> None:
+        """Tells that these go though nothing is to be placed, as things are before they do. `short`: the bytes that
+        they have to free; empty where memory is not the reason, and nobody else is looked at then."""
+        alone = self._replicas[going[0]] if len(going) == 1 else None
+        looked_at = [self._candidate(alone, set())] if alone is not None and not short else self._candidates(set())
+        busy = tuple(candidate.uid for candidate in looked_at if candidate.busy and candidate.uid in going)
+        need = Need(short, {}, self.ledger.ceiling, self.ledger.budget)
+        version = alone.version if alone is not None else ""
+        outcome = Plan(tuple(going), busy)
+        self._effects.decided(Decision(version, need, looked_at, outcome, self.rules.policy, now, trigger, reason))
+
     def _candidates(self, kept: set[str]) -> list[Candidate]:
         """Replicas in memory as eviction sees them; those of `kept` are spoken for."""
         return [self._candidate(r, kept) for r in self._replicas.values() if r.uid in self.ledger.charges]
 
     def _candidate(self, replica: Replica, kept: set[str]) -> Candidate:
         busy = [lease.priority for lease in self._leases.held(replica.uid) if lease.in_flight > 0]
-        end, _ = self._stay_until(replica)
+        end, _, _ = self._stay_until(replica)
         return Candidate(
             uid=replica.uid,
             charge=self.ledger.charge_of(replica.uid),
@@ -1266,24 +1293,26 @@ class Scheduler:
             lease.pin for lease in self._leases.waiters(replica.version)
         )
 
-    def _stay_until(self, replica: Replica) -> tuple[float, str]:
+    def _stay_until(self, replica: Replica) -> tuple[float, Trigger, str]:
         """Until when it stays if nobody uses it, and why it goes then. A keep-alive of nothing still leaves the minimum
         residency: who had it loaded must get to use it."""
         residency, rules = self.residency(replica.version), self.rules
-        stay, reason = ENDLESS, "idle for longer than its time to live"
+        stay, trigger, reason = ENDLESS, Trigger.IDLE, "idle for longer than its time to live"
         if residency.keep_alive_seconds is not None:
-            stay, reason = residency.keep_alive_seconds, "idle for longer than its keep-alive"
+            stay, trigger = residency.keep_alive_seconds, Trigger.KEEP_ALIVE
+            reason = "idle for longer than its keep-alive"
         elif rules.idle_ttl_seconds > 0:
             stay = rules.idle_ttl_seconds
         elif rules.policy.name == "ttl":
             stay = rules.policy.ttl_seconds
         others = len(self._of(replica.version, (ReplicaState.LOADED,))) - 1
         if others >= 1 and self._scales(replica.version) and rules.scaling.idle_seconds < stay:
-            stay, reason = rules.scaling.idle_seconds, "one replica fewer will do"
+            stay, trigger = rules.scaling.idle_seconds, Trigger.SCALE_DOWN
+            reason = "one replica fewer will do"
         if others >= residency.max_replicas:
-            stay, reason = 0.0, f"there may be {residency.max_replicas} replicas"
+            stay, trigger, reason = 0.0, Trigger.SCALE_DOWN, f"there may be {residency.max_replicas} replicas"
         resident_until = replica.loaded_time + rules.minimum_residency_seconds
-        return max(replica.last_used_time + stay, resident_until), reason
+        return max(replica.last_used_time + stay, resident_until), trigger, reason
 
     def _runs_away(self, replica: Replica, short: Vector) -> bool:
         """Whether it takes far more on a device that is short than it declared or took before."""
@@ -1358,14 +1387,16 @@ class Scheduler:
         twin._replicas, twin._residencies = dict(self._replicas), dict(self._residencies)
         twin._promised, twin._decided, twin._told = dict(self._promised), dict(self._decided), dict(self._told)
         twin._leaving, twin._ending, twin._invited = set(self._leaving), set(self._ending), set(self._invited)
-        twin._sick_since, twin._outdated, twin._wakes = dict(self._sick_since), set(self._outdated), []
+        twin._sick_since, twin._outdated, twin._wakes = dict(self._sick_since), dict(self._outdated), []
         return twin, notes
 
     def _placement(self, facts: VersionFacts, lease: str, notes: Notes, now: float) -> Placement:
         """What became of `lease`, for people."""
         known = self._known[facts.name]
         replica = notes.grants.get(lease) or next(iter(self._of(facts.name, _COUNTED)), None)
-        decision = next((d for d in reversed(notes.decisions) if d.version == facts.name), None)
+        decision = next(
+            (d for d in reversed(notes.decisions) if d.version == facts.name and d.trigger is Trigger.PLACEMENT), None
+        )
         need = known.need(self.rules.prediction, self.ledger)
         if replica is not None and replica.uid in self.ledger.charges:
             need = dict(self.ledger.charge_of(replica.uid))
@@ -1415,6 +1446,11 @@ class Scheduler:
 _IN_MEMORY = (ReplicaState.LOADING, ReplicaState.LOADED, ReplicaState.UNHEALTHY)
 _COUNTED = (*_IN_MEMORY, ReplicaState.UNLOADED)
 _DEFAULTS = Residency()
+_SQUEEZES = {
+    Trigger.OVERDRAFT: "workers have more memory than was reserved for them",
+    Trigger.FOREIGN: "other programs have taken memory",
+    Trigger.BUDGET: "the budget is smaller now",
+}
 
 
 def _may_pass(error: ModelMoraError) -> bool:

@@ -157,6 +157,9 @@ class LifecycleServicer(PlacementServicer, OrdersServicer, TuningServicer, lifec
                     foreign_bytes=ledger.foreign.get(device, 0),
                     charges=charges,
                     limited_by=existing[device].limited_by if device in existing else "",
+                    configured_bytes=self._orders.terms.budget(device).of(existing[device].total_bytes)
+                    if device in existing
+                    else 0,
                 )
             )
         return lifecycle_pb2.GetMemoryResponse(devices=devices)

@@ -16,9 +16,9 @@ from math import ceil
 from modelmora.errors import InvalidArgument, ModelMoraError, NeverFits
 
 from modelmora_lifecycle.domain import Footprint, Replica, ReplicaState, VersionFacts
-from modelmora_lifecycle.eviction import Plan, Policy
+from modelmora_lifecycle.eviction import Decision, Plan, Policy, Trigger
 from modelmora_lifecycle.ledger import Ledger, Vector, positive
-from modelmora_lifecycle.scheduler import Decision, Rules, Scheduler
+from modelmora_lifecycle.scheduler import Rules, Scheduler
 
 EVENTS_LIMIT = 100_000
 BATCH_SECONDS = 0.1
@@ -229,5 +229,5 @@ class _World:
     def changed(self, replica: Replica, previous: ReplicaState) -> None: ...
 
     def decided(self, decision: Decision) -> None:
-        if isinstance(decision.outcome, Plan):
+        if isinstance(decision.outcome, Plan) and decision.trigger is Trigger.PLACEMENT:
             self._add(evictions=len(decision.outcome.victims))

@@ -23,9 +23,8 @@ from prometheus_client import Counter
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from modelmora_lifecycle.domain import EngineLimits, StartMode
-from modelmora_lifecycle.eviction import Impossible
+from modelmora_lifecycle.eviction import Decision, Impossible, Trigger
 from modelmora_lifecycle.prediction import Measured, Setup
-from modelmora_lifecycle.scheduler import Decision
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +46,8 @@ _decision = sa.Table(
     sa.Column("inputs", JSONB),
     sa.Column("create_time", sa.TIMESTAMP(timezone=True)),
 )
+_TRIGGER = sa.func.coalesce(_decision.c.inputs["trigger"].astext, Trigger.PLACEMENT.value)
+"""Rows of before there were others have none."""
 _measurement = sa.Table(
     "measurement",
     _metadata,
@@ -173,10 +174,11 @@ class LifecycleStore:
     async def decisions(
         self, terms: Mapping[str, str] | None = None, before: UUID | None = None, limit: int = 100
     ) -> list[Mapping[str, Any]]:
-        """Of this node, newest first, those older than `before`; `terms`: columns and the value that they must have."""
+        """Of this node, newest first, those older than `before`; `terms`: columns, or `trigger`, and the value that
+        they must have."""
         query = sa.select(_decision).where(_decision.c.node == self._node)
         for name, value in (terms or {}).items():
-            query = query.where(_decision.c[name] == value)
+            query = query.where((_TRIGGER if name == "trigger" else _decision.c[name]) == value)
         if before is not None:
             query = query.where(_decision.c.uid < before)
         async with self._database.read() as connection:
@@ -332,5 +334,7 @@ def decision_row(decision: Decision) -> dict[str, Any]:
             "policy": asdict(decision.policy),
             "time": decision.time,
             "answer": asdict(outcome),
+            "trigger": decision.trigger.value,
+            "reason": decision.reason,
         },
     }

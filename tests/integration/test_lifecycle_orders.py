@@ -18,6 +18,7 @@ from modelmora.errors import (
     InvalidArgument,
     ModelMoraError,
     ModelNotFound,
+    NeverFits,
     NodeCordoned,
     ResourceExhausted,
     VersionNotFound,
@@ -42,6 +43,18 @@ async def settings(node: Rig, *paths: str, **changes: object) -> pb.UpdateNodeRe
     request = pb.UpdateNodeRequest(node=pb.Node(**changes))  # type: ignore[arg-type]
     request.update_mask.paths.extend(paths or changes)
     return await node.lifecycle.UpdateNode(request, timeout=WAIT_SECONDS)
+
+
+async def triggered(node: Rig, trigger: str) -> list[pb.EvictionDecision]:
+    """What it made necessary, once it is written down."""
+
+    async def listed() -> list[pb.EvictionDecision]:
+        request = pb.ListEvictionDecisionsRequest(filter=f'trigger = "{trigger}"')
+        return list((await node.lifecycle.ListEvictionDecisions(request)).decisions)
+
+    found = await eventually(listed, bool)
+    assert {d.trigger for d in found} == {pb.EvictionTrigger.Value(f"EVICTION_TRIGGER_{trigger.upper()}")}
+    return found
 
 
 async def now(node: Rig) -> pb.Node:
@@ -141,6 +154,18 @@ async def test_budgets_and_policy_change_at_once_and_outlive_a_restart(database_
         huge = await settings(node, budgets=[pb.DeviceBudget(device="host", memory_bytes=2 * total)])
         assert len(huge.warnings) == 1
         assert "host" in huge.warnings[0]
+        (budget,) = huge.node.budgets
+        assert (budget.memory_bytes, budget.effective_bytes <= total) == (2 * total, True)
+
+        async def ledger() -> pb.DeviceLedger:
+            return (await node.lifecycle.GetMemory(pb.GetMemoryRequest())).devices[0]
+
+        memory = await eventually(ledger, lambda found: found.configured_bytes == 2 * total)
+        assert 0 < memory.budget_bytes <= total - memory.foreign_bytes
+        too_much = await node.echo("acme/too-much", memory_bytes=total + MIB)
+        await refused(node.load(too_much), NeverFits)
+        triggers = await triggered(node, "budget")
+        assert {c.model_version for d in triggers for c in d.candidates if c.victim} == set(names[:2])
 
 
 async def test_settings_of_the_node_that_cannot_be_meant_are_refused_at_their_field(node: Rig) -> None:

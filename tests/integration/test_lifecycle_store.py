@@ -8,10 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from modelmora_lifecycle import store as stores
 from modelmora_lifecycle.domain import EngineLimits, StartMode
-from modelmora_lifecycle.eviction import Candidate, Need, Plan, Policy
+from modelmora_lifecycle.eviction import Candidate, Decision, Need, Plan, Policy
 from modelmora_lifecycle.placement_service import decision_message
 from modelmora_lifecycle.prediction import Measured, Setup
-from modelmora_lifecycle.scheduler import Decision
 from modelmora_lifecycle.store import Acquired, Kept, LifecycleStore, StoreJournal
 from modelmora_runtime.db import Database
 

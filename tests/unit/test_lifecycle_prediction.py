@@ -148,8 +148,21 @@ def test_a_budget_is_bytes_or_a_share() -> None:
 
 def test_a_budget_larger_than_the_machine_is_taken_with_a_warning() -> None:
     found = bounds({HOST: Device(1000)}, {HOST: Budget(memory_bytes=2000)}, 0.8)
-    assert found.ceiling == {HOST: 2000}
-    assert found.warnings == ("the budget of host is 2000 bytes; there are 1000",)
+    assert found.warnings == ("the budget of host is 2000 bytes; there are 1000, and only they count",)
+    ledger = Ledger({}).bounded(found)
+    assert ledger.budget == {HOST: 1000}
+    assert ledger.observe({HOST: 300}).budget == {HOST: 700}
+
+
+@given(st.integers(1, 5000), st.integers(1, 2000), st.floats(0.01, 1), st.integers(0, 3000))
+def test_what_is_in_force_is_never_more_than_the_budget_nor_than_others_leave(
+    memory_bytes: int, total: int, share: float, foreign: int
+) -> None:
+    found = bounds({HOST: Device(total)}, {HOST: Budget(memory_bytes)}, share)
+    budget = Ledger({}).bounded(found).observe({HOST: foreign}).budget[HOST]
+    assert 0 <= budget <= min(memory_bytes, max(0, total - foreign))
+    if foreign == 0:
+        assert budget == min(memory_bytes, total)
 
 
 @pytest.mark.parametrize(

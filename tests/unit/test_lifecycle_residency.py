@@ -30,7 +30,7 @@ from modelmora_lifecycle.eviction import Policy
 from modelmora_lifecycle.ledger import Bounds
 from modelmora_lifecycle.placement import PlacementOutcome
 from modelmora_lifecycle.prediction import Measured, Prediction, setup_of
-from modelmora_lifecycle.scaling import Report, Scaling, one_more, pressed, threads
+from modelmora_lifecycle.scaling import NO_PRESSURE, Pressure, Report, Scaling, one_more, threads
 from modelmora_lifecycle.scheduler import Rules
 
 FOREVER = float("inf")
@@ -305,13 +305,24 @@ def test_the_next_replica_waits_for_what_the_last_one_changes() -> None:
 
 def test_a_short_wait_is_no_reason() -> None:
     node = scaled()
-    for _ in range(20):
-        node.use("x", 1, 4, 3.0)
-        node.run_for(1.0)
+    for _ in range(10):
+        node.press("x", 2.0)
         node.use("x", 1, 0, 0.0)
-        node.run_for(1.0)
+        node.run_for(4.0)
     node.press("x", 20.0, oldest=0.5)
     assert node.starts("a") == 1
+
+
+@pytest.mark.parametrize("batch_seconds", [1.5, 3.0, 10.0])
+def test_a_queue_that_waits_scales_within_seconds_however_long_a_batch_is(batch_seconds: float) -> None:
+    node = scaled()
+    start = node.clock.now
+    while node.starts("a") == 1:
+        assert node.clock.now - start <= 6.0
+        # Who takes a batch takes all that waits; a moment later the oldest that has come since is young.
+        waited = (node.clock.now - start) % batch_seconds
+        node.use("x", 1, 4 if waited else 0, waited)
+        node.run_for(0.5)
 
 
 def test_replicas_beyond_a_smaller_maximum_go(node: Node) -> None:
@@ -334,14 +345,24 @@ def test_replicas_beyond_a_smaller_maximum_go(node: Node) -> None:
     ],
 )
 def test_pressure_is_a_fresh_report_of_a_long_wait(reports: list[Report], waits: bool) -> None:
-    assert pressed(reports, Scaling(), 100.0) is waits
+    assert (NO_PRESSURE.after(reports, Scaling(), 100.0) != NO_PRESSURE) is waits
+
+
+def test_pressure_outlives_a_report_of_a_short_wait_but_not_silence() -> None:
+    pressure = NO_PRESSURE.after([Report(5, 1.0, 100.0)], Scaling(), 100.0)
+    pressure = pressure.after([Report(5, 0.1, 101.0)], Scaling(), 101.0)
+    pressure = pressure.after([Report(5, 1.5, 102.0)], Scaling(), 102.0)
+    assert pressure == Pressure(100.0, 102.0)
+    assert pressure.after([], Scaling(), 105.0) == pressure
+    assert pressure.after([], Scaling(), 105.1) == NO_PRESSURE
 
 
 def test_one_more_needs_time_and_a_pause() -> None:
-    assert not one_more(None, -FOREVER, Scaling(), 100.0)
-    assert not one_more(98.5, -FOREVER, Scaling(), 100.0)
-    assert one_more(98.0, -FOREVER, Scaling(), 100.0)
-    assert not one_more(98.0, 91.0, Scaling(), 100.0)
+    assert not one_more(NO_PRESSURE, -FOREVER, Scaling(), 100.0)
+    assert not one_more(Pressure(98.5, 100.0), -FOREVER, Scaling(), 100.0)
+    assert not one_more(Pressure(90.0, 91.5), -FOREVER, Scaling(), 100.0)
+    assert one_more(Pressure(98.0, 100.0), -FOREVER, Scaling(), 100.0)
+    assert not one_more(Pressure(98.0, 100.0), 91.0, Scaling(), 100.0)
 
 
 @pytest.mark.parametrize(
@@ -354,6 +375,7 @@ def test_threads_of_all_replicas_together_are_no_more_than_the_cores(
     assert threads(cores, replicas, declared) == expected
     if not declared and cores >= replicas:
         assert threads(cores, replicas, 0) * replicas <= cores
+    assert threads(cores, 1, declared, limited=True) == (declared or cores), "the engine would count cores we have not"
 
 
 def test_a_replica_is_started_with_its_threads() -> None:

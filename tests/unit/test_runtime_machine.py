@@ -56,6 +56,28 @@ def test_an_unlimited_cgroup_of_version_1_is_the_machine(cgroup: Path) -> None:
     assert machine.limit().limited_by == "machine"
 
 
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "3200000 100000\n"}, 8),
+        ({"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu.cfs_quota_us": "300000\n", "cpu.cfs_period_us": "100000\n"}, 3),
+    ],
+)
+def test_processors_are_those_of_the_affinity_and_of_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "_folders", lambda controller: [tmp_path])
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    assert machine.cpu_cores() == cores
+
+
 @pytest.mark.parametrize("name", ["memory.events", "memory.oom_control"])
 def test_kills_of_the_kernel_are_counted_where_our_cgroup_counts_them(cgroup: Path, name: str) -> None:
     before = machine.out_of_memory_kills()

@@ -14,6 +14,8 @@ from modelmora_app.cli import show
 from modelmora_app.cli.session import Session, memory_size, remote
 
 POLICIES = ("lru", "gdsf", "ttl")
+TRIGGERS = ("placement", "overdraft", "foreign", "budget", "idle", "keep_alive", "scale_down", "drain", "profile")
+_PLACED = (lifecycle_pb2.EVICTION_TRIGGER_UNSPECIFIED, lifecycle_pb2.EVICTION_TRIGGER_PLACEMENT)
 SIMULATION_SECONDS = 300.0
 
 
@@ -43,14 +45,18 @@ def explain(session: Session, model: str, priority: str) -> None:
 @click.command()
 @click.option("--model", default="", metavar="MODEL", help="Only those that made room for it.")
 @click.option("--outcome", type=click.Choice(["plan", "wait", "impossible"]), help="Only with this outcome.")
+@click.option("--trigger", type=click.Choice(TRIGGERS), help="Only what this made necessary.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="The newest so many.")
 @click.option("--details", is_flag=True, help="Also what each was decided from.")
 @remote
-def decisions(session: Session, model: str, outcome: str | None, limit: int, details: bool) -> None:
-    """List what the eviction policy decided, newest first."""
+def decisions(
+    session: Session, model: str, outcome: str | None, trigger: str | None, limit: int, details: bool
+) -> None:
+    """List what had to leave memory, or could not come into it, and why, newest first."""
     if model and not model.startswith("models/"):
         model = session.client.resolve(model).name
-    terms = ([f'model_version = "{model}"'] if model else []) + ([f'outcome = "{outcome}"'] if outcome else [])
+    asked = {"model_version": model, "outcome": outcome, "trigger": trigger}
+    terms = [f'{name} = "{value}"' for name, value in asked.items() if value]
     found = []
     for decision in session.client.eviction_decisions(filter=" AND ".join(terms), page_size=min(limit, 100)):
         found.append(decision)
@@ -61,17 +67,20 @@ def decisions(session: Session, model: str, outcome: str | None, limit: int, det
         return
     if details:
         for decision in found:
-            click.echo(f"{show.ago(decision.create_time)}: {show.short(decision.model_version)}: {_words(decision)}")
-            _show_needs(decision.devices, "")
+            who = f"{show.short(decision.model_version)}: " if decision.model_version else ""
+            click.echo(f"{show.ago(decision.create_time)}: {who}{_words(decision)}")
+            if decision.devices:
+                _show_needs(decision.devices, "")
             _show_candidates(decision.candidates)
             click.echo()
         return
     show.table(
-        ["when", "to place", "outcome", "policy", "victims", "reason"],
+        ["when", "for", "to place", "outcome", "policy", "victims", "reason"],
         [
             [
                 show.ago(decision.create_time),
-                show.short(decision.model_version),
+                show.field_word(decision, "trigger").replace("_", " "),
+                show.short(decision.model_version) if decision.trigger in _PLACED else "",
                 decision.outcome,
                 decision.policy,
                 ", ".join(show.short(item.model_version) for item in decision.candidates if item.victim),
@@ -84,7 +93,8 @@ def decisions(session: Session, model: str, outcome: str | None, limit: int, det
 
 
 def _words(decision: lifecycle_pb2.EvictionDecision) -> str:
-    return f"{decision.outcome} ({decision.policy})" + (f": {decision.reason}" if decision.reason else "")
+    trigger = show.field_word(decision, "trigger").replace("_", " ")
+    return f"{trigger}: {decision.outcome} ({decision.policy})" + (f": {decision.reason}" if decision.reason else "")
 
 
 def _show_needs(devices: Sequence[lifecycle_pb2.DeviceNeed], source: str) -> None:

@@ -1,0 +1,171 @@
+"""Why models leave memory: every cause is told, with what was judged and who was looked at."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import FakeClock, FakeEffects
+from modelmora_lifecycle.domain import HOST, EngineProfile, ReplicaState, Residency, VersionFacts
+from modelmora_lifecycle.eviction import Decision, Plan, Policy, Trigger
+from modelmora_lifecycle.scheduler import Rules
+
+FOREVER = float("inf")
+S = ReplicaState
+
+
+def version(name: str, host: int = 30, precision: str = "") -> VersionFacts:
+    return VersionFacts(
+        name, "echo", declared={HOST: host}, profile=EngineProfile("echo" if precision else "", precision)
+    )
+
+
+class Node(FakeEffects):
+    def load(self, facts: VersionFacts, *, busy: bool = False) -> str:
+        """Loaded and, unless busy, idle again; the answer is its uid."""
+        uid = self.scheduler.want(
+            f"lease of {facts.name}", facts, priority=20, deadline=FOREVER, now=self.clock.now, holder=facts.name
+        )
+        self.run_for(1.0)
+        self.use(facts.name, 1)
+        if not busy:
+            self.use(facts.name, 0)
+        self.run_for(2.5)
+        return uid
+
+    def use(self, name: str, in_flight: int, waiting: int = 0, oldest: float = 0.0) -> None:
+        self.scheduler.in_use(f"lease of {name}", in_flight, waiting, oldest, self.clock.now)
+
+    def told(self) -> list[Decision]:
+        return [call[1] for call in self.of("decided")]  # type: ignore[misc]
+
+    def state(self, uid: str) -> ReplicaState | None:
+        replica = self.scheduler.replica(uid)
+        return replica.state if replica is not None else None
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node(FakeClock(), {HOST: 100})
+
+
+@pytest.mark.parametrize(
+    ("rules", "residency", "trigger"),
+    [
+        (Rules(idle_ttl_seconds=20.0), Residency(), Trigger.IDLE),
+        (Rules(policy=Policy("ttl", ttl_seconds=20.0)), Residency(), Trigger.IDLE),
+        (Rules(), Residency(keep_alive_seconds=20.0), Trigger.KEEP_ALIVE),
+    ],
+)
+def test_who_is_idle_for_too_long_goes_with_what_it_was_judged_by(
+    rules: Rules, residency: Residency, trigger: Trigger
+) -> None:
+    node = Node(FakeClock(), {HOST: 100}, rules)
+    facts = version("a")
+    node.scheduler.set_residency("a", residency, facts, node.clock.now)
+    uid = node.load(facts)
+    node.run_for(30.0)
+    (decision,) = node.told()
+    assert (decision.trigger, decision.version, decision.outcome) == (trigger, "a", Plan((uid,)))
+    (verdict,) = decision.verdicts()
+    assert (verdict.victim, verdict.reason, verdict.candidate.charge) == (True, "", {HOST: 30})
+    assert verdict.idle_seconds == pytest.approx(20.0, abs=0.1)
+    assert verdict.score == rules.policy.score(verdict.candidate)
+    assert "idle for longer" in decision.reason
+
+
+def test_one_replica_fewer_is_told(node: Node) -> None:
+    facts = version("a", 20)
+    node.scheduler.set_residency("a", Residency(min_replicas=2, max_replicas=2), facts, node.clock.now)
+    node.run_for(5.0)
+    node.scheduler.set_residency("a", Residency(min_replicas=1, max_replicas=2), facts, node.clock.now)
+    node.run_for(70.0)
+    (decision,) = node.told()
+    assert (decision.trigger, decision.reason) == (Trigger.SCALE_DOWN, "one replica fewer will do")
+    node.scheduler.set_residency("a", Residency(), facts, node.clock.now)
+    assert len(node.told()) == 1
+
+
+@pytest.mark.parametrize("trigger", [Trigger.OVERDRAFT, Trigger.FOREIGN, Trigger.BUDGET])
+def test_an_overdraft_names_its_cause_and_everyone_who_was_looked_at(node: Node, trigger: Trigger) -> None:
+    first, second = node.load(version("a")), node.load(version("b"))
+    now = node.clock.now
+    if trigger is Trigger.OVERDRAFT:
+        node.use("b", 1)
+        node.scheduler.measured(second, {HOST: 44}, now)
+        node.scheduler.charge_shared("fork-servers/echo", {HOST: 30}, now)
+    elif trigger is Trigger.FOREIGN:
+        node.scheduler.observed({HOST: 45}, now)
+    else:
+        node.scheduler.configure(node.rules, {HOST: 55}, now)
+    (decision,) = node.told()
+    assert (decision.trigger, decision.version) == (trigger, "a")
+    assert decision.outcome == Plan((first,))
+    assert decision.need.memory == {HOST: node.scheduler.ledger.charged[HOST] - node.scheduler.ledger.budget[HOST]}
+    assert [v.candidate.version for v in decision.verdicts()] == ["a", "b"]
+    assert [v.victim for v in decision.verdicts()] == [True, False]
+    assert decision.reason
+
+
+def test_those_at_work_are_named_when_an_overdraft_lasts(node: Node) -> None:
+    uid = node.load(version("a", 60), busy=True)
+    node.scheduler.observed({HOST: 60}, node.clock.now)
+    assert node.told() == []
+    node.run_for(5.0)
+    (decision,) = node.told()
+    assert (decision.trigger, decision.outcome) == (Trigger.FOREIGN, Plan((uid,), (uid,)))
+
+
+def test_a_runaway_is_told(node: Node) -> None:
+    uid = node.load(version("a", 40))
+    node.scheduler.measured(uid, {HOST: 90}, node.clock.now)
+    node.scheduler.observed({HOST: 20}, node.clock.now)
+    (decision,) = node.told()
+    assert (decision.trigger, decision.outcome) == (Trigger.OVERDRAFT, Plan((uid,)))
+    assert "90 bytes on host instead of 40" in decision.reason
+
+
+def test_a_load_that_grows_beyond_its_guess_is_told(node: Node) -> None:
+    facts = VersionFacts("guessed", "echo", weight_bytes=10)
+    node.scheduler.configure(Rules(prediction=node.rules.prediction), {HOST: 400 * 2**20}, node.clock.now)
+    uid = node.scheduler.want("x", facts, priority=20, deadline=FOREVER, now=node.clock.now)
+    node.scheduler.measured(uid, {HOST: 401 * 2**20}, node.clock.now)
+    (decision,) = [d for d in node.told() if d.trigger is Trigger.OVERDRAFT]
+    assert "planned again" in decision.reason
+    assert decision.outcome == Plan((uid,))
+
+
+def test_a_cordon_tells_who_goes_and_who_is_asked_to_yield(node: Node) -> None:
+    idle, busy = node.load(version("a")), node.load(version("b"), busy=True)
+    node.scheduler.cordon("for maintenance", node.clock.now)
+    (decision,) = node.told()
+    assert (decision.trigger, decision.outcome) == (Trigger.DRAIN, Plan((idle, busy), (busy,)))
+    assert decision.reason == "the node is cordoned: for maintenance"
+    node.run_for(60.0)
+    node.scheduler.cordon("again", node.clock.now)
+    assert len(node.told()) == 1, "nobody goes who is not there"
+
+
+def test_a_replica_that_is_never_idle_yields_to_its_new_profile_after_a_grace(node: Node) -> None:
+    old, new = version("a", precision="fp32"), version("a", precision="bf16")
+    uid = node.load(old, busy=True)
+    node.scheduler.renew(new, node.clock.now)
+    node.run_for(59.0)
+    assert node.state(uid) is S.LOADED
+    assert node.told() == []
+    node.run_for(2.0)
+    assert node.state(uid) is S.DRAINING
+    assert [call[1] for call in node.of("yielding")] == ["lease of a"]
+    (decision,) = node.told()
+    assert (decision.trigger, decision.outcome) == (Trigger.PROFILE, Plan((uid,), (uid,)))
+    assert decision.reason == "replaced: its profile is echo/bf16 now"
+    node.use("a", 0)
+    node.run_for(1.0)
+    assert node.state(uid) is None
+
+
+def test_what_is_unloaded_by_name_or_crashes_is_no_decision(node: Node) -> None:
+    uid = node.load(version("a"))
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    node.crash(node.load(version("b")))
+    assert node.state(uid) is None
+    assert node.told() == []
