@@ -23,6 +23,24 @@ def sentences(count: int, seed: int, longest: int = 40) -> list[str]:
     return [" ".join(pick.choices(WORDS, k=pick.randint(1, longest))) for _ in range(count)]
 
 
+def picture(seed: int, width: int = 64, height: int = 48) -> Any:
+    """A Pillow image in RGB: shapes of chance on a ground of chance."""
+    from PIL import Image, ImageDraw
+
+    pick = random.Random(seed)
+
+    def colour() -> tuple[int, ...]:
+        return tuple(pick.randrange(256) for _ in range(3))
+
+    made = Image.new("RGB", (width, height), colour())
+    draw = ImageDraw.Draw(made)
+    for _ in range(12):
+        left, right = sorted(pick.choices(range(width), k=2))
+        top, bottom = sorted(pick.choices(range(height), k=2))
+        pick.choice([draw.rectangle, draw.ellipse, draw.line])((left, top, right, bottom), fill=colour())
+    return made
+
+
 def build(kind: str, folder: Path) -> Path:
     """Writes the model of a kind, one of KINDS, into a folder, as its users would find it."""
     import torch
@@ -33,7 +51,7 @@ def build(kind: str, folder: Path) -> Path:
     with torch.no_grad():
         for name, weights in model.named_parameters():
             # As they are made, scores hardly differ from text to text.
-            if "norm" not in name.lower() and weights.dim() > 1:
+            if not any(word in name.lower() for word in ("norm", "convolution")) and weights.dim() > 1:
                 weights.mul_(20.0)
     model.save_pretrained(folder)
     return folder
@@ -107,7 +125,37 @@ def _reader(folder: Path) -> Any:
     return BertForQuestionAnswering(BertConfig(vocab_size=vocabulary, max_position_embeddings=64, **_SMALL))
 
 
-KINDS = {"reranker": _reranker, "classifier": _classifier, "tagger": _tagger, "reader": _reader}
+_SHAPES = {0: "square", 1: "circle", 2: "line", 3: "noise", 4: "blank"}
+
+
+def _seer(folder: Path) -> Any:
+    from transformers import ViTConfig, ViTForImageClassification
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    ViTImageProcessorPil(size={"height": 48, "width": 48}).save_pretrained(folder)
+    labels = {"id2label": _SHAPES, "label2id": {label: n for n, label in _SHAPES.items()}}
+    return ViTForImageClassification(ViTConfig(image_size=48, patch_size=16, **labels, **_SMALL))
+
+
+def _watcher(folder: Path) -> Any:
+    from transformers import ResNetConfig, ResNetForImageClassification
+    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+
+    ConvNextImageProcessorPil(size={"shortest_edge": 64}, crop_pct=0.875).save_pretrained(folder)
+    labels = {"id2label": _SHAPES, "label2id": {label: n for n, label in _SHAPES.items()}}
+    return ResNetForImageClassification(
+        ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", **labels)
+    )
+
+
+KINDS = {
+    "seer": _seer,
+    "watcher": _watcher,
+    "reranker": _reranker,
+    "classifier": _classifier,
+    "tagger": _tagger,
+    "reader": _reader,
+}
 
 if __name__ == "__main__":
     print(build(sys.argv[1], Path(sys.argv[2])))

@@ -80,6 +80,7 @@ HEAVY_FAMILIES = {
         "torchvision",
         "torchaudio",
     ],
+    "pillow": ["PIL"],
     "openvino": ["openvino", "optimum", "nncf"],
     "vllm": ["vllm"],
     "onnx": ["onnxruntime", "onnx"],

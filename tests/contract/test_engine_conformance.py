@@ -8,10 +8,12 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import functools
+import io
 import math
 import shutil
 import struct
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,11 @@ class Case:
     """`backend/precision`; empty: the exact one."""
     long_text: str = "word " * 5000
     tolerance: float = 1e-5
+    takes_images: bool = False
+
+    def entry(self, text: str, **settings: Any) -> worker_pb2.TextEntry:
+        """One unit of work, made of a text or, for engines of images, of a picture that it stands for."""
+        return entry("", data=_image(text), **settings) if self.takes_images else entry(text, **settings)
 
     def made(self) -> base.EngineSpec:
         profile = base.Profile(*self.profile.split("/")) if self.profile else None
@@ -75,6 +82,20 @@ def _classifier() -> base.EngineSpec:
     return base.EngineSpec("transformers", artifact_path=_small("classifier"), task="classification")
 
 
+def _seer() -> base.EngineSpec:
+    return base.EngineSpec("transformers_images", artifact_path=_small("seer"), task="classification")
+
+
+@functools.cache
+def _image(text: str) -> bytes:
+    """A picture that a text stands for."""
+    from small_models import picture
+
+    held = io.BytesIO()
+    picture(zlib.crc32(text.encode()), 40 + len(text) % 30, 40).save(held, "PNG")
+    return held.getvalue()
+
+
 CASES = [
     Case("echo", _echo),
     Case("echo", _echo, "echo/bf16"),
@@ -82,6 +103,7 @@ CASES = [
     # bf16 rounds otherwise in another company.
     Case("sentence_transformers", _minilm, "torch/bf16", tolerance=5e-4),
     Case("transformers", _classifier),
+    Case("transformers_images", _seer, takes_images=True),
 ]
 
 
@@ -102,7 +124,7 @@ class Loaded:
 
     def rows(self, texts: list[str], exact: bool = False, **settings: Any) -> dict[int, list[float]]:
         """Position → vector, failed rows left out. Checks that each position is answered exactly once."""
-        entries = [entry(text, **settings) for text in texts]
+        entries = [self.case.entry(text, **settings) for text in texts]
         prepared = self.engine.prepare(entries, exact)
         found: dict[int, list[float]] = {}
         failed = [position for position, _ in prepared.failed]
@@ -126,8 +148,10 @@ class Loaded:
         return found
 
 
-def entry(text: str, *, truncate: bool = True, normalize: bool = True, dimensions: int = 0) -> worker_pb2.TextEntry:
-    return worker_pb2.TextEntry(text=text, truncate=truncate, normalize=normalize, dimensions=dimensions)
+def entry(
+    text: str, *, truncate: bool = True, normalize: bool = True, dimensions: int = 0, data: bytes = b""
+) -> worker_pb2.TextEntry:
+    return worker_pb2.TextEntry(text=text, truncate=truncate, normalize=normalize, dimensions=dimensions, data=data)
 
 
 def close_to(one: list[float], other: list[float], tolerance: float) -> bool:
@@ -233,12 +257,16 @@ def test_a_profile_that_is_not_offered_is_refused(loaded):
 
 
 def test_a_text_too_long_fails_alone_when_it_may_not_be_truncated(loaded):
+    if loaded.case.takes_images:
+        pytest.skip("all images are as long as the model sees")
     prepared = loaded.engine.prepare([entry(text, truncate=False) for text in ("fine", loaded.case.long_text, "too")])
     assert [(position, error.reason) for position, error in prepared.failed] == [(1, "TextTooLong")]
     assert sorted(position for batch in prepared.micro_batches for position in batch.positions) == [0, 2]
 
 
 def test_truncation_is_told_and_never_computes_more_than_the_limit(loaded):
+    if loaded.case.takes_images:
+        pytest.skip("all images are as long as the model sees")
     limit = loaded.footprint.max_input_tokens
     prepared = loaded.engine.prepare([entry("fine"), entry(loaded.case.long_text)])
     told = {
@@ -283,7 +311,7 @@ def test_a_row_that_wants_too_many_dimensions_fails_alone(loaded):
 
 
 def test_rows_may_be_dropped_between_preparing_and_computing(loaded):
-    prepared = loaded.engine.prepare([entry(text) for text in TEXTS])
+    prepared = loaded.engine.prepare([loaded.case.entry(text) for text in TEXTS])
     (batch, *_) = [batch for batch in prepared.micro_batches if len(batch.positions) > 1]
     kept = batch.positions[1:]
     for part in (batch.positions, batch.input_tokens, batch.truncated, batch.items):
@@ -294,7 +322,19 @@ def test_rows_may_be_dropped_between_preparing_and_computing(loaded):
     assert close_to(first, loaded.rows([TEXTS[kept[0]]])[0], loaded.case.tolerance)
 
 
+def test_an_input_of_another_kind_fails_alone(loaded):
+    """Text for a model of images."""
+    if not loaded.case.takes_images:
+        pytest.skip("every engine of texts takes every text")
+    prepared = loaded.engine.prepare([loaded.case.entry("a"), entry("b")])
+    assert [(position, error.reason) for position, error in prepared.failed] == [(1, "InvalidArgument")]
+
+
 def test_tokens_are_whole_and_lie_in_their_text(loaded):
+    if loaded.case.takes_images:
+        with pytest.raises(errors.TaskNotSupported):
+            loaded.engine.tokens([entry("a")])
+        return
     rows = loaded.engine.tokens([worker_pb2.TextEntry(text=text, plain=True) for text in TEXTS])
     assert len(rows) == len(TEXTS)
     for text, row in zip(TEXTS, rows, strict=True):

@@ -95,7 +95,7 @@ class EchoEngine:
         most = self._options["micro_batch_entries"] or len(texts)
         for position, entry in enumerate(texts):
             # Two texts are one, with what no text has between them.
-            text = f"{entry.text}\0 {entry.pair}" if entry.pair else entry.text
+            text = f"{entry.text}\0 {entry.pair}" if entry.pair else entry.text or entry.data.decode("latin-1")
             words = text.split()
             limit = self._max_input_tokens
             if len(words) > limit and not entry.truncate:

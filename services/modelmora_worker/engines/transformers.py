@@ -57,7 +57,7 @@ class TransformersEngine:
         row = base.TABLE["transformers"]
         options = base.read_options(row, spec.options)
         self._task = base.task_of(row, spec)
-        _check_spec(spec)
+        check_spec(spec)
         folder = Path(spec.artifact_path)
         weights_bytes = check_folder(folder)
         progress("libraries", 0, weights_bytes)
@@ -85,7 +85,7 @@ class TransformersEngine:
                 ignore_mismatched_sizes=True,  # refused below, by name
                 **local,
             )
-            _check_weights(told)
+            check_weights(told)
             self._model.float().eval()
             self._pass_tokens = options["micro_batch_tokens"]
             self._warm_up()
@@ -327,7 +327,7 @@ class TransformersEngine:
             self._model(**features)
 
 
-def _check_spec(spec: base.EngineSpec) -> None:
+def check_spec(spec: base.EngineSpec) -> None:
     """Raises InvalidArgument for what this engine cannot compute with."""
     if spec.dtype not in ("", "fp32", "float32"):
         raise errors.InvalidArgument.at("dtype", f"this engine computes in fp32, not {spec.dtype}")
@@ -339,7 +339,7 @@ def _check_spec(spec: base.EngineSpec) -> None:
         raise errors.InvalidArgument.at("engine_profile", "this engine has the profile torch/fp32")
 
 
-def _check_weights(told: Mapping[str, Any]) -> None:
+def check_weights(told: Mapping[str, Any]) -> None:
     """Raises InvalidModelFiles where transformers made up weights that the files do not have."""
     for what in ("missing_keys", "mismatched_keys"):
         if wrong := sorted(str(key[0] if isinstance(key, tuple) else key) for key in told.get(what) or ()):

@@ -1,0 +1,180 @@
+"""Image classification by transformers on torch, fp32: image files in, scores of labels out.
+
+A file is sized by its head before anything of it is decoded (image_files.py), then brought to what the model sees by
+its own image processor, on the thread that tokenises texts for other engines. Images of one shape are computed
+together. What goes in counts one token for each 16 × 16 pixels that the model sees, whatever the file weighs.
+
+Only local files, only safetensors, no code from the model's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from modelmora import errors
+
+from modelmora_worker.engines import base, image_files
+from modelmora_worker.engines.sentence_transformers import check_folder, usable_cores
+from modelmora_worker.engines.transformers import check_spec, check_weights
+
+NAME: Final = "transformers_images"
+PIXELS_PER_TOKEN: Final = 256
+MAX_BATCH_ENTRIES: Final = 64
+_USUAL_SIZE: Final = (224, 224)
+_LIBRARIES = ("torch", "transformers", "pillow")
+
+
+class ImagesEngine:
+    """See the table row for its options."""
+
+    batching = base.Batching.STATIC
+
+    def __init__(self) -> None:
+        self._torch: Any = None
+        self._model: Any = None
+        self._processor: Any = None
+        self._scale: Callable[[Any], Any] = lambda scores: scores
+        """From what the model gives to probabilities."""
+        self._options: Mapping[str, Any] = {}
+
+    def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
+        row = base.TABLE[NAME]
+        self._options = options = base.read_options(row, spec.options)
+        base.task_of(row, spec)
+        check_spec(spec)
+        folder = Path(spec.artifact_path)
+        weights_bytes = check_folder(folder)
+        progress("libraries", 0, weights_bytes)
+        base.set_environment(row)
+        try:
+            image_files.set_up()
+        except ImportError as error:
+            raise base.engine_unavailable(row, error) from error
+        import torch
+        import transformers
+        from safetensors import SafetensorError
+
+        transformers.utils.logging.disable_progress_bar()
+        self._torch = torch
+        torch.set_num_threads(spec.cpu_threads or usable_cores())
+        progress("weights", 0, weights_bytes)
+        local = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            config = transformers.AutoConfig.from_pretrained(str(folder), **local)
+            self._processor = transformers.AutoImageProcessor.from_pretrained(str(folder), backend="pil", **local)
+            self._model, told = transformers.AutoModelForImageClassification.from_pretrained(
+                str(folder),
+                config=config,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                **local,
+            )
+            check_weights(told)
+            self._model.float().eval()
+            self._scale = _scale_of(config)
+            tokens = self._warm_up()
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError
+        ) as error:  # fmt: skip
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise MemoryError(str(error)) from error
+            raise errors.InvalidModelFiles(f"{type(error).__name__}: {error}") from error
+        except errors.InvalidArgument as error:
+            raise errors.InvalidModelFiles(error.message) from error
+        progress("ready", weights_bytes, weights_bytes)
+        entries = options["max_batch_entries"] or MAX_BATCH_ENTRIES
+        return base.Footprint(
+            memory_bytes={},
+            profile=base.Profile("torch", "fp32", {name: version(name) for name in _LIBRARIES}, "by shape"),
+            max_input_tokens=tokens,
+            embedding_dimensions=0,
+            max_batch_tokens=max(options["max_batch_tokens"] or entries * tokens, tokens),
+            max_batch_entries=entries,
+            labels=[str(config.id2label[n]) for n in range(config.num_labels)],
+        )
+
+    def prepare(self, texts: Sequence[base.Text], exact: bool = False) -> base.Prepared:
+        prepared = base.Prepared()
+        rows: list[tuple[int, Any, base.Text]] = []
+        for position, entry in enumerate(texts):
+            try:
+                rows.append((position, self._seen(entry.data), entry))
+            except errors.InvalidArgument as error:
+                prepared.failed.append((position, error))
+        rows.sort(key=lambda row: tuple(row[1].shape))
+        batch = base.MicroBatch([], [], [], [], exact)
+        for position, pixels, entry in rows:
+            if (
+                not batch.positions
+                or len(batch.positions) == self._options["micro_batch_entries"]
+                or batch.items[0][0].shape != pixels.shape
+            ):
+                batch = base.MicroBatch([], [], [], [], exact)
+                prepared.micro_batches.append(batch)
+            batch.positions.append(position)
+            batch.input_tokens.append(_tokens(pixels))
+            batch.truncated.append(False)
+            batch.items.append((pixels, entry))
+        return prepared
+
+    def infer(self, batch: base.MicroBatch) -> base.Rows:
+        torch = self._torch
+        with torch.inference_mode():
+            scores = self._model(pixel_values=torch.stack([pixels for pixels, _ in batch.items])).logits.float()
+            raw = torch.tensor([entry.raw_scores for _, entry in batch.items]).unsqueeze(1)
+            scores = torch.where(raw, scores, self._scale(scores))
+        data = scores.contiguous().numpy().astype("<f4", copy=False).tobytes()
+        return base.Rows(data, [scores.shape[1]] * len(batch.items))
+
+    def tokens(self, texts: Sequence[base.Text]) -> Sequence[bytes]:
+        raise errors.TaskNotSupported("a model of images has no tokens")
+
+    def stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        raise errors.TaskNotSupported("engine transformers_images does not generate")
+
+    def close(self) -> None:
+        self._model = self._processor = None
+
+    # Helpers.
+
+    def _seen(self, data: bytes) -> Any:
+        """What the model sees of an image file: float32 [channels, height, width]. Raises InvalidArgument."""
+        if not data:
+            raise errors.InvalidArgument("there is no image; this model takes image files")
+        image = image_files.decoded(data, self._options["max_image_bytes"], self._options["max_image_pixels"])
+        return self._processed(image)
+
+    def _processed(self, image: Any) -> Any:
+        try:
+            return self._processor(images=image, return_tensors="pt")["pixel_values"][0].to(self._torch.float32)
+        except (ValueError, ZeroDivisionError) as error:  # far too narrow, for one
+            raise errors.InvalidArgument(
+                f"the model's processor cannot take an image of {image.width} × {image.height} pixels: {error}"
+            ) from error
+
+    def _warm_up(self) -> int:
+        """One pass, so that the first request does not pay for what is set up lazily; the tokens of a usual image."""
+        from PIL import Image
+
+        pixels = self._processed(Image.new("RGB", _USUAL_SIZE, (127, 127, 127)))
+        with self._torch.inference_mode():
+            self._model(pixel_values=pixels.unsqueeze(0))
+        return _tokens(pixels)
+
+
+def _tokens(pixels: Any) -> int:
+    return max(1, int(pixels.shape[-1] * pixels.shape[-2]) // PIXELS_PER_TOKEN)
+
+
+def _scale_of(config: Any) -> Callable[[Any], Any]:
+    """As the pipeline of transformers decides it."""
+    if config.problem_type == "regression":
+        return lambda scores: scores
+    if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+        return lambda scores: scores.sigmoid()
+    return lambda scores: scores.softmax(dim=-1)
