@@ -289,6 +289,25 @@ TABLE: Final[Mapping[str, EngineRow]] = {
             family="torch",
             environment=_TORCH_ENVIRONMENT,
         ),
+        EngineRow(
+            name="transformers_images",
+            module="modelmora_worker.engines.images:ImagesEngine",
+            tasks=frozenset({"classification"}),
+            needs_files=True,
+            extra="images",
+            options={
+                "max_batch_entries": _LIMITS["max_batch_entries"],
+                "max_batch_tokens": _LIMITS["max_batch_tokens"],
+                "micro_batch_entries": Option(int, "images computed together", default=8, minimum=1, maximum=10_000),
+                "max_image_bytes": Option(int, "bytes of one file", default=16 << 20, minimum=64, maximum=_TERABYTE),
+                "max_image_pixels": Option(
+                    int, "pixels of one image, as its head tells", default=32_000_000, minimum=1, maximum=10**9
+                ),
+            },
+            profiles=("torch/fp32",),
+            family="torch",
+            environment=_TORCH_ENVIRONMENT,
+        ),
     )
 }
 
