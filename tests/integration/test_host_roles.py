@@ -213,6 +213,11 @@ async def status(
         if kind == "unary_unary":
             await call(b"", metadata=metadata, timeout=10)
             return grpc.StatusCode.OK, ""
+        if kind == "stream_unary":
+            stream = call(metadata=metadata, timeout=10)
+            await stream.done_writing()
+            await stream
+            return grpc.StatusCode.OK, ""
         stream = call(b"", metadata=metadata) if kind == "unary_stream" else call(metadata=metadata)
         if kind == "stream_stream":
             await stream.write(b"")
