@@ -159,6 +159,12 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     database = Database(platform.database_url, NAME) if platform.database_url else None
     limits = Limits(settings.jobs_per_tenant, int(settings.job_bytes), timedelta(days=settings.job_keep_days))
     store = JobStore(database, limits, settings.rules().aging) if database else None
+    stream_rules = StreamRules(
+        calls=settings.stream_calls,
+        idle_seconds=settings.stream_idle_seconds,
+        call_seconds=platform.settings.default_deadline_seconds,
+        max_message_bytes=int(platform.settings.max_message_bytes),
+    )
     servicer = InferenceService(
         catalog,
         dispatchers,
@@ -167,12 +173,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         stopping=platform.stopping,
         jobs=store,
         job_news=news,
-        stream_rules=StreamRules(
-            calls=settings.stream_calls,
-            idle_seconds=settings.stream_idle_seconds,
-            call_seconds=platform.settings.default_deadline_seconds,
-            max_message_bytes=int(platform.settings.max_message_bytes),
-        ),
+        stream_rules=stream_rules,
     )
     async with AsyncExitStack() as stack:
         stack.enter_context(_metrics(dispatchers))
@@ -221,6 +222,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                         readiness=readiness,
                         serves=lambda: platform.health.serves(NAME) is True,
                         stopping=platform.stopping,
+                        rules=stream_rules,
                     ),
                     access=oip_service.ACCESS,
                 ),

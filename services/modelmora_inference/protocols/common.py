@@ -7,22 +7,27 @@ deadlines, cancellation, traces and counts are those of every other call.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
+from google.protobuf.message import Message
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.errors import FieldViolation
-from modelmora_runtime.interceptors import deadline_seconds
+from modelmora_runtime.interceptors import add_bytes, deadline_seconds, take_bytes
 
 from modelmora_inference.domain import MAX_TIMEOUT_SECONDS
+from modelmora_inference.stream_service import LONGEST_SECONDS, STREAM_BYTES, StreamRules
+
+log = logging.getLogger(__name__)
 
 DEFAULT_CALL_SECONDS = 60.0
 """So long a call may take for which nobody named a time: streams have no deadline of their own."""
-MAX_OPEN_CALLS = 64
-"""Calls of one stream that are open at once; beyond that nothing is read until one is answered."""
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -86,63 +91,143 @@ async def in_order(
     answer: Callable[[Request], Awaitable[Answer]],
     *,
     stopping: asyncio.Event,
-    most: int = MAX_OPEN_CALLS,
+    context: Any = None,
+    rules: StreamRules | None = None,
 ) -> AsyncIterator[Answer]:
-    """Answers the requests of a stream at the same time, at most so many, and yields the answers in their order.
+    """Answers the requests of a stream at the same time, as many as `rules` allow; yields the answers in their order.
 
-    When the client closes its side, what is open is answered first. Whoever ends the iteration withdraws what is open.
-    When the platform stops nothing more is read; what is open is answered, then ShuttingDown raised. The first
-    exception of `answer` or of reading ends the stream, in its place.
+    It ends like StreamEmbed (see stream_service.py): after the client has closed its side and all is answered; at once,
+    with everything withdrawn, when the client cancels or does not read; with ShuttingDown or Unavailable, what is open
+    answered first, when the platform stops, nothing comes, or it has lasted long. The first exception of `answer` or of
+    reading ends it too, in its place. With a `context` its bytes count against the budget of the process.
     """
-    open_calls: asyncio.Queue[asyncio.Future[Answer] | None] = asyncio.Queue(most)
-    room = asyncio.Semaphore(most)
-    tasks: set[asyncio.Future[Any]] = set()
+    calls = _OpenCalls(answer, context, rules or StreamRules())
+    stop = asyncio.ensure_future(stopping.wait())
 
-    async def read() -> None:
-        async for request in requests:
-            await room.acquire()
-            task = asyncio.ensure_future(answer(request))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            open_calls.put_nowait(task)
+    def stopped(stop: asyncio.Future[bool]) -> None:
+        if not stop.cancelled():
+            calls.end(errors.ShuttingDown(retry_after_seconds=1.0))
 
-    async def read_until_the_stop() -> None:
-        reading, stop = asyncio.ensure_future(read()), asyncio.ensure_future(stopping.wait())
-        try:
-            await asyncio.wait((reading, stop), return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                reading.result()
-            else:
-                raise errors.ShuttingDown(retry_after_seconds=1.0)
-        finally:
-            stop.cancel()
-            if not reading.done():
-                reading.cancel()
-                await asyncio.wait((reading,))
-
-    reader = asyncio.ensure_future(read_until_the_stop())
-    taking: asyncio.Future[Any] | None = None
+    stop.add_done_callback(stopped)
     try:
-        while True:
-            if open_calls.empty():
-                if reader.done():
-                    reader.result()
-                    return
-                taking = asyncio.ensure_future(open_calls.get())
-                await asyncio.wait((taking, reader), return_when=asyncio.FIRST_COMPLETED)
-                if not taking.done():
-                    taking.cancel()
-                    continue
-                call = taking.result()
-            else:
-                call = open_calls.get_nowait()
-            assert call is not None
-            found = await call
-            room.release()
+        async for found in calls.serve(requests):
             yield found
     finally:
-        left = [task for task in (reader, taking, *tasks) if task is not None and not task.done()]
-        for task in left:
+        stop.cancel()
+        await calls.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Call(Generic[Answer]):
+    task: asyncio.Future[Answer]
+    weight_bytes: int
+
+
+class _OpenCalls(Generic[Request, Answer]):
+    """The calls of one stream. Times are on the loop's clock."""
+
+    def __init__(self, answer: Callable[[Request], Awaitable[Answer]], context: Any, rules: StreamRules) -> None:
+        self._answer = answer
+        self._context = context
+        self._rules = rules
+        self._calls: deque[_Call[Answer]] = deque()
+        self._held_bytes = 0
+        self._wake, self._room = asyncio.Event(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._began = self._last_time = self._loop.time()
+        self._writing_since: float | None = None
+        self._why: errors.ModelMoraError | None = None
+        self._reading: asyncio.Future[None] | None = None
+        self._task = asyncio.current_task()
+        self._timer = self._loop.call_later(rules.idle_seconds, self._look)
+
+    def end(self, why: errors.ModelMoraError) -> None:
+        """Reads nothing more; what is open is answered, then this raised."""
+        if self._why is None:
+            self._why = why
+            if self._reading is not None:
+                self._reading.cancel()
+
+    async def serve(self, requests: AsyncIterator[Request]) -> AsyncIterator[Answer]:
+        self._reading = reading = asyncio.ensure_future(self._read(requests))
+        reading.add_done_callback(lambda _: self._wake.set())
+        while True:
+            if self._calls:
+                call = self._calls[0]
+                found = await call.task
+                self._writing_since = self._loop.time()
+                yield found
+                self._last_time, self._writing_since = self._loop.time(), None
+                self._calls.popleft()
+                self._weigh(-call.weight_bytes)
+                self._room.set()
+            elif reading.done():
+                if self._why is not None:
+                    raise self._why
+                reading.result()
+                return
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def close(self) -> None:
+        """Withdraws what is open."""
+        self._timer.cancel()
+        left: list[asyncio.Future[Any]] = [call.task for call in self._calls]
+        if self._reading is not None:
+            left.append(self._reading)
+        running = [task for task in left if not task.done()]
+        for task in running:
             task.cancel()
-        if left:
-            await asyncio.wait(left)
+        if running:
+            await asyncio.wait(running)
+        for task in left:
+            if not task.cancelled():
+                task.exception()  # nobody reads those behind the one that ended the stream
+
+    async def _read(self, requests: AsyncIterator[Request]) -> None:
+        async for request in requests:
+            weight = _size(request)
+            if self._context is not None:
+                take_bytes(self._context, weight)
+            self._held_bytes += weight
+            self._last_time = self._loop.time()
+            call: _Call[Answer] = _Call(asyncio.get_running_loop().create_future(), weight)
+            call.task = asyncio.ensure_future(self._answered(request, call))
+            self._calls.append(call)
+            self._wake.set()
+            while len(self._calls) >= self._rules.calls or self._held_bytes >= STREAM_BYTES:
+                self._room.clear()
+                await self._room.wait()
+
+    async def _answered(self, request: Request, call: _Call[Answer]) -> Answer:
+        found = await self._answer(request)
+        size = _size(found)
+        self._weigh(size - call.weight_bytes)
+        call.weight_bytes = size
+        return found
+
+    def _weigh(self, count: int) -> None:
+        self._held_bytes += count
+        if self._context is not None:
+            add_bytes(self._context, count)
+
+    def _look(self) -> None:
+        """Whether time itself ends the stream."""
+        now, idle = self._loop.time(), self._rules.idle_seconds
+        if self._writing_since is not None and now - self._writing_since >= idle:
+            log.info("a stream was cut off: its client has not read for %g s", idle)
+            if self._task is not None:
+                self._task.cancel()
+            return
+        since = now if self._calls else self._last_time
+        if now - since >= idle:
+            self.end(errors.Unavailable(f"the stream was idle for {idle:g} s", retry_after_seconds=0.1))
+        elif now - self._began >= LONGEST_SECONDS:
+            self.end(errors.Unavailable("the stream has lasted long enough; open another", retry_after_seconds=0.1))
+        soonest = min(self._writing_since or now, since) + idle - now
+        self._timer = self._loop.call_later(max(soonest, idle / 10), self._look)
+
+
+def _size(message: object) -> int:
+    return message.ByteSize() if isinstance(message, Message) else 0

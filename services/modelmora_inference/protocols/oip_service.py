@@ -34,6 +34,7 @@ from modelmora_inference.protocols.oip import (
     version_of,
 )
 from modelmora_inference.readiness import Readiness
+from modelmora_inference.stream_service import StreamRules
 
 FULL_NAME = "inference.GRPCInferenceService"
 ACCESS = {
@@ -74,6 +75,7 @@ class OipService(oip_pb2_grpc.GRPCInferenceServiceServicer):
         readiness: Readiness,
         serves: Callable[[], bool],
         stopping: asyncio.Event,
+        rules: StreamRules,
     ) -> None:
         """`native` is the servicer of InferenceService; `serves`: whether inference as a whole does."""
         self._native = native
@@ -82,6 +84,7 @@ class OipService(oip_pb2_grpc.GRPCInferenceServiceServicer):
         self._readiness = readiness
         self._serves = serves
         self._stopping = stopping
+        self._rules = rules
 
     async def ServerLive(self, request: foreign.ServerLiveRequest, context: Any) -> foreign.ServerLiveResponse:
         return foreign.ServerLiveResponse(live=True)
@@ -136,7 +139,7 @@ class OipService(oip_pb2_grpc.GRPCInferenceServiceServicer):
             response.infer_response.parameters[FINAL].bool_param = True
             return response
 
-        async for response in in_order(requests, answer, stopping=self._stopping):
+        async for response in in_order(requests, answer, stopping=self._stopping, context=context, rules=self._rules):
             yield response
 
     async def ModelStatistics(
