@@ -449,6 +449,8 @@ def translate(error: BaseException | None) -> ModelMoraError | None:
         return DatabaseUnavailable(f"the database is away: {_words(error)}")
     if state == "53100":
         return StorageFull("the database's disk is full; free some space")
+    if state in ("22021", "22P05"):
+        return InvalidArgument("a text has the character NUL, which the database cannot keep")
     if state in ("40001", "40P01"):
         return Conflict("another transaction was in the way; retry")
     return None

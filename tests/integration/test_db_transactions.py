@@ -153,6 +153,17 @@ async def test_a_deadlock_is_a_conflict_to_retry(database: Database, line: str) 
     assert sorted(type(result).__name__ for result in results) == ["Conflict", "NoneType"]
 
 
+async def test_a_text_with_nul_is_the_callers_fault(database: Database, line: str) -> None:
+    await database.migrate(line)
+    for statement, value in (
+        ("INSERT INTO thing (id, word, note) VALUES (1, :value, '')", "a\0b"),
+        ("SELECT CAST(:value AS jsonb) ->> 'a'", '{"a": "\\u0000"}'),
+    ):
+        with pytest.raises(InvalidArgument, match="NUL"):
+            async with database.begin() as connection:
+                await connection.execute(text(statement), {"value": value})
+
+
 async def test_a_statement_that_takes_too_long_is_unavailable_and_the_rest_goes_on(database_url: str) -> None:
     database = Database(database_url, "things", statement_seconds=0.3)
     try:
