@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from grpc_health.v1 import health_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+from modelmora.errors import NotFound
 from modelmora_observability.domain import GIB, MIB, NECESSARY, Health, State, disk_health, roll_up
-from modelmora_runtime.health import HealthBoard
+from modelmora_runtime.auth import EVERYONE, Caller, TokenMissing
+from modelmora_runtime.health import HealthBoard, HealthService
 from modelmora_runtime.health import State as BoardState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -157,3 +163,48 @@ def test_an_open_context_was_looked_at_just_now_and_its_database_when_it_was_pin
     assert registry is not None
     assert database is not None
     assert (registry.check_time, database.check_time) == (1030.0, 1000.0)
+
+
+class Guarded:
+    """Lets in whoever has the token."""
+
+    is_open = False
+
+    def authenticate(self, metadata: Mapping[str, str | bytes]) -> Caller:
+        if metadata.get("authorization") != "Bearer good":
+            raise TokenMissing
+        return EVERYONE
+
+
+class Asked:
+    """The context of a Check."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {self._token}"),)
+
+    def set_trailing_metadata(self, _: object) -> None:
+        pass
+
+
+async def test_names_beyond_the_board_are_told_to_callers_with_a_token_only() -> None:
+    made = board()
+
+    async def models(name: str) -> bool | None:
+        return {"acme/good": True, "acme/bad": False}.get(name)
+
+    made.beyond = models
+    service: Any = HealthService(made, Guarded(), asyncio.Event())
+
+    async def check(name: str, token: str) -> int:
+        return int((await service.Check(health_pb2.HealthCheckRequest(service=name), Asked(token))).status)
+
+    assert await check("acme/good", "good") == health_pb2.HealthCheckResponse.SERVING
+    assert await check("acme/bad", "good") == health_pb2.HealthCheckResponse.NOT_SERVING
+    for name, token in (("acme/good", "bad"), ("acme/bad", "bad"), ("acme/nothing", "good"), ("acme/nothing", "bad")):
+        with pytest.raises(NotFound):
+            await check(name, token)
+    made.stop()
+    assert await check("acme/good", "good") == health_pb2.HealthCheckResponse.NOT_SERVING

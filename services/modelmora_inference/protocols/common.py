@@ -104,7 +104,7 @@ async def in_order(
     calls = _OpenCalls(answer, context, rules or StreamRules())
     stop = asyncio.ensure_future(stopping.wait())
 
-    def stopped(stop: asyncio.Future[bool]) -> None:
+    def stopped(stop: asyncio.Future[Any]) -> None:
         if not stop.cancelled():
             calls.end(errors.ShuttingDown(retry_after_seconds=1.0))
 

@@ -133,7 +133,7 @@ class OipService(oip_pb2_grpc.GRPCInferenceServiceServicer):
             except errors.ModelMoraError as error:
                 if ends_at_errors:
                     raise
-                response.error_message = error.message or error.reason
+                response.error_message = f"{error.reason}: {error.message}"
                 told = response.infer_response
                 told.model_name, told.model_version, told.id = request.model_name, request.model_version, request.id
             response.infer_response.parameters[FINAL].bool_param = True
