@@ -295,6 +295,8 @@ def facts_of(answer: registry_pb2.ResolveModelResponse) -> VersionFacts:
         task_type=version.task_type or answer.model.task_type or common_pb2.TASK_TYPE_UNSPECIFIED,
         max_input_tokens=version.limits.max_input_tokens,
         embedding_dimensions=version.limits.embedding_dimensions,
+        takes_images=version.metadata.modality == "image",
+        labels=tuple(version.metadata.labels),
     )
 
 

@@ -80,6 +80,7 @@ class TaskRpcs:
 
         async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.ClassifyResponse:
             call = call_for(asked, facts, common_pb2.TASK_TYPE_CLASSIFICATION, if_loaded)
+            _check_takes_texts(facts)
             truncate, raw_scores = call.truncate, request.raw_scores
             entries = [
                 worker_pb2.TextEntry(text=text, pair=pair, truncate=truncate, raw_scores=raw_scores)
@@ -144,6 +145,7 @@ class TaskRpcs:
 
         async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.TokenizeResponse:
             call = call_for(asked, facts, facts.task_type, if_loaded)  # type: ignore[arg-type]
+            _check_takes_texts(facts)
             call.operation = worker_pb2.OPERATION_TOKENIZE
             plain = request.HasField("add_special_tokens") and not request.add_special_tokens
             await self._run(
@@ -160,14 +162,15 @@ class TaskRpcs:
         facts = await self._find(request.model, time.monotonic() + min(deadline_seconds(context), 5.0))
         dispatcher = self._dispatchers.get(facts.name)
         known = dispatcher.description if dispatcher is not None else None
-        inputs, outputs = tensors_of(facts, len(known.labels) if known is not None else 0)
+        labels = tuple(known.labels if known is not None else ()) or facts.labels
+        inputs, outputs = tensors_of(facts, len(labels))
         return pb.DescribeModelResponse(
             model_version=facts.name,
             digest=facts.digest,
             task_type=common_pb2.TaskType.Name(facts.task_type),
             inputs=inputs,
             outputs=outputs,
-            labels=known.labels if known is not None else (),
+            labels=labels,
             max_input_tokens=(dispatcher.max_input_tokens if dispatcher is not None else 0) or facts.max_input_tokens,
             embedding_dimensions=facts.embedding_dimensions
             or (dispatcher.embedding_dimensions if dispatcher is not None else 0),
@@ -243,6 +246,12 @@ def call_for(asked: Any, facts: VersionFacts, task_type: common_pb2.TaskType, if
         task_type=task_type,
         if_loaded=if_loaded,
     )
+
+
+def _check_takes_texts(facts: VersionFacts) -> None:
+    """Raises TaskNotSupported."""
+    if facts.takes_images:
+        raise errors.TaskNotSupported(f"{facts.name} takes images; Predict does that", model_version=facts.name)
 
 
 def _ranked(request: pb.RerankRequest, call: Call, facts: VersionFacts) -> pb.RerankResponse:

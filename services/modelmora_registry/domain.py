@@ -740,6 +740,10 @@ class ModelMetadata(Value):
     weight_bytes: ReadOnly[int] = Field(default_factory=dict)
     """All weights in memory, by the dtype their floating point numbers would have: `F32`, `BF16`."""
     tags: tuple[str, ...] = ()
+    modality: str | None = None
+    """What goes in, where the task does not say it: `image`."""
+    labels: tuple[str, ...] = ()
+    """Of a classifier, in the order of its scores."""
 
 
 class ImportProgress(Value):

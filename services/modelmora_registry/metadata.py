@@ -20,8 +20,11 @@ from modelmora_registry.domain import ModelLimits, ModelMetadata, ReadOnly, Task
 
 MODULES_FILE = "modules.json"
 CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
+"""How models that see or hear want what goes in."""
 SENTENCE_TRANSFORMERS = "sentence_transformers"
 TRANSFORMERS = "transformers"
+TRANSFORMERS_IMAGES = "transformers_images"
 TRUSTED_MODULES = "sentence_transformers."
 INDEX_ENDING = ".safetensors.index.json"
 _SHARD = re.compile(r"(.*)-[0-9]{5}-of-([0-9]{5})\.safetensors")
@@ -43,6 +46,9 @@ _HEADS = {
 }
 """What a model of transformers does, by the end of its class's name."""
 _TRANSFORMERS_TASKS = frozenset({TaskType.RERANKING, *_HEADS.values()})
+_IMAGE_HEAD = "ForImageClassification"
+MAX_LABELS = 10_000
+MAX_LABEL_CHARACTERS = 1000
 
 
 class Kind(Value):
@@ -99,6 +105,11 @@ def wanted_of(paths: Collection[str]) -> list[str]:
 def kind_of(paths: Collection[str], config: Any = None, task_type: TaskType | None = None) -> Kind:
     """The engine and the task of a model with these files: by its `config.json`, where that is at hand, by the task
     that was asked for, by names. (A cross-encoder may have a `modules.json` too.)"""
+    sees = CONFIG_FILE in paths and PROCESSOR_FILE in paths and not _TOKENIZER_FILES.intersection(paths)
+    if CONFIG_FILE in paths and (_takes_images(config) or (sees and config is None)):
+        if task_type is TaskType.CLASSIFICATION or (task_type is None and config is not None):
+            return Kind(engine=TRANSFORMERS_IMAGES, task_type=TaskType.CLASSIFICATION)
+        return Kind()
     if CONFIG_FILE in paths:
         head = _head_of(config)
         if task_type in (head or _TRANSFORMERS_TASKS):
@@ -113,9 +124,8 @@ def kind_of(paths: Collection[str], config: Any = None, task_type: TaskType | No
 def _head_of(config: Any) -> tuple[TaskType, ...]:
     """The tasks that a model of this configuration can do, the likeliest first; none where it does not tell. One that
     gives pairs a single score is a reranker."""
-    architectures = config.get("architectures") if isinstance(config, Mapping) else None
-    name = architectures[0] if isinstance(architectures, list) and architectures else None
-    task = next((_HEADS[end] for end in _HEADS if isinstance(name, str) and name.endswith(end)), None)
+    name = _class_of(config)
+    task = next((_HEADS[end] for end in _HEADS if name.endswith(end)), None)
     if task is None:
         return ()
     labels = config.get("id2label")
@@ -124,9 +134,33 @@ def _head_of(config: Any) -> tuple[TaskType, ...]:
     return (task,)
 
 
+def _takes_images(config: Any) -> bool:
+    return _class_of(config).endswith(_IMAGE_HEAD)
+
+
+def _class_of(config: Any) -> str:
+    """The name of the model's class as its configuration tells; empty where it does not."""
+    architectures = config.get("architectures") if isinstance(config, Mapping) else None
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    return name if isinstance(name, str) else ""
+
+
+def labels_of(config: Any) -> tuple[str, ...]:
+    """The labels of a classifier in the order of its scores, as its engine tells them; none where they are not one for
+    each number from 0 on, or too many or too long to keep."""
+    named = config.get("id2label") if isinstance(config, Mapping) else None
+    classifies = _takes_images(config) or TaskType.CLASSIFICATION in _head_of(config)
+    if not classifies or not isinstance(named, Mapping) or not len(named) <= MAX_LABELS:
+        return ()
+    labels = [named.get(str(number)) for number in range(len(named))]
+    if all(isinstance(label, str) and len(label) <= MAX_LABEL_CHARACTERS and label.isprintable() for label in labels):
+        return tuple(map(str, labels))
+    return ()
+
+
 def missing_weights(engine: str, paths: Collection[str]) -> str | None:
     """What an engine needs and cannot find, as far as names tell: weights at all, and every shard of them."""
-    if engine not in (SENTENCE_TRANSFORMERS, TRANSFORMERS):
+    if engine not in (SENTENCE_TRANSFORMERS, TRANSFORMERS, TRANSFORMERS_IMAGES):
         return None
     if not any(path.endswith(".safetensors") for path in paths):
         return "model.safetensors"
@@ -340,6 +374,8 @@ def metadata_of(configs: Mapping[str, Any], digests: Mapping[str, str], weights:
         chat_template_digest=_chat_template_digest(configs, digests, folder),
         weight_bytes=_weight_bytes(weights),
         tags=card.tags,
+        modality="image" if _takes_images(config) else None,
+        labels=labels_of(config),
         **{field: _size(config, keys) for field, keys in _SIZES.items()},
     )
 

@@ -41,6 +41,8 @@ def test_the_real_minilm_tells_all_about_itself() -> None:
         "quantization": "none",
         "license": "apache-2.0",
         "chat_template_digest": None,
+        "modality": None,
+        "labels": (),
     }
     # 4096 bytes are its table of positions: whole numbers, which keep their size.
     assert metadata.weight_bytes["F32"] == 22_713_216 * 4 + 4096
@@ -202,3 +204,27 @@ def test_no_configuration_breaks_an_import(config: Any) -> None:
 def test_odd_words_of_a_configuration_are_left_out(word: Any) -> None:
     config = {"model_type": word, "architectures": [word], "quantization_config": {"quant_method": word}}
     assert metadata_of({"config.json": config}, {}, Weights(), Card()) == ModelMetadata()
+
+
+def test_labels_are_those_that_the_engine_will_tell() -> None:
+    def told(classes: str, labels: object) -> ModelMetadata:
+        return metadata_of({"config.json": {"architectures": [classes], "id2label": labels}}, {}, Weights(), Card())
+
+    judge, sees = "BertForSequenceClassification", "ViTForImageClassification"
+    ten = {str(n): f"label {n}" for n in (10, *range(10))}
+    assert told(judge, ten).labels == tuple(f"label {n}" for n in range(11)), "by their numbers, as numbers"
+    assert (told(judge, ten).modality, told(sees, ten).modality) == (None, "image")
+    assert told(sees, {"0": "cat", "1": "dog"}).labels == ("cat", "dog")
+    for labels in (
+        None,
+        [],
+        {"1": "a"},
+        {"0": "a", "2": "b"},
+        {"0": 3},
+        {"0": "a\0"},
+        {"0": "\ud800"},
+        {"0": "x" * 1001},
+    ):
+        assert told(judge, labels).labels == ()
+    assert told(judge, {str(n): "x" for n in range(10_001)}).labels == ()
+    assert told("BertForQuestionAnswering", {"0": "a", "1": "b"}).labels == ()

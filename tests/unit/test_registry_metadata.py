@@ -47,6 +47,13 @@ def test_the_class_in_its_configuration_tells_what_a_model_of_transformers_does(
     assert told({**judge, "id2label": one}, task=TaskType.CLASSIFICATION) == classifies
     assert told({**judge, "id2label": three}, task=TaskType.RERANKING) == (None, None)
     assert told(None, task=TaskType.RERANKING) == ranks, "of a remote source only names are known"
+    sees = {"architectures": ["ViTForImageClassification"]}
+    labels_images = ("transformers_images", TaskType.CLASSIFICATION)
+    assert told(sees) == told(sees, task=TaskType.CLASSIFICATION) == labels_images
+    assert told(sees, task=TaskType.RERANKING) == (None, None)
+    assert told(None, "preprocessor_config.json", task=TaskType.CLASSIFICATION) == labels_images
+    assert told(None, "preprocessor_config.json") == (None, None), "it may be one of sound"
+    assert told(None, "preprocessor_config.json", "vocab.txt", task=TaskType.CLASSIFICATION) == classifies
     for config in (None, [], {"architectures": "x"}, {"architectures": [3]}, {"architectures": ["BertModel"]}):
         assert told(config) == (None, None)
         assert told(config, "modules.json") == ("sentence_transformers", TaskType.TXT2EMBED)

@@ -482,14 +482,16 @@ class DescribeModelResponse(_message.Message):
     def __init__(self, model_version: _Optional[str] = ..., digest: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., inputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., max_input_tokens: _Optional[int] = ..., embedding_dimensions: _Optional[int] = ..., max_texts: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_call_bytes: _Optional[int] = ..., replicas: _Optional[int] = ..., prompts: _Optional[_Mapping[str, str]] = ..., default_prompt_name: _Optional[str] = ...) -> None: ...
 
 class TensorDescription(_message.Message):
-    __slots__ = ("name", "datatype", "shape")
+    __slots__ = ("name", "datatype", "shape", "optional")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DATATYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    OPTIONAL_FIELD_NUMBER: _ClassVar[int]
     name: str
     datatype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    optional: bool
+    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., optional: bool = ...) -> None: ...
 
 class GetQueueRequest(_message.Message):
     __slots__ = ("model",)
@@ -670,16 +672,18 @@ class InferenceJob(_message.Message):
     def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., digest: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., state: _Optional[_Union[_common_pb2.JobState, str]] = ..., attempt: _Optional[int] = ..., progress: _Optional[_Union[JobProgress, _Mapping]] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., tenant: _Optional[str] = ..., subject: _Optional[str] = ..., request_id: _Optional[str] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., reason: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., result_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class JobProgress(_message.Message):
-    __slots__ = ("inputs", "succeeded", "failed", "input_tokens")
+    __slots__ = ("inputs", "succeeded", "failed", "input_tokens", "compute")
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     SUCCEEDED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_FIELD_NUMBER: _ClassVar[int]
     inputs: int
     succeeded: int
     failed: int
     input_tokens: int
-    def __init__(self, inputs: _Optional[int] = ..., succeeded: _Optional[int] = ..., failed: _Optional[int] = ..., input_tokens: _Optional[int] = ...) -> None: ...
+    compute: _duration_pb2.Duration
+    def __init__(self, inputs: _Optional[int] = ..., succeeded: _Optional[int] = ..., failed: _Optional[int] = ..., input_tokens: _Optional[int] = ..., compute: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class JobError(_message.Message):
     __slots__ = ("reason", "message")
@@ -705,21 +709,105 @@ class EmbedTask(_message.Message):
     prompt_name: str
     def __init__(self, texts: _Optional[_Iterable[str]] = ..., normalize: bool = ..., truncate: bool = ..., dimensions: _Optional[int] = ..., precision: _Optional[str] = ..., prompt_name: _Optional[str] = ...) -> None: ...
 
+class ClassifyTask(_message.Message):
+    __slots__ = ("texts", "pairs", "truncate", "raw_scores", "top_n", "precision")
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    RAW_SCORES_FIELD_NUMBER: _ClassVar[int]
+    TOP_N_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    pairs: _containers.RepeatedScalarFieldContainer[str]
+    truncate: bool
+    raw_scores: bool
+    top_n: int
+    precision: str
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., pairs: _Optional[_Iterable[str]] = ..., truncate: bool = ..., raw_scores: bool = ..., top_n: _Optional[int] = ..., precision: _Optional[str] = ...) -> None: ...
+
+class RerankTask(_message.Message):
+    __slots__ = ("inputs", "truncate", "raw_scores", "top_n", "precision")
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    RAW_SCORES_FIELD_NUMBER: _ClassVar[int]
+    TOP_N_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    inputs: _containers.RepeatedCompositeFieldContainer[RerankInput]
+    truncate: bool
+    raw_scores: bool
+    top_n: int
+    precision: str
+    def __init__(self, inputs: _Optional[_Iterable[_Union[RerankInput, _Mapping]]] = ..., truncate: bool = ..., raw_scores: bool = ..., top_n: _Optional[int] = ..., precision: _Optional[str] = ...) -> None: ...
+
+class RerankInput(_message.Message):
+    __slots__ = ("query", "texts")
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    query: str
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, query: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AnswerQuestionTask(_message.Message):
+    __slots__ = ("inputs", "top_n", "max_answer_tokens", "precision")
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_N_FIELD_NUMBER: _ClassVar[int]
+    MAX_ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    inputs: _containers.RepeatedCompositeFieldContainer[QuestionInput]
+    top_n: int
+    max_answer_tokens: int
+    precision: str
+    def __init__(self, inputs: _Optional[_Iterable[_Union[QuestionInput, _Mapping]]] = ..., top_n: _Optional[int] = ..., max_answer_tokens: _Optional[int] = ..., precision: _Optional[str] = ...) -> None: ...
+
+class QuestionInput(_message.Message):
+    __slots__ = ("question", "context")
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    question: str
+    context: str
+    def __init__(self, question: _Optional[str] = ..., context: _Optional[str] = ...) -> None: ...
+
+class PredictTask(_message.Message):
+    __slots__ = ("inputs", "parameters", "outputs", "precision")
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    inputs: _containers.RepeatedCompositeFieldContainer[PredictInput]
+    parameters: _struct_pb2.Struct
+    outputs: _containers.RepeatedScalarFieldContainer[str]
+    precision: str
+    def __init__(self, inputs: _Optional[_Iterable[_Union[PredictInput, _Mapping]]] = ..., parameters: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., outputs: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ...) -> None: ...
+
+class PredictInput(_message.Message):
+    __slots__ = ("inputs",)
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    inputs: _containers.RepeatedCompositeFieldContainer[NamedTensor]
+    def __init__(self, inputs: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
+
 class CreateInferenceJobRequest(_message.Message):
-    __slots__ = ("model", "embed", "priority", "timeout", "result_ttl", "request_id")
+    __slots__ = ("model", "embed", "classify", "rerank", "answer_question", "predict", "priority", "timeout", "result_ttl", "request_id")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     EMBED_FIELD_NUMBER: _ClassVar[int]
+    CLASSIFY_FIELD_NUMBER: _ClassVar[int]
+    RERANK_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_QUESTION_FIELD_NUMBER: _ClassVar[int]
+    PREDICT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     RESULT_TTL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     model: str
     embed: EmbedTask
+    classify: ClassifyTask
+    rerank: RerankTask
+    answer_question: AnswerQuestionTask
+    predict: PredictTask
     priority: _common_pb2.Priority
     timeout: _duration_pb2.Duration
     result_ttl: _duration_pb2.Duration
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., embed: _Optional[_Union[EmbedTask, _Mapping]] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., result_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., embed: _Optional[_Union[EmbedTask, _Mapping]] = ..., classify: _Optional[_Union[ClassifyTask, _Mapping]] = ..., rerank: _Optional[_Union[RerankTask, _Mapping]] = ..., answer_question: _Optional[_Union[AnswerQuestionTask, _Mapping]] = ..., predict: _Optional[_Union[PredictTask, _Mapping]] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., result_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class CreateInferenceJobResponse(_message.Message):
     __slots__ = ("job",)
@@ -814,14 +902,46 @@ class GetInferenceResultResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[InferenceJob, _Mapping]] = ..., results: _Optional[_Iterable[_Union[InferenceResult, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class InferenceResult(_message.Message):
-    __slots__ = ("index", "embed", "error")
+    __slots__ = ("index", "embed", "error", "classify", "rerank", "answer_question", "predict", "usage", "timings")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     EMBED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    CLASSIFY_FIELD_NUMBER: _ClassVar[int]
+    RERANK_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_QUESTION_FIELD_NUMBER: _ClassVar[int]
+    PREDICT_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
     index: int
     embed: EmbedResult
     error: JobError
-    def __init__(self, index: _Optional[int] = ..., embed: _Optional[_Union[EmbedResult, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ...) -> None: ...
+    classify: Classification
+    rerank: RerankResult
+    answer_question: AnswerQuestionResult
+    predict: PredictResult
+    usage: _common_pb2.TokenUsage
+    timings: _common_pb2.Timings
+    def __init__(self, index: _Optional[int] = ..., embed: _Optional[_Union[EmbedResult, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., classify: _Optional[_Union[Classification, _Mapping]] = ..., rerank: _Optional[_Union[RerankResult, _Mapping]] = ..., answer_question: _Optional[_Union[AnswerQuestionResult, _Mapping]] = ..., predict: _Optional[_Union[PredictResult, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.TokenUsage, _Mapping]] = ..., timings: _Optional[_Union[_common_pb2.Timings, _Mapping]] = ...) -> None: ...
+
+class RerankResult(_message.Message):
+    __slots__ = ("ranked",)
+    RANKED_FIELD_NUMBER: _ClassVar[int]
+    ranked: _containers.RepeatedCompositeFieldContainer[RankedText]
+    def __init__(self, ranked: _Optional[_Iterable[_Union[RankedText, _Mapping]]] = ...) -> None: ...
+
+class AnswerQuestionResult(_message.Message):
+    __slots__ = ("answers",)
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[Answer]
+    def __init__(self, answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ...) -> None: ...
+
+class PredictResult(_message.Message):
+    __slots__ = ("outputs", "labels")
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    outputs: _containers.RepeatedCompositeFieldContainer[NamedTensor]
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, outputs: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class EmbedResult(_message.Message):
     __slots__ = ("values", "vector", "input_tokens", "truncated")

@@ -214,7 +214,7 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DescribeModel(self, request, context):
-        """What a model takes and gives. It loads nothing: labels are known once the model has answered a call here.
+        """What a model takes and gives. It loads nothing: what only its engine knows is told once it has answered a call here.
         NOT_FOUND (ModelNotFound, VersionNotFound).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -157,7 +157,7 @@ class ModelVersion(_message.Message):
     def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[ModelVersionState, str]] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., engine: _Optional[str] = ..., engine_options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., source: _Optional[_Union[ModelSource, _Mapping]] = ..., artifact: _Optional[_Union[Artifact, _Mapping]] = ..., resource_requirements: _Optional[_Union[ResourceRequirements, _Mapping]] = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ..., limits: _Optional[_Union[ModelLimits, _Mapping]] = ..., progress: _Optional[_Union[ImportProgress, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., revision: _Optional[int] = ..., etag: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Union[ModelMetadata, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., archive_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., training_job: _Optional[str] = ..., verify_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ModelMetadata(_message.Message):
-    __slots__ = ("architecture", "family", "parameter_count", "dtype", "context_length", "hidden_size", "num_layers", "num_heads", "vocabulary_size", "quantization", "license", "model_card", "tokenizer_digest", "chat_template_digest", "weight_bytes", "tags")
+    __slots__ = ("architecture", "family", "parameter_count", "dtype", "context_length", "hidden_size", "num_layers", "num_heads", "vocabulary_size", "quantization", "license", "model_card", "tokenizer_digest", "chat_template_digest", "weight_bytes", "tags", "modality", "labels")
     class WeightBytesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +181,8 @@ class ModelMetadata(_message.Message):
     CHAT_TEMPLATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
+    MODALITY_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     architecture: str
     family: str
     parameter_count: int
@@ -197,7 +199,9 @@ class ModelMetadata(_message.Message):
     chat_template_digest: str
     weight_bytes: _containers.ScalarMap[str, int]
     tags: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, architecture: _Optional[str] = ..., family: _Optional[str] = ..., parameter_count: _Optional[int] = ..., dtype: _Optional[str] = ..., context_length: _Optional[int] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., quantization: _Optional[str] = ..., license: _Optional[str] = ..., model_card: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., chat_template_digest: _Optional[str] = ..., weight_bytes: _Optional[_Mapping[str, int]] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+    modality: str
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, architecture: _Optional[str] = ..., family: _Optional[str] = ..., parameter_count: _Optional[int] = ..., dtype: _Optional[str] = ..., context_length: _Optional[int] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., quantization: _Optional[str] = ..., license: _Optional[str] = ..., model_card: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., chat_template_digest: _Optional[str] = ..., weight_bytes: _Optional[_Mapping[str, int]] = ..., tags: _Optional[_Iterable[str]] = ..., modality: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelSource(_message.Message):
     __slots__ = ("local", "hub", "empty", "url")
