@@ -3,6 +3,11 @@
 Nothing may be lost: every request that its caller did not withdraw is answered, with the vector of its own text by its
 own model. Nothing may be left: when all is unloaded, the platform has the memory that it had before, within 2 %. What
 must never be in between is looked for by another process (soak_watch.py). A long run writes docs/evidence/soak-….md.
+
+It is over when its goals are reached, however fast the machine is: answers set the pace, and what lags behind them
+(kills, cancellations, swaps, answers of real engines) is asked for more. Requests go to three models at a time, and a
+few to any other: when all eight clients wanted what they liked, a slow machine did nothing but swap, for minutes. Where
+nothing moves any more it ends as well, and says what it was waiting for.
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -32,8 +38,7 @@ from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora_worker.engines.echo import vector
 
 from bench.small_models import small_models, words
-from bench.soak_watch import platform_pids
-from bench.soak_watch import words as command_of
+from bench.soak_watch import fork_servers
 from bench.up import Up
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,11 +50,19 @@ REAL_MIB = 100
 ROOM_MIB = 310
 """For three of them."""
 CLIENTS = 8
-BURST = 20
-"""Requests that a client sends to one model before it turns to another."""
-CANCELLED_SHARE = 0.1
+WANTED = 3
+"""Models that clients turn to at a time."""
+BURST = 33
+"""Requests to each of them; then there is another."""
+STRAY_SHARE, CANCELLED_SHARE = 0.02, 0.05
+"""Requests to any model at all, and those that are withdrawn."""
+LAGGING_SHARE = 0.25
+"""The same, while swaps or cancellations lag behind."""
+REAL_SHARE = 0.4
 SLACK = 0.02
 PATIENCE_SECONDS = 120.0
+STALLED_SECONDS = 150.0
+"""Without any progress for so long, longer than any call is waited for, it is given up."""
 MODEL_SEED = 11
 
 
@@ -74,6 +87,8 @@ class Report:
     """What became of requests that were not answered as they should have been."""
     unexplained: list[str] = field(default_factory=list)
     """Workers that ended and were killed by nobody here."""
+    gave_up: str = ""
+    """What it was waiting for when it was given up."""
     before_bytes: int = 0
     after_bytes: int = 0
     watched: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +103,7 @@ class Report:
     def wrong(self) -> list[str]:
         """Everything that must not be; empty when the soak was passed."""
         found = [f"lost: {len(self.lost)}, the first: {self.lost[0]}"] if self.lost else []
+        found += [self.gave_up] if self.gave_up else []
         found += [f"unexplained end of a worker: {words}" for words in self.unexplained]
         found += [f"{kind}: {what}" for kind, what in self.watched.get("violations", {}).items()]
         if abs(self.growth) > SLACK:
@@ -103,9 +119,10 @@ class Report:
 class Soak:
     """One soak of one platform."""
 
-    def __init__(self, up: Up, goals: Goals, seed: int) -> None:
+    def __init__(self, up: Up, goals: Goals, seed: int, limit_seconds: float) -> None:
         self._up = up
         self._goals = goals
+        self._end = time.monotonic() + limit_seconds
         self._seed = seed
         self.report = Report(seed, goals)
         self._turn = threading.Lock()
@@ -120,62 +137,106 @@ class Soak:
         """Those of them that ran when its worker was last killed."""
         self._killed: set[int] = set()
         self._numbers = 0
+        self._wanted: list[tuple[str, int]] = []
+        """Each with the number of requests that are left to it."""
+        self._doing: dict[str, tuple[str, float]] = {}
+        """By thread: what it does, and since when."""
         self._texts = [" ".join(words(MODEL_SEED, 40)[n : n + 6]) for n in range(30)]
 
     def run(self) -> Report:
+        """Raises whatever breaks in one of its threads."""
         began = time.monotonic()
         self._register()
         with self._watching() as ask:
             self._warm_up()
             self.report.before_bytes = self._settled(ask)
             loaded = time.monotonic()
-            follower = threading.Thread(target=self._follow, name="follower", daemon=True)
-            workers = [threading.Thread(target=self._client, args=(n,), name=f"client {n}") for n in range(CLIENTS)]
-            killer = threading.Thread(target=self._kill, name="killer")
-            follower.start()
-            for thread in (*workers, killer):
-                thread.start()
-            for thread in (*workers, killer):
-                thread.join()
-            self.report.load_seconds = time.monotonic() - loaded
-            self.report.after_bytes = self._settled(ask)
-            self._watcher_call.cancel()
-            follower.join(5)
+            self._wanted = [(version, BURST) for version in random.Random(self._seed).sample(self._versions, WANTED)]
+            watched = self._up.lifecycle.WatchReplicas(lifecycle_pb2.WatchReplicasRequest())
+            with ThreadPoolExecutor(CLIENTS + 2) as pool:
+                follower = pool.submit(self._follow, watched)
+                try:
+                    workers = [pool.submit(self._client, number) for number in range(CLIENTS)]
+                    workers.append(pool.submit(self._kill))
+                    self._until_enough([*workers, follower])
+                    self._over.set()
+                    for worker in workers:
+                        worker.result()
+                    self.report.load_seconds = time.monotonic() - loaded
+                    self.report.after_bytes = self._settled(ask)
+                finally:
+                    self._over.set()
+                    watched.cancel()
+                follower.result()
             self.report.watched = ask()
         self.report.seconds = time.monotonic() - began
         return self.report
 
+    def _until_enough(self, threads: Sequence[Future[None]]) -> None:
+        """Returns when the goals are reached, when one of the threads has ended before, or when it is hopeless."""
+        reached, since = -1, time.monotonic()
+        while not self._over.is_set() and not wait(threads, timeout=0.2, return_when=FIRST_COMPLETED).done:
+            now = time.monotonic()
+            with self._turn:
+                left = {name: goal - self.report.counts[name] for name, goal in asdict(self._goals).items()}
+                if all(count <= 0 for count in left.values()):
+                    return
+                total = sum(self.report.counts.values())
+            if total > reached:
+                reached, since = total, now
+            if now - since > STALLED_SECONDS or now > self._end:
+                still = ", ".join(f"{count} {name}" for name, count in left.items() if count > 0)
+                why = "nothing has moved" if now - since > STALLED_SECONDS else "it took too long"
+                self.report.gave_up = f"given up, for {why}; to come: {still}\n{self._scene()}"
+                return
+
+    def _scene(self) -> str:
+        """What everybody is doing, for people."""
+        now = time.monotonic()
+        with self._turn:
+            lines = [f"{who}: {what} for {now - since:.1f} s" for who, (what, since) in sorted(self._doing.items())]
+        try:
+            replicas = self._up.lifecycle.ListReplicas(lifecycle_pb2.ListReplicasRequest(), timeout=10).replicas
+        except grpc.RpcError as error:
+            lines.append(f"the platform does not answer: {error.code().name}")  # type: ignore[attr-defined]
+        else:
+            states = lifecycle_pb2.ReplicaState
+            lines += [f"{r.model_version}: {states.Name(r.state)}, pid {r.pid}: {r.reason}" for r in replicas]
+        return "\n".join([*lines, "its log:", self._up.tail()])
+
     # Before and after.
 
     def _register(self) -> None:
-        for size in ECHO_MIB:
-            options = {
-                "seed": size,
-                "dimensions": DIMENSIONS,
-                "memory_bytes": int(0.7 * size) * MIB,
-                "delay_seconds": 0.002,
-                "max_batch_entries": 8,
-            }
-            self._versions.append(
-                self._up.add_model(f"soak/echo-{size}", engine="echo", options=options, memory_bytes=size * MIB)
-            )
-        for number, folder in enumerate(small_models(REAL_MODELS, MODEL_SEED)):
-            version = self._up.add_model(
-                f"soak/real-{number}", engine="sentence_transformers", folder=folder, memory_bytes=REAL_MIB * MIB
-            )
-            self._versions.append(version)
-            self._real.add(version)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            echo = list(pool.map(self._add_echo, ECHO_MIB))
+            real = list(pool.map(self._add_real, range(REAL_MODELS)))
+        self._versions = [*echo, *real]
+        self._real = set(real)
+
+    def _add_echo(self, size: int) -> str:
+        options = {
+            "seed": size,
+            "dimensions": DIMENSIONS,
+            "memory_bytes": int(0.7 * size) * MIB,
+            "delay_seconds": 0.002,
+            "max_batch_entries": 8,
+        }
+        return self._up.add_model(f"soak/echo-{size}", engine="echo", options=options, memory_bytes=size * MIB)
+
+    def _add_real(self, number: int) -> str:
+        folder = small_models(REAL_MODELS, MODEL_SEED)[number]
+        engine, memory_bytes = "sentence_transformers", REAL_MIB * MIB
+        return self._up.add_model(f"soak/real-{number}", engine=engine, folder=folder, memory_bytes=memory_bytes)
 
     def _warm_up(self) -> None:
         """Loads each model once, so that everything is there that stays; then asks for what is known afterwards."""
         self._set_budget(8192)
-        for version in self._versions:
-            self._load(version)
-        for version in sorted(self._real):
-            for text in self._texts:
-                self._known[version, text] = self._embed(version, text, PATIENCE_SECONDS)
-        for version in self._versions:
-            self._embed(version, self._texts[0], PATIENCE_SECONDS)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            list(pool.map(self._load, self._versions))
+            asked = [(version, text) for version in sorted(self._real) for text in self._texts]
+            asked += [(version, self._texts[0]) for version in self._versions]
+            answers = list(pool.map(lambda ask: self._embed(ask[0], ask[1], PATIENCE_SECONDS), asked))
+        self._known = {ask: answer for ask, answer in zip(asked, answers, strict=True) if ask[0] in self._real}
         memory = self._up.lifecycle.GetMemory(lifecycle_pb2.GetMemoryRequest(), timeout=10).devices[0]
         # What fork servers share stays in memory whoever goes.
         shared = sum(charge.memory_bytes for charge in memory.charges if not charge.owner.startswith("replicas/"))
@@ -196,9 +257,16 @@ class Soak:
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.NOT_FOUND:  # type: ignore[attr-defined]
                     raise
-        while self._up.lifecycle.ListReplicas(lifecycle_pb2.ListReplicasRequest(), timeout=10).replicas:
+        until = time.monotonic() + PATIENCE_SECONDS
+        while self._replicas():
+            if time.monotonic() > until:
+                raise TimeoutError(f"all was unloaded, and this is still there:\n{self._scene()}")
             time.sleep(0.05)
         return int(ask()["own_bytes"])
+
+    def _replicas(self) -> Sequence[lifecycle_pb2.Replica]:
+        request = lifecycle_pb2.ListReplicasRequest()
+        return self._up.lifecycle.ListReplicas(request, timeout=PATIENCE_SECONDS).replicas
 
     def _load(self, version: str) -> None:
         self._up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=version, wait=True), timeout=PATIENCE_SECONDS)
@@ -223,25 +291,42 @@ class Soak:
 
     # While it runs.
 
-    def _enough(self) -> bool:
-        return all(self.report.counts[name] >= goal for name, goal in asdict(self._goals).items())
+    def _lags(self, name: str, goal: int) -> bool:
+        """Whether there are fewer of them than answers promise. Under the lock."""
+        return self.report.counts[name] * self._goals.answered < goal * self.report.counts["answered"]
 
     def _client(self, number: int) -> None:
         chance = random.Random(self._seed * 1000 + number)
-        real = sorted(self._real)
-        echo = [version for version in self._versions if version not in self._real]
-        while not self._enough() and not self._over.is_set():
-            version = chance.choice(real if chance.random() < 0.4 else echo)
-            for _ in range(BURST):
-                self._call(version, chance.choice(self._texts), chance)
+        while not self._over.is_set():
+            with self._turn:
+                version = self._next_version(chance)
+                self._doing[f"client {number}"] = version, time.monotonic()
+            self._call(version, chance.choice(self._texts), chance)
+
+    def _next_version(self, chance: random.Random) -> str:
+        """Under the lock."""
+        if chance.random() < (LAGGING_SHARE if self._lags("swaps", self._goals.swaps) else STRAY_SHARE):
+            return chance.choice(self._versions)
+        place = chance.randrange(WANTED)
+        version, left = self._wanted[place]
+        self._wanted[place] = (version, left - 1) if left > 1 else (self._next_wanted(chance), BURST)
+        return version
+
+    def _next_wanted(self, chance: random.Random) -> str:
+        """Under the lock."""
+        wanted = {version for version, _ in self._wanted}
+        lags = self._lags("answered by real engines", self._goals.answered * 7 // 20)
+        real = lags or chance.random() < REAL_SHARE
+        return chance.choice([v for v in self._versions if v not in wanted and (v in self._real) == real])
 
     def _call(self, version: str, text: str, chance: random.Random) -> None:
         with self._turn:
             self._numbers += 1
             number = self._numbers
             self._flying.setdefault(version, set()).add(number)
+            share = LAGGING_SHARE if self._lags("cancelled", self._goals.cancelled) else CANCELLED_SHARE
         try:
-            if chance.random() < CANCELLED_SHARE:
+            if chance.random() < share:
                 self._withdraw(version, text, chance.uniform(0, 0.05))
                 return
             answer = self._embed(version, text, PATIENCE_SECONDS)
@@ -282,26 +367,26 @@ class Soak:
     def _kill(self) -> None:
         """kill -9 of a worker with work, or of a fork server, all along the way."""
         chance = random.Random(self._seed)
-        while not self._enough() and not self._over.is_set():
+        while not self._over.is_set():
+            self._doing["killer"] = "kills", time.monotonic()
             with self._turn:
-                done = self.report.counts["answered"] / self._goals.answered
-                due = self.report.counts["kills"] < min(1.0, done) * self._goals.kills + 1
+                due = self._lags("kills", self._goals.kills) or not self.report.counts["kills"]
             if not due:
                 self._over.wait(0.05)
                 continue
-            if self.report.counts["kills"] % 6 == 5:
+            if self.report.counts["kills"] % 8 == 7:
                 self._kill_fork_server(chance)
             else:
                 self._kill_worker(chance)
             self._over.wait(chance.uniform(0.05, 0.3))
 
     def _kill_worker(self, chance: random.Random) -> None:
-        answer = self._up.lifecycle.ListReplicas(lifecycle_pb2.ListReplicasRequest(), timeout=10)
+        replicas = self._replicas()
         with self._turn:
             # A request must not meet our second kill: then it would be to blame.
             able = [
                 replica
-                for replica in answer.replicas
+                for replica in replicas
                 if replica.state == lifecycle_pb2.REPLICA_STATE_LOADED
                 and replica.pid
                 and not self._hit.get(replica.model_version, set()) & self._flying.get(replica.model_version, set())
@@ -315,21 +400,20 @@ class Soak:
                 self.report.counts["kills"] += 1
 
     def _kill_fork_server(self, chance: random.Random) -> None:
-        folder = os.fsencode(self._up.data_dir)
-        servers = [pid for pid in platform_pids(folder) if "fork_server" in command_of(pid)]
-        replicas = self._up.lifecycle.ListReplicas(lifecycle_pb2.ListReplicasRequest(), timeout=10).replicas
-        workers = {replica.pid for replica in replicas}
-        able = sorted(pid for pid in servers if pid not in workers and pid not in self._killed)
-        if able and _send(chance.choice(able)):
-            with self._turn:
+        able = sorted(fork_servers(os.fsencode(self._up.data_dir)).keys() - {r.pid for r in self._replicas()})
+        if not able:
+            return
+        pid = chance.choice(able)
+        with self._turn:
+            self._killed.add(pid)
+            if _send(pid):
                 self.report.counts["kills"] += 1
                 self.report.counts["kills of fork servers"] += 1
 
-    def _follow(self) -> None:
-        """Counts swaps, and workers that end and were killed by nobody."""
-        self._watcher_call = self._up.lifecycle.WatchReplicas(lifecycle_pb2.WatchReplicasRequest())
+    def _follow(self, watched: Any) -> None:
+        """Counts swaps, and workers that end and were killed by nobody, until the stream is cancelled."""
         try:
-            for event in self._watcher_call:
+            for event in watched:
                 replica = event.replica
                 if event.previous_state == lifecycle_pb2.REPLICA_STATE_UNSPECIFIED:
                     continue
@@ -341,8 +425,9 @@ class Soak:
                     ended = replica.state == lifecycle_pb2.REPLICA_STATE_FAILED
                     if ended and replica.pid not in self._killed and not replica.reason.startswith("cancelled"):
                         self.report.unexplained.append(f"{replica.model_version}: {replica.reason[:300]}")
-        except grpc.RpcError:
-            pass
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.CANCELLED:  # type: ignore[attr-defined]
+                raise
 
 
 def _send(pid: int) -> bool:
@@ -353,15 +438,20 @@ def _send(pid: int) -> bool:
     return True
 
 
-def soak(data_dir: Path, goals: Goals, seed: int) -> Report:
-    """One platform of its own in `data_dir`, soaked until the goals are reached."""
+def soak(data_dir: Path, goals: Goals, seed: int, limit_seconds: float) -> Report:
+    """One platform of its own in `data_dir`, soaked until the goals are reached, or given up at the limit."""
     settings = {
         "REGISTRY_MODEL_ROOTS": json.dumps([str(small_models(1, MODEL_SEED)[0].parent.parent)]),
         "LIFECYCLE_MINIMUM_RESIDENCY_SECONDS": "0.2",
         "LIFECYCLE_NODE": "soak",
     }
-    with Up(data_dir, settings=settings) as up:
-        return Soak(up, goals, seed).run()
+    up = Up(data_dir, settings=settings)
+    up.launch()
+    try:
+        up.wait_ready(PATIENCE_SECONDS)
+        return Soak(up, goals, seed, limit_seconds).run()
+    finally:
+        up.stop()
 
 
 def evidence(report: Report) -> str:
@@ -405,10 +495,11 @@ def main() -> int:
     parser.add_argument("--answered", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--evidence", type=Path, default=ROOT / "docs" / "evidence", help="folder for the page")
+    parser.add_argument("--hours", type=float, default=2.0, help="the most that it may take")
     given = parser.parse_args()
     goals = Goals(given.swaps, given.kills, given.cancelled, given.answered)
     with tempfile.TemporaryDirectory(prefix="mm-soak-") as folder:
-        report = soak(Path(folder) / "data", goals, given.seed)
+        report = soak(Path(folder) / "data", goals, given.seed, 3600 * given.hours)
     page = evidence(report)
     given.evidence.mkdir(parents=True, exist_ok=True)
     path = given.evidence / f"soak-{datetime.now(UTC):%Y%m%d-%H%M}.md"

@@ -25,7 +25,8 @@ import grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 
 INTERVAL_SECONDS = 0.1
-PATIENCE_SECONDS = {"overcharged": 30.0, "overused": 10.0, "leaked": 5.0, "doubled": 10.0, "silent": 5.0}
+PATIENCE_SECONDS = {"overcharged": 30.0, "overused": 15.0, "leaked": 15.0, "doubled": 15.0, "silent": 20.0}
+"""What may pass by itself does so even where much else wants the processors."""
 FAMILY_EVERY = 10
 """The processes of the platform are looked for in every tenth sample: that reads all of /proc."""
 
@@ -80,12 +81,11 @@ class Watch:
         return sum(private_bytes(pid, files=False) for pid in pids)
 
     def _doubled(self) -> dict[str, str]:
-        """Families with several fork servers. A worker is a fork of one and looks like it, until it is a replica's."""
+        """Families with several fork servers."""
         servers: dict[str, list[int]] = {}
-        for pid in platform_pids(self._folder) - self._workers:
-            _, found, family = words(pid).partition("--family ")
-            if found:
-                servers.setdefault(family.strip(), []).append(pid)
+        for pid, family in fork_servers(self._folder).items():
+            if family and pid not in self._workers:
+                servers.setdefault(family, []).append(pid)
         return {family: f"{family}: {pids}" for family, pids in servers.items() if len(pids) > 1}
 
     def _judge(self, kind: str, now_wrong: dict[str, str]) -> None:
@@ -157,6 +157,22 @@ def platform_pids(folder: bytes) -> set[int]:
         if any(folder in fact for fact in facts) and alive(int(name)):
             found.add(int(name))
     return found
+
+
+def fork_servers(folder: bytes) -> dict[int, str]:
+    """The platform's, each with its family; the root has none. A worker is a fork of one and looks like it, until its
+    own server is gone: then only lifecycle knows."""
+    looks = {pid: words(pid) for pid in platform_pids(folder)}
+    found = {pid: look.partition("--family ")[2].strip() for pid, look in looks.items() if "fork_server.py" in look}
+    return {pid: family for pid, family in found.items() if not found.get(parent_of(pid), "")}
+
+
+def parent_of(pid: int) -> int:
+    """0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def main(target: str, data_dir: str) -> None:
