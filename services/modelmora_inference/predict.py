@@ -78,8 +78,12 @@ def tensors_of(facts: VersionFacts, labels: int) -> tuple[list[pb.TensorDescript
     if facts.task_type == common_pb2.TASK_TYPE_RERANKING:
         return [tensor("query", "BYTES", 1), texts], [tensor("scores", "FP32", -1)]
     if facts.task_type == common_pb2.TASK_TYPE_CLASSIFICATION:
-        taken = tensor("images", "BYTES", -1) if facts.takes_images else texts
-        return [taken], [tensor("scores", "FP32", -1, labels or -1)]
+        scores = tensor("scores", "FP32", -1, labels or -1)
+        if facts.takes_images:
+            return [tensor("images", "BYTES", -1)], [scores]
+        pairs = tensor("pairs", "BYTES", -1)
+        pairs.optional = True
+        return [texts, pairs], [scores]
     if facts.task_type == common_pb2.TASK_TYPE_QUESTION_ANSWERING:
         outputs = [("answers", "BYTES"), ("scores", "FP32"), ("starts", "INT32"), ("ends", "INT32")]
         return [tensor("question", "BYTES", 1), tensor("context", "BYTES", 1)], [tensor(*out, -1) for out in outputs]
@@ -138,7 +142,14 @@ def read(request: pb.PredictRequest, facts: VersionFacts, max_call_bytes: int, d
                     worker_pb2.TextEntry(text=query, pair=text, truncate=truncate, raw_scores=raw) for text in texts
                 ]
             else:
-                entries = [worker_pb2.TextEntry(text=text, truncate=truncate, raw_scores=raw) for text in texts]
+                pairs = _texts(values, at, "pairs", found)
+                if "pairs" in values and len(values["pairs"]) != len(values.get("texts", ())):
+                    wrong = f"as many as texts, {len(values.get('texts', ()))}, not {len(values['pairs'])}"
+                    found.append(FieldViolation(f"inputs[{at['pairs']}].tensor.shape[0]", wrong))
+                entries = [
+                    worker_pb2.TextEntry(text=text, pair=pair, truncate=truncate, raw_scores=raw)
+                    for text, pair in zip(texts, pairs or [""] * len(texts), strict=False)
+                ]
             asked = Asked(entries, _path(at, "texts"), truncate=truncate)
     parameters.refuse_others()
     if found:
@@ -308,7 +319,7 @@ def _elements(
             values[named.name] = unpacked(named.tensor.data, count)
         except ValueError as error:
             found.append(FieldViolation(f"{path}.tensor.data", str(error)))
-    if missing := [name for name in by_name if name not in at]:
+    if missing := [name for name, want in by_name.items() if name not in at and not want.optional]:
         found.append(FieldViolation("inputs", f"{' and '.join(missing)} missing"))
     return values, at
 
