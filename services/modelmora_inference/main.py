@@ -226,13 +226,17 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                     ),
                     access=oip_service.ACCESS,
                 ),
-                *_tei(servicer, settings, dispatchers, platform),
+                *_tei(servicer, settings, dispatchers, stream_rules, platform),
             ]
         )
 
 
 def _tei(
-    servicer: InferenceService, settings: Settings, dispatchers: Dispatchers, platform: Platform
+    servicer: InferenceService,
+    settings: Settings,
+    dispatchers: Dispatchers,
+    rules: StreamRules,
+    platform: Platform,
 ) -> Iterator[Service]:
     def precision_of(version: str) -> str:
         dispatcher = dispatchers.get(version)
@@ -244,6 +248,7 @@ def _tei(
         default_model=settings.tei_model,
         limits=limits,
         precision_of=precision_of,
+        rules=rules,
         stopping=platform.stopping,
     )
     for name, add in tei_service.SERVICES.items():

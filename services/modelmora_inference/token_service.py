@@ -72,7 +72,10 @@ class TokenWork:
             call = call_for(asked, facts, common_pb2.TASK_TYPE_TXT2EMBED, if_loaded)
             call.operation = worker_pb2.OPERATION_TOKEN_VECTORS
             await self._run(
-                asked, facts, call, [worker_pb2.TextEntry(text=request.texts[0], truncate=request.truncate)]
+                asked,
+                facts,
+                call,
+                [worker_pb2.TextEntry(text=request.texts[0], truncate=request.truncate, prompt=request.prompt_name)],
             )
             values, tokens = array("f", call.rows[0]), call.input_tokens[0]
             if sys.byteorder == "big":

@@ -24,6 +24,7 @@ from modelmora_inference.domain import MAX_TEXTS
 from modelmora_inference.protocols import tei_pb2 as tei
 from modelmora_inference.protocols import tei_pb2_grpc
 from modelmora_inference.protocols.common import fields_named, in_order, set_timeout
+from modelmora_inference.stream_service import StreamRules
 
 MODEL_KEYS = ("x-model-id", "mm-model-id", "mm-vmodel-id")
 PRECISION_KEY = "x-precision"
@@ -70,12 +71,14 @@ class TeiService:
         default_model: str,
         limits: Limits,
         precision_of: Callable[[str], str],
+        rules: StreamRules,
         stopping: asyncio.Event,
     ) -> None:
         """`native`: the servicer of InferenceService. `default_model`: for calls that name none; may be empty.
         `precision_of`: that a version is served with, empty while nothing serves it."""
         self._native = native
         self._precision_of = precision_of
+        self._rules = rules
         self._default_model = default_model
         self._limits = limits
         self._stopping = stopping
@@ -114,11 +117,11 @@ class TeiService:
             model=self._model(context),
             texts=[request.inputs],
             normalize=request.normalize,
+            prompt_name=request.prompt_name,
             encoding=pb.VECTOR_ENCODING_FLOATS,
         )
         if request.HasField("dimensions"):
             native.dimensions = min(request.dimensions, 2**31 - 1)
-        _refuse_prompt(request)
         found = await self._cut(self._native.Embed, native, request, context, _named(texts="inputs"))
         return tei.EmbedResponse(embeddings=found.embeddings[0].values, metadata=_metadata(found, len(request.inputs)))
 
@@ -142,8 +145,7 @@ class TeiService:
             yield answer
 
     async def EmbedAll(self, request: tei.EmbedAllRequest, context: Any) -> tei.EmbedAllResponse:
-        _refuse_prompt(request)
-        native = pb.EmbedRequest(model=self._model(context), texts=[request.inputs])
+        native = pb.EmbedRequest(model=self._model(context), texts=[request.inputs], prompt_name=request.prompt_name)
         found = await self._cut(self._native.token_vectors, native, request, context, _named(texts="inputs"))
         answer = tei.EmbedAllResponse(metadata=_metadata(found.made, len(request.inputs)))
         for vector in found.vectors:
@@ -229,7 +231,7 @@ class TeiService:
         answer = tei.RerankResponse()
         told = answer.metadata
         scores: list[float] = []
-        async for found in in_order(requests, score, stopping=self._stopping):
+        async for found in in_order(requests, score, stopping=self._stopping, context=context, rules=self._rules):
             scores.append(found.ranks[0].score)
             for name in (
                 "compute_chars",
@@ -252,7 +254,8 @@ class TeiService:
     # Tokenize.
 
     async def Tokenize(self, request: tei.EncodeRequest, context: Any) -> tei.EncodeResponse:
-        _refuse_prompt(request)
+        if request.prompt_name:
+            raise errors.Unimplemented("tokens are those of the text alone, without a prompt before it")
         native = pb.TokenizeRequest(
             model=self._model(context), texts=[request.inputs], add_special_tokens=request.add_special_tokens
         )
@@ -348,7 +351,13 @@ class TeiService:
     async def _in_order(
         self, answer: Callable[[Any, Any], Any], requests: AsyncIterator[Any], context: Any
     ) -> AsyncIterator[Any]:
-        async for found in in_order(requests, lambda request: answer(request, context), stopping=self._stopping):
+        async for found in in_order(
+            requests,
+            lambda request: answer(request, context),
+            stopping=self._stopping,
+            context=context,
+            rules=self._rules,
+        ):
             yield found
 
 
@@ -361,11 +370,6 @@ def _named(**names: str) -> AbstractContextManager[None]:
         return told[first] if first in names else told.get(path, path)
 
     return fields_named(name_of)
-
-
-def _refuse_prompt(request: Any) -> None:
-    if request.HasField("prompt_name"):
-        raise errors.Unimplemented("this server has no named prompts")
 
 
 def _metadata(found: Any, characters: int) -> tei.Metadata:
