@@ -234,6 +234,8 @@ async def test_a_cancelled_stream_leaves_nothing_behind(slow: Rig) -> None:
     await slow.running()
     stream.call.cancel()
     await slow.until(lambda queue: not queue.in_flight and not any(level.entries for level in queue.levels))
+    ended = {"priority": "medium", "status": "CANCELLED"}
+    assert sample("modelmora_inference_requests_total", ended) == 4
 
 
 async def test_an_idle_stream_is_ended(data_dir: Path) -> None:
