@@ -8,7 +8,17 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
@@ -16,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 import grpc
 import grpc.aio
 
-from modelmora import errors, jobs, requests, tensors
+from modelmora import bulk, errors, jobs, requests, tensors
 from modelmora.client import CONNECTED_SECONDS, LONG_SECONDS, WATCH_SECONDS, Connection
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.jobs import AsyncEmbedJob, JobResult
@@ -103,6 +113,57 @@ class AsyncClient(Connection):
                 requests.follow(request, answers[0])
             answers.append(await self._until(deadline, self.inference.Embed, request))
         return requests.embeddings_of(answers, single=single)
+
+    async def stream_embed(
+        self,
+        model: str,
+        inputs: Iterable[str | Sequence[str]] | AsyncIterable[str | Sequence[str]],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncIterator[FloatArray]:
+        """Vectors for any number of inputs, in their order, over one stream that is kept full: so a corpus is embedded.
+
+        An input is a text, which becomes a vector float32 [dimensions], or up to 2048 texts, which become float32
+        [texts, dimensions] (without numpy as in `embed`). `inputs` may go on for ever, and is taken by a
+        task of its own.
+        All are answered by one version, the one that answers first. A stream that breaks is opened again and what was
+        not answered is sent again; a full queue is waited for. `timeout` is what one input may take, at most and by
+        default 600 s. The first input that cannot be answered raises its error. The options are those of `embed`.
+        """
+        answers = self.stream_embed_detailed(model, inputs, timeout=timeout, **options)
+        async with aclosing(answers):
+            async for _, answer in answers:
+                assert isinstance(answer, Embeddings)
+                yield answer.vectors
+
+    async def stream_embed_detailed(
+        self,
+        model: str,
+        inputs: Iterable[str | Sequence[str]] | AsyncIterable[str | Sequence[str]],
+        *,
+        as_completed: bool = False,
+        return_errors: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncGenerator[tuple[int, Embeddings | errors.ModelMoraError], None]:
+        """`stream_embed` with everything that is known of each input, and with its position, from 0. `as_completed`: in
+        the order of the answers. `return_errors`: an input that cannot be answered comes as its error, and the others
+        follow.
+        """
+        pipeline = self._pipeline(model, timeout, options, in_order=not as_completed)
+        answers = bulk.run_async(self._open_embeds, self._bulk_pause_seconds, pipeline, bulk.checked(inputs))
+        async with aclosing(answers):
+            async for index, answer in answers:
+                if isinstance(answer, errors.ModelMoraError) and not return_errors:
+                    raise answer
+                yield index, answer
+
+    def _open_embeds(self) -> Any:
+        try:
+            return self.inference.StreamEmbed(metadata=self.metadata)
+        except grpc.aio.UsageError as error:  # the channel was closed
+            raise errors.ClientClosed() from error
 
     async def rerank(
         self,
@@ -245,9 +306,14 @@ class AsyncClient(Connection):
     async def set_tenant_weight(
         self, tenant: str, weight: float | None = None, *, timeout: float | None = None
     ) -> inference_pb2.SetTenantWeightResponse:
-        """Changes a tenant's share against the others until the server ends; None: back to 1."""
+        """Changes a tenant's share against the others, for good; None: back to 1."""
         request = requests.build(inference_pb2.SetTenantWeightRequest, tenant=tenant, weight=weight)
         return await self._call(self.inference.SetTenantWeight, request, timeout)
+
+    async def list_tenant_weights(self, *, timeout: float | None = None) -> list[inference_pb2.TenantWeight]:
+        """The weights that somebody has set, by tenant; every other tenant has 1."""
+        request = inference_pb2.ListTenantWeightsRequest()
+        return list((await self._call(self.inference.ListTenantWeights, request, timeout)).weights)
 
     # Jobs.
 

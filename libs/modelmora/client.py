@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 import grpc
 
-from modelmora import errors, jobs, requests, tensors
+from modelmora import bulk, errors, jobs, requests, tensors
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.jobs import EmbedJob, JobResult
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
@@ -106,6 +106,20 @@ class Connection:
         if delay is None or not self._budget.take():
             raise error
         return delay
+
+    def _pipeline(self, model: str, timeout: float | None, options: Any, *, in_order: bool) -> bulk.Pipeline:
+        seconds = bulk.LONGEST_SECONDS if timeout is None else timeout
+        return bulk.Pipeline(model, in_order=in_order, seconds=seconds, delay=self._bulk_delay_seconds, **options)
+
+    def _bulk_delay_seconds(self, error: errors.ModelMoraError, attempt: int, remaining: float) -> float | None:
+        """When to try one input of many again. There is always something in a queue that is full, and room in time."""
+        attempts = self._retry.attempts
+        if isinstance(error, errors.ResourceExhausted) and attempts > 1:
+            attempt = min(attempt, attempts - 1)
+        return self._retry.delay_seconds(error, attempt=attempt, remaining_seconds=remaining, chance=random.random())
+
+    def _bulk_pause_seconds(self, error: errors.ModelMoraError, attempt: int, since: float) -> float:
+        return self._watch_pause_seconds(error, attempt, since, float("inf"))
 
     def _watch_pause_seconds(self, error: errors.ModelMoraError, attempt: int, since: float, deadline: float) -> float:
         """The same for a stream that resumes: its own slice of time being over is no failure, and a server that
@@ -200,6 +214,55 @@ class Client(Connection):
                 requests.follow(request, answers[0])
             answers.append(self._until(deadline, self.inference.Embed, request))
         return requests.embeddings_of(answers, single=single)
+
+    def stream_embed(
+        self,
+        model: str,
+        inputs: Iterable[str | Sequence[str]],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Iterator[FloatArray]:
+        """Vectors for any number of inputs, in their order, over one stream that is kept full: so a corpus is embedded.
+
+        An input is a text, which becomes a vector float32 [dimensions], or up to 2048 texts, which become float32
+        [texts, dimensions] (without numpy as in `embed`). `inputs` may go on for ever, and is iterated in
+        a thread of its own.
+        All are answered by one version, the one that answers first. A stream that breaks is opened again and what was
+        not answered is sent again; a full queue is waited for. `timeout` is what one input may take, at most and by
+        default 600 s. The first input that cannot be answered raises its error. The options are those of `embed`.
+        """
+        answers = self.stream_embed_detailed(model, inputs, timeout=timeout, **options)
+        for _, answer in answers:
+            assert isinstance(answer, Embeddings)
+            yield answer.vectors
+
+    def stream_embed_detailed(
+        self,
+        model: str,
+        inputs: Iterable[str | Sequence[str]],
+        *,
+        as_completed: bool = False,
+        return_errors: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Iterator[tuple[int, Embeddings | errors.ModelMoraError]]:
+        """`stream_embed` with everything that is known of each input, and with its position, from 0. `as_completed`: in
+        the order of the answers. `return_errors`: an input that cannot be answered comes as its error, and the others
+        follow.
+        """
+        pipeline = self._pipeline(model, timeout, options, in_order=not as_completed)
+        answers = bulk.run(self._open_embeds, self._bulk_pause_seconds, pipeline, bulk.checked(inputs))
+        for index, answer in answers:
+            if isinstance(answer, errors.ModelMoraError) and not return_errors:
+                raise answer
+            yield index, answer
+
+    def _open_embeds(self, messages: Iterator[inference_pb2.StreamEmbedRequest]) -> Any:
+        try:
+            return self.inference.StreamEmbed(messages, metadata=self.metadata)
+        except ValueError as error:  # so says a channel that was closed
+            raise errors.ClientClosed() from error
 
     def rerank(
         self,
@@ -340,9 +403,14 @@ class Client(Connection):
     def set_tenant_weight(
         self, tenant: str, weight: float | None = None, *, timeout: float | None = None
     ) -> inference_pb2.SetTenantWeightResponse:
-        """Changes a tenant's share against the others until the server ends; None: back to 1."""
+        """Changes a tenant's share against the others, for good; None: back to 1."""
         request = requests.build(inference_pb2.SetTenantWeightRequest, tenant=tenant, weight=weight)
         return self._call(self.inference.SetTenantWeight, request, timeout)
+
+    def list_tenant_weights(self, *, timeout: float | None = None) -> list[inference_pb2.TenantWeight]:
+        """The weights that somebody has set, by tenant; every other tenant has 1."""
+        request = inference_pb2.ListTenantWeightsRequest()
+        return list(self._call(self.inference.ListTenantWeights, request, timeout).weights)
 
     # Jobs.
 

@@ -16,6 +16,8 @@ from modelmora.errors import FieldViolation, MessageTooLarge, ModelMoraError, cl
 if TYPE_CHECKING:
     import grpc
 
+    from modelmora.inference.v1 import inference_pb2
+
 DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -24,6 +26,15 @@ def error_from_rpc(error: grpc.RpcError) -> ModelMoraError:
     trailing: Any = error.trailing_metadata() or ()  # pairs, whatever the stubs say
     details = next((value for key, value in trailing if key == DETAILS_KEY), None)
     return error_from_status(error.code().name, error.details() or "", details)
+
+
+def error_from_call(error: inference_pb2.CallError) -> ModelMoraError:
+    """The named error of one call in a stream."""
+    retry_after = error.retry_after.ToNanoseconds() / 1e9 if error.HasField("retry_after") else None
+    fields = [FieldViolation(path, description) for path, description in sorted(error.fields.items())]
+    found = class_for(error.status, error.reason)(error.message or None, fields=fields, retry_after_seconds=retry_after)
+    found.metadata = dict(error.metadata)
+    return found
 
 
 def error_from_status(code_name: str, message: str, details_bin: bytes | None) -> ModelMoraError:

@@ -71,11 +71,14 @@ class Open:
             assert await self.call.read() is grpc.aio.EOF
         assert await self.call.code() is grpc.StatusCode.OK
 
+    async def _rest(self) -> None:
+        while await self.call.read() is not grpc.aio.EOF:
+            pass
+
     async def ended_with(self) -> errors.ModelMoraError:
         async with asyncio.timeout(20):
             with pytest.raises((grpc.aio.AioRpcError, errors.ModelMoraError)) as raised:
-                while await self.call.read() is not grpc.aio.EOF:
-                    pass
+                await self._rest()
         error = raised.value
         return error_from_rpc(error) if isinstance(error, grpc.aio.AioRpcError) else error  # type: ignore[return-value]
 

@@ -8,7 +8,7 @@ import sys
 
 import numpy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelmora import errors, requests
 from modelmora.aio import AsyncClient
@@ -54,6 +54,7 @@ def test_false_and_zero_are_sent() -> None:
     assert request.precision == "exact"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 5_000_000), max_size=12), st.integers(0, 5000))
 def test_groups_keep_every_text_in_order_and_within_bounds(sizes: list[int], extra: int) -> None:
     texts = ["x" * size for size in sizes] + ["y"] * extra
