@@ -130,6 +130,11 @@ class Call:
         return self.input_field.replace("[]", f"[{index}]")
 
     @property
+    def labels(self) -> Sequence[str]:
+        """Of a classifier, in the order of its scores, once it is answered."""
+        return tuple(self.description.labels) if self.description is not None else ()
+
+    @property
     def embeds(self) -> bool:
         """Its entries are plain texts."""
         return self.task_type == common_pb2.TASK_TYPE_TXT2EMBED and not self.operation

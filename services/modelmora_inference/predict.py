@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import struct
-import sys
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +29,7 @@ from modelmora_inference.checks import (
     wrong_text,
 )
 from modelmora_inference.domain import MAX_TEXTS, VersionFacts
+from modelmora_inference.tasks import floats
 
 MAX_TENSORS = 64
 """Inputs or outputs of one call that are looked at, whatever the task."""
@@ -367,9 +366,7 @@ def _size(texts: Sequence[str]) -> int:
 
 
 def _answers(row: bytes, context: str) -> dict[str, common_pb2.Tensor]:
-    values = array("f", row)
-    if sys.byteorder == "big":
-        values.byteswap()
+    values = floats(row)
     if len(values) % 3:
         raise errors.InternalError("the worker answered with half an answer")
     scores, starts, ends = values[0::3], [int(one) for one in values[1::3]], [int(one) for one in values[2::3]]

@@ -21,15 +21,8 @@ from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime.auth import current_caller
 from modelmora_runtime.interceptors import deadline_seconds
 
-from modelmora_inference.checks import (
-    DEFAULT_ANSWER_TOKENS,
-    MAX_ANSWER_TOKENS,
-    MAX_ANSWERS,
-    invalid,
-    wrong_call,
-    wrong_text,
-    wrong_texts,
-)
+from modelmora_inference import tasks
+from modelmora_inference.checks import invalid, wrong_call, wrong_texts
 from modelmora_inference.dispatcher import Call, Dispatchers
 from modelmora_inference.domain import MAX_TEXT_CHARACTERS, MAX_TEXTS, VersionFacts
 from modelmora_inference.predict import read, tensors_of, written, wrong_predict
@@ -57,60 +50,47 @@ class TaskRpcs:
 
     async def Rerank(self, request: pb.RerankRequest, context: Any) -> pb.RerankResponse:
         arrival = time.monotonic()
-        if violations := wrong_rerank(request, self._max_call_bytes):
+        if violations := tasks.wrong_rerank(request, self._max_call_bytes):
             raise invalid(violations)
 
         async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.RerankResponse:
             call = call_for(asked, facts, common_pb2.TASK_TYPE_RERANKING, if_loaded)
-            query, truncate, raw_scores = request.query, call.truncate, request.raw_scores
-            entries = [
-                worker_pb2.TextEntry(text=query, pair=text, truncate=truncate, raw_scores=raw_scores)
-                for text in request.texts
-            ]
-            await self._run(asked, facts, call, entries)
-            return _ranked(request, call, facts)
+            await self._run(asked, facts, call, tasks.rerank_entries(request))
+            answer = tasks.ranked(request, call)
+            tell_making(answer, call, facts)
+            return answer
 
         response: pb.RerankResponse = await self._answer(request, context, arrival, ask)
         return response
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
         arrival = time.monotonic()
-        if violations := wrong_classify(request, self._max_call_bytes):
+        if violations := tasks.wrong_classify(request, self._max_call_bytes):
             raise invalid(violations)
 
         async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.ClassifyResponse:
             call = call_for(asked, facts, common_pb2.TASK_TYPE_CLASSIFICATION, if_loaded)
             _check_takes_texts(facts)
-            truncate, raw_scores = call.truncate, request.raw_scores
-            entries = [
-                worker_pb2.TextEntry(text=text, pair=pair, truncate=truncate, raw_scores=raw_scores)
-                for text, pair in zip(request.texts, request.pairs or [""] * len(request.texts), strict=True)
-            ]
-            await self._run(asked, facts, call, entries)
-            return _classified(request, call, facts)
+            await self._run(asked, facts, call, tasks.classify_entries(request))
+            answer = tasks.classified(request, call, call.labels)
+            tell_making(answer, call, facts)
+            return answer
 
         response: pb.ClassifyResponse = await self._answer(request, context, arrival, ask)
         return response
 
     async def AnswerQuestion(self, request: pb.AnswerQuestionRequest, context: Any) -> pb.AnswerQuestionResponse:
         arrival = time.monotonic()
-        if violations := wrong_question(request, self._max_call_bytes):
+        if violations := tasks.wrong_question(request, self._max_call_bytes):
             raise invalid(violations)
 
         async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> pb.AnswerQuestionResponse:
             call = call_for(asked, facts, common_pb2.TASK_TYPE_QUESTION_ANSWERING, if_loaded)
             call.input_field = "question"
-            entry = worker_pb2.TextEntry(
-                text=request.question,
-                pair=request.context,
-                truncate=True,
-                max_answers=request.top_n if request.HasField("top_n") else 1,
-                max_answer_tokens=request.max_answer_tokens
-                if request.HasField("max_answer_tokens")
-                else DEFAULT_ANSWER_TOKENS,
-            )
-            await self._run(asked, facts, call, [entry])
-            return _answered(request, call, facts)
+            await self._run(asked, facts, call, tasks.question_entries(request))
+            answer = tasks.answers(request, call)
+            tell_making(answer, call, facts)
+            return answer
 
         response: pb.AnswerQuestionResponse = await self._answer(request, context, arrival, ask)
         return response
@@ -128,10 +108,8 @@ class TaskRpcs:
             call.normalize, call.truncate, call.dimensions = wanted.normalize, wanted.truncate, wanted.dimensions
             call.input_field, call.dimensions_field = wanted.element, "parameters.dimensions"
             await self._run(asked, facts, call, wanted.inputs)
-            labels = call.description.labels if call.description is not None else ()
-            response = pb.PredictResponse(
-                outputs=written(wanted, facts, call.rows, labels, request.outputs), labels=labels
-            )
+            outputs = written(wanted, facts, call.rows, call.labels, request.outputs)
+            response = pb.PredictResponse(outputs=outputs, labels=call.labels)
             tell_making(response, call, facts)
             return response
 
@@ -181,45 +159,9 @@ class TaskRpcs:
         )
 
 
-def wrong_question(request: pb.AnswerQuestionRequest, max_call_bytes: int) -> list[FieldViolation]:
-    found = [] if request.model else [FieldViolation("model", "is required")]
-    found += wrong_text("question", request.question)
-    found += wrong_text("context", request.context)
-    if request.HasField("top_n") and not 1 <= request.top_n <= MAX_ANSWERS:
-        found.append(FieldViolation("top_n", f"1 to {MAX_ANSWERS}"))
-    if request.HasField("max_answer_tokens") and not 1 <= request.max_answer_tokens <= MAX_ANSWER_TOKENS:
-        found.append(FieldViolation("max_answer_tokens", f"1 to {MAX_ANSWER_TOKENS}"))
-    return found + wrong_call(request)
-
-
 def wrong_tokenize(request: pb.TokenizeRequest, max_call_bytes: int) -> list[FieldViolation]:
     found = [] if request.model else [FieldViolation("model", "is required")]
     return found + wrong_texts("texts", request.texts, max_call_bytes) + wrong_call(request)
-
-
-def wrong_rerank(request: pb.RerankRequest, max_call_bytes: int) -> list[FieldViolation]:
-    found = [] if request.model else [FieldViolation("model", "is required")]
-    found += wrong_text("query", request.query)
-    found += wrong_texts("texts", request.texts, max_call_bytes, beside=request.query)
-    found += _wrong_top(request)
-    return found + wrong_call(request)
-
-
-def wrong_classify(request: pb.ClassifyRequest, max_call_bytes: int) -> list[FieldViolation]:
-    found = [] if request.model else [FieldViolation("model", "is required")]
-    found += wrong_texts("texts", request.texts, max_call_bytes)
-    if request.pairs:
-        if len(request.pairs) != len(request.texts):
-            description = f"as many as texts, {len(request.texts)}, or none; not {len(request.pairs)}"
-            found.append(FieldViolation("pairs", description))
-        else:
-            found += wrong_texts("pairs", request.pairs, max_call_bytes)
-    found += _wrong_top(request)
-    return found + wrong_call(request)
-
-
-def _wrong_top(request: pb.RerankRequest | pb.ClassifyRequest) -> list[FieldViolation]:
-    return [FieldViolation("top_n", "at least 1")] if request.HasField("top_n") and request.top_n < 1 else []
 
 
 def call_for(asked: Any, facts: VersionFacts, task_type: common_pb2.TaskType, if_loaded: bool) -> Call:
@@ -254,52 +196,6 @@ def _check_takes_texts(facts: VersionFacts) -> None:
         raise errors.TaskNotSupported(f"{facts.name} takes images; Predict does that", model_version=facts.name)
 
 
-def _ranked(request: pb.RerankRequest, call: Call, facts: VersionFacts) -> pb.RerankResponse:
-    scores = [_floats(row) for row in call.rows]
-    if any(len(row) != 1 for row in scores):
-        raise errors.InternalError("the worker answered with more or less than one score for a text")
-    order = sorted(range(len(scores)), key=lambda index: (-scores[index][0], index))
-    response = pb.RerankResponse()
-    for index in order[: request.top_n or None]:
-        rank = response.ranked.add(
-            index=index,
-            score=scores[index][0],
-            input_tokens=call.input_tokens[index],
-            truncated=bool(call.truncated[index]),
-        )
-        if request.return_texts:
-            rank.text = request.texts[index]
-    tell_making(response, call, facts)
-    return response
-
-
-def _classified(request: pb.ClassifyRequest, call: Call, facts: VersionFacts) -> pb.ClassifyResponse:
-    labels = call.description.labels if call.description is not None else ()
-    response = pb.ClassifyResponse()
-    for row, tokens, truncated in zip(call.rows, call.input_tokens, call.truncated, strict=True):
-        scores = _floats(row)
-        if len(scores) != len(labels):
-            raise errors.InternalError(f"the worker answered with {len(scores)} scores for {len(labels)} labels")
-        order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
-        answer = response.classifications.add(input_tokens=tokens, truncated=bool(truncated))
-        for index in order[: request.top_n or None]:
-            answer.labels.add(label=labels[index], score=scores[index], index=index)
-    tell_making(response, call, facts)
-    return response
-
-
-def _answered(request: pb.AnswerQuestionRequest, call: Call, facts: VersionFacts) -> pb.AnswerQuestionResponse:
-    found = _floats(call.rows[0])
-    if len(found) % 3:
-        raise errors.InternalError("the worker answered with half an answer")
-    response = pb.AnswerQuestionResponse()
-    for score, start, end in zip(found[0::3], found[1::3], found[2::3], strict=True):
-        begins, ends = int(start), int(end)
-        response.answers.add(text=request.context[begins:ends], score=score, start=begins, end=ends)
-    tell_making(response, call, facts)
-    return response
-
-
 def _tokenized(call: Call, facts: VersionFacts) -> pb.TokenizeResponse:
     response = pb.TokenizeResponse()
     for row in call.rows:
@@ -312,13 +208,6 @@ def _tokenized(call: Call, facts: VersionFacts) -> pb.TokenizeResponse:
             tokens.add(id=number, start=start, end=end, special=bool(special))
     tell_making(response, call, facts)
     return response
-
-
-def _floats(row: bytes) -> array[float]:
-    values = array("f", row)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values
 
 
 def tell_making(response: Any, call: Call, facts: VersionFacts) -> None:

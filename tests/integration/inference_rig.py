@@ -116,6 +116,12 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
             await self.changed.wait_for(lambda: len(self.leases) > number)
         return self.leases[number]
 
+    @asynccontextmanager
+    async def loads_wait(self, version: str) -> AsyncIterator[None]:
+        """Inside, nothing of this version comes into memory."""
+        async with self._locks.setdefault(version, asyncio.Lock()):
+            yield
+
     async def scale_up(self, version: str) -> Loaded:
         """One more replica; every holder is invited."""
         one = await self._launch(version)
