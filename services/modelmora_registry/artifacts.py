@@ -27,7 +27,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,10 +136,12 @@ class Artifacts:
         """The plan with which an import of a remote source began, so that it goes on with the same files."""
         return await self._in(self._plan_threads, self._read_plan, uid)
 
-    async def check_room(self, plan: Plan, checksums: Mapping[str, str] | None = None) -> None:
-        """Raises StorageFull when what is not here yet of a plan goes beyond the quota, or would not leave the headroom
+    async def check_room(self, plan: Plan, checksums: Mapping[str, str] | None = None) -> Plan:
+        """The plan, with digests of local files where there is room only because their contents are here already.
+
+        Raises StorageFull when what is not here yet of a plan goes beyond the quota, or would not leave the headroom
         free."""
-        await self._in(self._plan_threads, self._check_room, "", plan, checksums or {})
+        return (await self._in(self._plan_threads, self._check_room, "", plan, checksums or {}))[0]
 
     async def used_bytes(self) -> int:
         """On disk, what several versions share counted once."""
@@ -151,7 +153,7 @@ class Artifacts:
         Goes on where an earlier attempt stopped. Raises ChecksumMismatch, StorageFull, UnsafeFile, SourceNotFound,
         SourceUnavailable. When it raises or is cancelled, the snapshot does not exist; `discard` removes the rest.
         """
-        need_bytes = await self._in(self._plan_threads, self._check_room, uid, plan, checksums)
+        plan, need_bytes = await self._in(self._plan_threads, self._check_room, uid, plan, checksums)
         self._reserved[uid] = (need_bytes, progress)
         try:
             future = asyncio.get_running_loop().run_in_executor(
@@ -195,8 +197,31 @@ class Artifacts:
 
     # Room.
 
-    def _check_room(self, uid: str, plan: Plan, checksums: Mapping[str, str]) -> int:
-        """What the import `uid` has still to write. Raises StorageFull."""
+    def _check_room(self, uid: str, plan: Plan, checksums: Mapping[str, str]) -> tuple[Plan, int]:
+        """The plan and what the import `uid` has still to write. Raises StorageFull."""
+        try:
+            return plan, self._check_need(uid, plan, checksums)
+        except StorageFull:
+            if (hashed := self._hashed(plan)) == plan:
+                raise
+            return hashed, self._check_need(uid, hashed, checksums)
+
+    def _hashed(self, plan: Plan) -> Plan:
+        """With the digests of those local files that are as long as something that is here."""
+        if plan.is_remote or not any(file.origin and file.sha256 is None for file in plan.files):
+            return plan
+        sizes = {_size_of(blob) for blob in _files_below(self._root / "blobs")}
+        return replace(
+            plan,
+            files=tuple(
+                replace(file, sha256=_sha256_if_readable(Path(file.origin)))
+                if file.origin and file.sha256 is None and file.size_bytes in sizes
+                else file
+                for file in plan.files
+            ),
+        )
+
+    def _check_need(self, uid: str, plan: Plan, checksums: Mapping[str, str]) -> int:
         need_bytes = self._need_bytes(uid, plan, checksums)
         promised_bytes = sum(
             max(0, wanted - progress.written_bytes)
@@ -599,6 +624,13 @@ def _hash_file(path: Path, digests: _Digests, progress: Progress) -> None:
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _sha256_if_readable(path: Path) -> str | None:
+    try:
+        return sha256_of(path)
+    except OSError:
+        return None  # The import will say why.
 
 
 def _read(source: int, path: str) -> bytes:

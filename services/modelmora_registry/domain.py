@@ -16,11 +16,13 @@ from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 from modelmora.errors import Conflict, IllegalTransition, InvalidArgument
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
 T = TypeVar("T")
 
-ReadOnly = Annotated[Mapping[str, T], AfterValidator(lambda value: MappingProxyType(dict(value)))]
+ReadOnly = Annotated[
+    Mapping[str, T], AfterValidator(lambda value: MappingProxyType(dict(value))), PlainSerializer(dict)
+]
 """A mapping nobody can change."""
 
 MAX_INT64 = 2**63 - 1
@@ -29,6 +31,8 @@ MANAGED_ALIAS = "latest"
 """Moves by itself to the newest READY version."""
 PRODUCTION_ALIAS = "production"
 """What a plain reference means where it is set."""
+ARCHIVED = "archived"
+"""A stage that is no alias."""
 RESERVED_ALIASES = frozenset({MANAGED_ALIAS, PRODUCTION_ALIAS, "staging"})
 
 
@@ -275,6 +279,10 @@ def check_alias(text: str, *, at: str = "alias") -> str:
         raise InvalidArgument.at(at, f"{_shown(text)} is no alias; it is letters, digits, '_' and '-', at most 255")
     if text == MANAGED_ALIAS:
         raise InvalidArgument.at(at, "'latest' moves by itself to the newest READY version")
+    if text.lower() == ARCHIVED:
+        raise InvalidArgument.at(at, f"{text!r} is a state of a version; archive it with UpdateModelVersion")
+    if text.lower() in RESERVED_ALIASES and text not in RESERVED_ALIASES:
+        raise InvalidArgument.at(at, f"{text!r} would be taken for {text.lower()!r}; write that")
     return text
 
 
@@ -587,6 +595,8 @@ class UrlSource(Value):
 
     url: Text
     files: tuple[str, ...] = ()
+    object_versions: ReadOnly[str] = Field(default_factory=lambda: MappingProxyType({}))
+    """VersionId by path, where a bucket keeps versions."""
 
     @field_validator("url")
     @classmethod

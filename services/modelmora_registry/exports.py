@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from modelmora.errors import ChecksumMismatch, FailedPrecondition, SourceNotFound
+from modelmora.errors import ChecksumMismatch, FailedPrecondition, InvalidArgument, SourceNotFound
 
 from modelmora_registry import metadata
 from modelmora_registry.artifacts import fsync_folders, sha256_of, storage_errors
 from modelmora_registry.domain import DEFAULT_HUB_REVISION, ArtifactFile, ModelVersion
-from modelmora_registry.links import ExternalLink, RegistryType, differences
+from modelmora_registry.links import ExternalLink, LinkDraft, RegistryType, differences
 from modelmora_registry.sources import SUMS_FILE, Sources, parse_sums, render_sums
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ T = TypeVar("T")
 CHUNK_BYTES = 4 * 2**20
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_OUTSIDE = "the folder lies outside registry.model_roots and registry.export_roots"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class Exports:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._looks.shutdown(wait=False, cancel_futures=True)
+
+    async def check_place(self, link: LinkDraft, at: str) -> None:
+        """Raises InvalidArgument at `at` for a folder that lies outside the roots."""
+        if link.registry_type is RegistryType.FOLDER:
+            real = await _in(self._looks, os.path.realpath, link.external_id)
+            if not (self._may_write(real) or self._sources.is_below_a_root(real)):
+                raise InvalidArgument.at(at, _OUTSIDE)
 
     async def look(self, link: ExternalLink, version: ModelVersion) -> Look:
         """Compares a version with the other side. SourceUnavailable when that does not answer."""
@@ -74,7 +82,7 @@ class Exports:
         if link.registry_type is RegistryType.FOLDER:
             folder = os.path.realpath(link.external_id)
             if not (self._may_write(folder) or self._sources.is_below_a_root(folder)):
-                raise FailedPrecondition("the folder lies outside registry.model_roots and registry.export_roots")
+                raise FailedPrecondition(_OUTSIDE)
             return _look_at_folder(Path(folder), here)
         try:
             snapshot = self._sources.hub.snapshot(link.external_id, DEFAULT_HUB_REVISION)

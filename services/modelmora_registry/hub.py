@@ -115,18 +115,15 @@ class Hub:
 
     def _api(self) -> Any:
         from huggingface_hub import HfApi, constants, set_client_factory
-        from huggingface_hub.utils._http import default_client_factory, hf_request_event_hook
+        from huggingface_hub.utils._http import hf_request_event_hook
 
         self._web.check_online()
         if constants.is_offline_mode():
             raise FailedPrecondition("the environment sets the Hub offline (HF_HUB_OFFLINE)")
-        wanted = self._web if self._web.proxy or self._web.ca_file else None
-        if _configured[0] is not wanted:  # The library has one session for the process.
+        if _configured[0] is not self._web:  # The library has one session for the process.
             hooks = {"request": [hf_request_event_hook]}
-            set_client_factory(
-                (lambda: wanted.new_client(timeout=None, event_hooks=hooks)) if wanted else default_client_factory
-            )
-            _configured[0] = wanted
+            set_client_factory(lambda: self._web.new_client(timeout=None, event_hooks=hooks))
+            _configured[0] = self._web
         return HfApi(endpoint=self._endpoint, token=self._token())
 
     @contextmanager

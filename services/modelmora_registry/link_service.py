@@ -32,6 +32,7 @@ class LinkRpcs:
     ) -> pb.CreateExternalLinkResponse:
         model_id = parse_model_name(request.parent, at="parent")
         draft = protomap.read(request.external_link, LinkDraft, at="external_link")
+        await self._exports.check_place(draft, "external_link.external_id")
         return pb.CreateExternalLinkResponse(
             external_link=await self._message(await self._links.create(model_id, draft))
         )

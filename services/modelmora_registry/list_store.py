@@ -18,6 +18,9 @@ from modelmora_registry.tables_store import UID, alias, model, model_version
 RANKED = 500
 """So many of what a search finds are compared, the newest."""
 
+FEW = 1_000
+"""So many of what a search finds beside a filter are put in order by themselves."""
+
 Narrowed = tuple[sa.Select[Any], sa.ColumnElement[Any], sa.ColumnElement[Any]]
 """Rows, their uid and their sort key."""
 
@@ -176,7 +179,11 @@ async def page_of(
     if page.filter is not None:
         query = query.where(condition_of(page.filter, fields))
     total = None
-    if with_total:
+    few = await _few(connection, query, tie) if page.query and page.filter is not None else None
+    if few is not None:
+        query = query.where(tie.in_(few))
+        total = len(few) if with_total else None
+    elif with_total:
         capped = query.with_only_columns(sa.literal(1), maintain_column_froms=True).limit(TOTAL_SIZE_CAP).subquery()
         total = await connection.scalar(sa.select(sa.func.count()).select_from(capped))
     if narrow is None:
@@ -194,6 +201,24 @@ async def page_of(
         value = getattr(rows[-1], page.order.field)
         token = page.token_after(value.isoformat() if isinstance(value, datetime) else str(value), rows[-1].uid)
     return rows, token, total
+
+
+async def _few(connection: AsyncConnection, query: sa.Select[Any], tie: sa.ColumnElement[Any]) -> Sequence[Any] | None:
+    """The uids of all that is found, if they are few; None if they are many.
+
+    Words and a filter that are both common may leave nothing together. The planner expects some of each, and walks the
+    index of the order until it has a page: to the end of the table. So it is first asked to look the conditions up.
+    """
+    await connection.execute(_lookups("off"))
+    found = (await connection.scalars(query.with_only_columns(tie, maintain_column_froms=True).limit(FEW + 1))).all()
+    await connection.execute(_lookups("on"))
+    return found if len(found) <= FEW else None
+
+
+def _lookups(walks: str) -> sa.Select[Any]:
+    """Whether the planner may walk an index or the table, in this transaction."""
+    names = ("enable_indexscan", "enable_indexonlyscan", "enable_seqscan")
+    return sa.select(*(sa.func.set_config(name, walks, True) for name in names))
 
 
 def _read_key(key: sa.ColumnElement[Any], text: str) -> Any:

@@ -403,12 +403,12 @@ class FingerprintRpcs:
         asked = golden_for(version)
         if asked is None or made.golden != asked.golden or made.outputs.shape[0] != len(asked.texts):
             raise InvalidArgument.at("fingerprint.golden", "these are not answers to what this version is asked")
-        tolerance = locks.tolerance_of(made.engine_profile)
+        tolerance = locks.tolerance_of(made.engine_profile, made.golden)
         fingerprint = made.model_copy(update={"tolerance": tolerance, "create_time": None})
         seen = await self._locks.record_fingerprint(version.uid, fingerprint)
         if not seen.matches:
             log.error(
-                "%s answers otherwise than it did (%s): least cosine %.6f, then with %s, now with %s",
+                "%s answers otherwise than it did (%s): similarity %.6f, then with %s, now with %s",
                 version.name,
                 fingerprint.golden,
                 seen.similarity,
@@ -424,6 +424,8 @@ def golden_for(version: ModelVersion) -> locks.GoldenInputs | None:
     """What a version is asked at each load; None: nothing is known to ask, or it has no files that could change."""
     if version.source is None or not version.source.has_files or version.task_type is None:
         return None
+    if version.metadata is not None and (version.metadata.architecture or "").endswith("ForImageClassification"):
+        return None  # It takes no texts.
     return locks.GOLDEN.get(version.task_type)
 
 

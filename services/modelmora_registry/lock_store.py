@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from modelmora_registry.domain import ModelVersionState
-from modelmora_registry.locks import FileVerdict, Fingerprint, least_cosine, plain
+from modelmora_registry.locks import FileVerdict, Fingerprint, plain, similarity_of
 from modelmora_registry.store import RequestKey
 from modelmora_registry.tables_store import alias, artifact_file, model, model_version
 
@@ -219,7 +219,7 @@ class LockStore:
             await self._keep(connection, uid, made)
             row = (await connection.execute(sa.select(fingerprint).where(*key).with_for_update())).one()
             kept = Fingerprint.model_validate(row.kept)
-            similarity = least_cosine(kept.outputs, made.outputs)
+            similarity = similarity_of(made.golden, kept.outputs, made.outputs)
             matches = similarity >= kept.tolerance
             last = {"last": plain(made), "similarity": similarity, "matches": matches, "last_time": sa.func.now()}
             await connection.execute(sa.update(fingerprint).where(*key).values(last))
@@ -328,7 +328,7 @@ class LockStore:
         odd = sa.select(fingerprint.c.model_version_id).where(~fingerprint.c.matches)
         both = sa.union(sa.select(file_drift.c.model_version_id), odd).subquery()
         files = sa.func.concat(name, ": ", file_drift.c.path, " is ", file_drift.c.verdict)
-        answers = sa.func.concat(name, ": its answers have changed, least cosine ", fingerprint.c.similarity)
+        answers = sa.func.concat(name, ": its answers have changed, similarity ", fingerprint.c.similarity)
         async with self._read() as connection:
             count = await connection.scalar(sa.select(sa.func.count()).select_from(both)) or 0
             if not count:

@@ -58,33 +58,74 @@ class GoldenInputs(Value):
 
     golden: str
     texts: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    """The second text of each, for tasks that take two."""
 
+
+_TEXTS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Größe 北京 Привет عالم naïve façade — “quotes”, 3.14 €, 🙂",
+    "def area(radius: float) -> float: return 3.14159 * radius ** 2  # m²",
+    "Every answer of a model is decided by its weights, its tokenizer, the precision in which it computes "
+    "and the libraries that do the computing. Whoever keeps vectors for years needs to know that the same "
+    "text still gives the same vector, on another machine, after an update, behind another version number.",
+)
+"""English, other scripts, code, and a paragraph. Few, because every load answers them."""
+_EMBEDDINGS = "txt2embed/1"
 
 GOLDEN: Mapping[TaskType, GoldenInputs] = MappingProxyType(
     {
-        TaskType.TXT2EMBED: GoldenInputs(
-            golden="txt2embed/1",
+        TaskType.TXT2EMBED: GoldenInputs(golden=_EMBEDDINGS, texts=_TEXTS),
+        TaskType.CLASSIFICATION: GoldenInputs(golden="classification/1", texts=_TEXTS),
+        TaskType.RERANKING: GoldenInputs(
+            golden="reranking/1", texts=("What decides the answers of a model?",) * len(_TEXTS), pairs=_TEXTS
+        ),
+        TaskType.QUESTION_ANSWERING: GoldenInputs(
+            golden="question_answering/1",
             texts=(
-                "The quick brown fox jumps over the lazy dog.",
-                "Größe 北京 Привет عالم naïve façade — “quotes”, 3.14 €, 🙂",
-                "def area(radius: float) -> float: return 3.14159 * radius ** 2  # m²",
-                "Every answer of a model is decided by its weights, its tokenizer, the precision in which it computes "
-                "and the libraries that do the computing. Whoever keeps vectors for years needs to know that the same "
-                "text still gives the same vector, on another machine, after an update, behind another version number.",
+                "What does the fox jump over?",
+                "What does the function return?",
+                "What does whoever keeps vectors for years need to know?",
             ),
-        )
+            pairs=(_TEXTS[0], _TEXTS[2], _TEXTS[3]),
+        ),
     }
 )
-"""By task: English, other scripts, code, and a paragraph. Few, because every load answers them."""
+"""By task. Scores are asked for as the model gives them: probabilities near 0 and 1 would hide what changed."""
 
 _TOLERANCE_FP32 = 0.9999
 _TOLERANCE = 0.999
+_TOLERANCE_OF_SCORES = 0.98
 
 
-def tolerance_of(profile: EngineProfile) -> float:
-    """Least cosine that counts as the same. In fp32 processors and batch shapes move a vector by about 1e-6; formats of
-    8 bits of mantissa by about 1e-4."""
-    return _TOLERANCE_FP32 if profile.precision == "fp32" else _TOLERANCE
+def tolerance_of(profile: EngineProfile, golden: str) -> float:
+    """Least similarity that counts as the same. In fp32 processors and batch shapes move a number by about 1e-6;
+    formats of 8 bits of mantissa a score by about 1e-2, and the cosine of a vector by about 1e-4."""
+    if profile.precision == "fp32":
+        return _TOLERANCE_FP32
+    return _TOLERANCE if golden == _EMBEDDINGS else _TOLERANCE_OF_SCORES
+
+
+def similarity_of(golden: str, left: Tensor, right: Tensor) -> float:
+    """How much two answers to the same golden inputs agree, at most 1: of embeddings the least cosine, of scores and
+    places how close the two values are that differ most."""
+    return least_cosine(left, right) if golden == _EMBEDDINGS else least_closeness(left, right)
+
+
+def closeness(one: float, other: float) -> float:
+    """1 less the difference, relative where the values are larger than 1; -1 at least, and for what is no number."""
+    if one == other:
+        return 1.0
+    off = abs(one - other) / max(1.0, abs(one), abs(other))
+    return max(-1.0, 1.0 - off) if math.isfinite(off) else -1.0
+
+
+def least_closeness(left: Tensor, right: Tensor) -> float:
+    """Of the values at the same place; -1 when the shapes differ."""
+    if left.shape != right.shape:
+        return -1.0
+    pairs = zip(left.rows(), right.rows(), strict=True)
+    return min(closeness(one, other) for ours, theirs in pairs for one, other in zip(ours, theirs, strict=True))
 
 
 # The document.
@@ -297,7 +338,7 @@ def plain(value: Any) -> Any:
 
 def _is_unset(name: str, item: Any) -> bool:
     # A profile or a source without words is one all the same, and so are empty options.
-    return item is None or item in ("", []) or (item == {} and name == "library_versions")
+    return item is None or item in ("", []) or (item == {} and name in ("library_versions", "object_versions"))
 
 
 def _lines(value: Any, depth: int) -> Iterator[str]:
@@ -424,10 +465,10 @@ def _without(name: str, *sides: dict[str, Any]) -> None:
 def _behaviour(locked: Fingerprint, found: Fingerprint, at: str) -> list[Drift]:
     if locked.golden != found.golden:
         return []  # Other questions: nothing can be told.
-    similarity = least_cosine(locked.outputs, found.outputs)
+    similarity = similarity_of(locked.golden, locked.outputs, found.outputs)
     if similarity >= locked.tolerance:
         return []
-    said = f"least cosine {similarity:.6f}, below the tolerance {locked.tolerance:g}"
+    said = f"similarity {similarity:.6f}, below the tolerance {locked.tolerance:g}"
     return [Drift(field=f"{at}.outputs", locked=_short(locked.outputs), found=f"{_short(found.outputs)}, {said}")]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from modelmora.errors import DatabaseUnavailable, FailedPrecondition, ModelMoraError
 from modelmora.registry.v1.registry_pb2_grpc import (
@@ -27,6 +29,7 @@ from modelmora_registry.artifacts import Artifacts
 from modelmora_registry.audit_store import DELETED_AT_ONCE, AuditStore
 from modelmora_registry.exports import Exports
 from modelmora_registry.holds import Holds
+from modelmora_registry.hosts import EVERY, Hosts
 from modelmora_registry.hub import Hub
 from modelmora_registry.imports import Imports
 from modelmora_registry.link_store import LinkStore
@@ -76,6 +79,9 @@ class Settings(Section):
     """URL of a proxy for all sources. Default: HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the environment."""
     ca_file: AbsolutePath | None = None
     """Bundle of certificate authorities to trust in place of the system's."""
+    source_hosts: tuple[str, ...] = (EVERY,)
+    """Hosts that imports may ask: names, `*.example.org`, addresses; `*`: all with public addresses. Only what is named
+    may be inside (loopback, private, link-local); hub_endpoint and s3_endpoint are. Holds for redirects too."""
     offline: bool = False
     """Ask no source beyond this machine."""
     export_roots: tuple[AbsolutePath, ...] = ()
@@ -209,15 +215,21 @@ async def _forget(entries: AuditStore, than: timedelta) -> None:
         await asyncio.sleep(FORGET_SECONDS)
 
 
+def _host_of(endpoint: str | None) -> str:
+    return urlsplit(endpoint or "").hostname or ""
+
+
 def sources_of(settings: Settings) -> Sources:
     """The sources that the settings open."""
     for library in _TALKATIVE:
         logging.getLogger(library).setLevel(logging.WARNING)
+    endpoints = (settings.hub_endpoint or os.environ.get("HF_ENDPOINT"), settings.s3_endpoint)
     web = Web(
         proxy=settings.proxy.get_secret_value() if settings.proxy else None,
         ca_file=settings.ca_file,
         offline=settings.offline,
         token_files=settings.http_token_files,
+        hosts=Hosts([*settings.source_hosts, *map(_host_of, endpoints)]),
     )
     return Sources(
         model_roots=settings.model_roots,

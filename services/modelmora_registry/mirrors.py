@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from modelmora.errors import InvalidArgument, SourceNotFound
 from modelmora_runtime import protomap
@@ -99,13 +100,15 @@ def _as_locked(found: Plan, locked: LockedModel) -> Plan:
         if file.path not in by_path:
             raise SourceNotFound(f"the source has no {file.path}", file=file.path)
     files = [
-        _planned(file, origin=there.origin, pin=there.pin) for file in locked.files if (there := by_path[file.path])
+        replace(there, size_bytes=file.size_bytes, sha256=file.sha256, blob_id=None)
+        for file in locked.files
+        if (there := by_path[file.path])
     ]
     return Plan(found.source, tuple(files))
 
 
-def _planned(file: ArtifactFile, *, origin: str = "", pin: str = "") -> PlannedFile:
-    return PlannedFile(file.path, file.size_bytes, origin=origin, sha256=file.sha256, pin=pin)
+def _planned(file: ArtifactFile, *, origin: str = "") -> PlannedFile:
+    return PlannedFile(file.path, file.size_bytes, origin=origin, sha256=file.sha256)
 
 
 def _digits(digest: str) -> str:

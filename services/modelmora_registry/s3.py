@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from modelmora.errors import FailedPrecondition
 
@@ -24,17 +25,18 @@ SIGNED_SECONDS = 3600
 """How long the signature of one download is good for; it is checked when the download begins."""
 CONNECT_TIMEOUT_SECONDS = 10.0
 READ_TIMEOUT_SECONDS = 30.0
+_NO_VERSION = "null"
+"""VersionId of what was written while a bucket kept no versions: another content can get it too."""
 HINT = "set registry.s3_credentials_file, or registry.s3_ambient_credentials"
 
 
 @dataclass(frozen=True)
-class Found:
-    """An object below a prefix."""
+class Told:
+    """What a store says of an object. `version` is empty where the bucket keeps none of it."""
 
-    path: str
-    """Relative to the prefix."""
     size_bytes: int
     etag: str
+    version: str
 
 
 class S3:
@@ -60,11 +62,11 @@ class S3:
         self._lock = threading.Lock()
         self._made: Any = None
 
-    def list(self, bucket: str, prefix: str, *, limit: int) -> list[Found]:
-        """Up to `limit` + 1 objects below `prefix`. SourceNotFound, SourceUnavailable."""
+    def list(self, bucket: str, prefix: str, *, limit: int) -> list[str]:
+        """Paths, relative to `prefix`, of up to `limit` + 1 objects below it. SourceNotFound, SourceUnavailable."""
         self._web.check_online()
         asked = _asked(bucket, prefix)
-        found: list[Found] = []
+        found: list[str] = []
         with self._errors(asked):
             below = f"{prefix}/" if prefix else ""
             for page in self._client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=below):
@@ -72,26 +74,27 @@ class S3:
                     path, size_bytes = str(item["Key"])[len(below) :], int(item["Size"])
                     if size_bytes == 0 and (not path or path.endswith("/")):
                         continue  # What consoles make for a folder.
-                    found.append(Found(path, size_bytes, str(item["ETag"])))
+                    found.append(path)
                     if len(found) > limit:
                         return found
         return found
 
-    def tell(self, bucket: str, key: str) -> Found:
-        """One object. SourceNotFound, SourceUnavailable."""
+    def tell(self, bucket: str, key: str, *, version: str = "") -> Told:
+        """One object as it is, or as it was in this version. SourceNotFound, SourceUnavailable."""
         self._web.check_online()
         with self._errors(_asked(bucket, key)):
-            answer = self._client().head_object(Bucket=bucket, Key=key)
-        return Found(key, int(answer["ContentLength"]), str(answer["ETag"]))
+            answer = self._client().head_object(**_named(bucket, key, version))
+        found = str(answer.get("VersionId") or "")
+        return Told(int(answer["ContentLength"]), str(answer["ETag"]), "" if found == _NO_VERSION else found)
 
     @contextmanager
-    def open(self, bucket: str, key: str, *, offset: int = 0, etag: str = "") -> Iterator[Download]:
-        """Opens an object as it was when its `etag` was seen. ChecksumMismatch when it has changed."""
+    def open(self, bucket: str, key: str, *, offset: int = 0, etag: str = "", version: str = "") -> Iterator[Download]:
+        """Opens an object as it was in this version, or when its `etag` was seen; else ChecksumMismatch."""
         asked = _asked(bucket, key)
         self._web.check_online()
         with self._errors(asked):
             url = self._client().generate_presigned_url(
-                "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=SIGNED_SECONDS
+                "get_object", Params=_named(bucket, key, version), ExpiresIn=SIGNED_SECONDS
             )
         headers = {"If-Match": etag} if etag else {}
         with self._web.open(url, asked, headers=headers, offset=offset, pin=etag) as download:
@@ -106,6 +109,7 @@ class S3:
         with self._lock:
             if self._made is None or self._made[0] != seen:
                 self._made = (seen, self._make())
+            self._web.check_host(urlsplit(self._made[1].meta.endpoint_url).hostname or "")
             return self._made[1]
 
     def _make(self) -> Any:
@@ -179,6 +183,10 @@ def _credentials(file: Path, profile: str) -> dict[str, str]:
     if not {"aws_access_key_id", "aws_secret_access_key"} <= found.keys():
         raise FailedPrecondition(f"registry.s3_credentials_file has no key in the profile {profile}")
     return found
+
+
+def _named(bucket: str, key: str, version: str) -> dict[str, str]:
+    return {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
 
 
 def _asked(bucket: str, key: str) -> Asked:

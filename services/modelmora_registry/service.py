@@ -143,6 +143,7 @@ _VERSION_FIELDS: Mapping[str, Kind] = {
     "create_time": Kind.TIME,
     "update_time": Kind.TIME,
 }
+MAX_LEFT_OUT = 1000
 ALL_MODELS = ("models/-", "-")
 """As a parent: the versions of every model."""
 
@@ -233,7 +234,7 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
     async def CreateModelVersion(
         self, request: pb.CreateModelVersionRequest, context: Any
     ) -> pb.CreateModelVersionResponse:
-        created = await self._create(
+        created, _ = await self._create(
             parse_model_name(request.parent, at="parent"),
             protomap.read(request.model_version, VersionDraft, at="model_version"),
             request,
@@ -244,8 +245,10 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
 
     async def ImportModel(self, request: pb.ImportModelRequest, context: Any) -> pb.ImportModelResponse:
         draft = protomap.read(request, VersionDraft)
-        created = await self._create(_import_id(request, draft), draft, request, at="", new_model=True)
-        return pb.ImportModelResponse(model=_model(created.model), model_version=_version(created.version))
+        created, left_out = await self._create(_import_id(request, draft), draft, request, at="", new_model=True)
+        return pb.ImportModelResponse(
+            model=_model(created.model), model_version=_version(created.version), left_out_files=left_out[:MAX_LEFT_OUT]
+        )
 
     async def GetModelVersion(self, request: pb.GetModelVersionRequest, context: Any) -> pb.GetModelVersionResponse:
         version = await self._store.get_version(parse_version_name(request.name))
@@ -409,9 +412,12 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
         *,
         at: str,
         new_model: bool,
-    ) -> Created:
-        """1. What was asked for itself 2. an earlier call with this id 3. the source 4. engine, task, options 5. the
-        checksums and the room 6. one transaction 7. the import in the background. `at` begins the fields' paths."""
+    ) -> tuple[Created, Sequence[str]]:
+        """What was made, and which files of the source are left out. `at` begins the fields' paths.
+
+        1. What was asked for itself 2. an earlier call with this id 3. the source 4. engine, task, options 5. the
+        checksums and the room 6. one transaction 7. the import in the background.
+        """
         checksums = check_checksums(request.expected_checksums)
         if draft.version:
             check_new_version(draft.version, at=f"{at}version")
@@ -419,7 +425,7 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
             raise InvalidArgument.at(f"{at}version", "must be set; only a Hub source has a default, its commit")
         key = _request_key(request)
         if key is not None and (earlier := await self._store.earlier(key)):
-            return earlier
+            return earlier, ()
         plan = await self._artifacts.plan(self._source(draft, at), at=f"{at}source")
         config = await asyncio.to_thread(local_config, plan)
         engine, task_type = self._check_engine(draft, plan, config, at)
@@ -435,7 +441,7 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
                 raise SourceNotFound(
                     f"the source has no file {path}", fields=[FieldViolation(field, "the source has no such file")]
                 )
-        await self._artifacts.check_room(plan, checksums)
+        plan = await self._artifacts.check_room(plan, checksums)
         version = draft.version or (plan.source.hub.commit if plan.source.hub else "")
         created = await self._store.create_version(
             model_id,
@@ -463,7 +469,7 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
         )
         if created.is_new and not created.version.is_final and not request.validate_only:
             self._imports.start(created.version.uid, plan)
-        return created
+        return created, plan.left_out if created.is_new else ()
 
     def _source(self, draft: VersionDraft, at: str) -> ModelSource:
         """The source asked for, without what only the registry may fill in."""
@@ -474,6 +480,8 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
             return ModelSource(empty=EmptySource())
         if draft.source.hub is not None:
             return ModelSource(hub=draft.source.hub.model_copy(update={"commit": ""}))
+        if draft.source.url is not None:
+            return ModelSource(url=draft.source.url.model_copy(update={"object_versions": {}}))
         return draft.source
 
     def _check_engine(self, draft: VersionDraft, plan: Plan, config: Any, at: str) -> tuple[str, TaskType]:

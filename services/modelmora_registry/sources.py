@@ -1,8 +1,9 @@
 """Where files come from: what a source has, pinned to what it has now, and the bytes of one file of it.
 
-A local folder lies below a model root; a Hub repository is pinned by its commit, an object by its ETag, a file of an
-HTTP server by its ETag or the time of its last change. `SHA256SUMS` in a folder is a promise about the files beside it
-and no file of the model. Everything here blocks and runs in the registry's file threads.
+A local folder lies below a model root; a Hub repository is pinned by its commit, an object by its VersionId where the
+bucket keeps versions and by its ETag, a file of an HTTP server by its ETag or the time of its last change. `SHA256SUMS`
+in a folder is a promise about the files beside it and no file of the model. Everything here blocks and runs in the
+registry's file threads.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from modelmora.errors import (
+    FailedPrecondition,
     FieldViolation,
     InvalidArgument,
     InvalidModelFiles,
@@ -45,6 +48,7 @@ from modelmora_registry.s3 import S3
 from modelmora_registry.web import Asked, Download, Web
 
 ErrorT = TypeVar("ErrorT", bound=ModelMoraError)
+T = TypeVar("T")
 
 SUMS_FILE = "SHA256SUMS"
 MAX_SUMS_BYTES = 4 * 2**20
@@ -67,6 +71,8 @@ class PlannedFile:
     blob_id: str | None = None
     pin: str = ""
     """ETag or time of the last change at the source."""
+    version: str = ""
+    """VersionId of an object, where its bucket keeps versions."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,8 @@ class Plan:
 
     source: ModelSource
     files: tuple[PlannedFile, ...]
+    left_out: tuple[str, ...] = ()
+    """What the source has beside them, see `metadata.wanted_of`."""
 
     @property
     def total_bytes(self) -> int:
@@ -141,7 +149,7 @@ class Sources:
         assert source.url is not None
         if source.url.is_s3:
             key = f"{source.url.path}/{file.path}" if source.url.path else file.path
-            return self._s3.open(source.url.host, key, offset=offset, etag=file.pin)
+            return self._s3.open(source.url.host, key, offset=offset, etag=file.pin, version=file.version)
         return self.web.open(_url_of(source.url, file.path), _asked(source.url, file.path), offset=offset, pin=file.pin)
 
     def is_below_a_root(self, real: str) -> bool:
@@ -157,13 +165,15 @@ class Sources:
         if not os.path.isdir(real):
             raise error_at(SourceNotFound, at, f"there is no folder {source.path}")
         try:
-            files = sorted(self._scan(real, "", at), key=lambda file: file.path)
+            there = dict(self._scan(real, "", at))
+            files = [self._scan_file(there[path], path, at) for path in metadata.wanted_of(there)]
             sums = _local_sums(files)
         except OSError as error:
             raise error_at(SourceNotFound, at, f"{source.path} cannot be read: {error.strerror}") from None
-        return self._planned(ModelSource(local=source), files, sums, at)
+        return self._planned(ModelSource(local=source), files, sums, at, there=there)
 
-    def _scan(self, folder: str, prefix: str, at: str) -> Iterator[PlannedFile]:
+    def _scan(self, folder: str, prefix: str, at: str) -> Iterator[tuple[str, str]]:
+        """Relative and absolute path of whatever is no folder."""
         count = 0
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -178,7 +188,7 @@ class Sources:
                             yield file
                             count += 1
                     continue
-                yield self._scan_file(entry.path, path, at)
+                yield path, entry.path
                 count += 1
                 if count > MAX_SOURCE_FILES:
                     raise error_at(UnsafeFile, at, f"more than {MAX_SOURCE_FILES} files")
@@ -207,34 +217,50 @@ class Sources:
             for path in metadata.wanted_of(by_path)
             if (found := by_path[path])
         ]
-        return self._planned(ModelSource(hub=source.model_copy(update={"commit": snapshot.commit})), files, {}, at)
+        resolved = ModelSource(hub=source.model_copy(update={"commit": snapshot.commit}))
+        return self._planned(resolved, files, {}, at, there=by_path)
 
     # Folders of S3-compatible stores and HTTP servers.
 
     def _plan_url(self, source: UrlSource, at: str) -> Plan:
-        files, sums = self._list_s3(source, at) if source.is_s3 else self._list_http(source)
-        return self._planned(ModelSource(url=source), files, sums, at)
+        if source.is_s3:
+            files, sums, there = self._list_s3(source, at)
+        else:
+            try:
+                self.web.check_host(urlsplit(source.url).hostname or "")
+            except FailedPrecondition as error:
+                raise InvalidArgument.at(at, error.message) from None
+            files, sums, there = self._list_http(source)
+        versions = {file.path: file.version for file in files if file.version}
+        resolved = source.model_copy(update={"object_versions": MappingProxyType(versions)})
+        return self._planned(ModelSource(url=resolved), files, sums, at, there=there)
 
-    def _list_s3(self, source: UrlSource, at: str) -> tuple[list[PlannedFile], Mapping[str, str]]:
+    def _list_s3(self, source: UrlSource, at: str) -> tuple[list[PlannedFile], Mapping[str, str], Collection[str]]:
+        there: Collection[str] = source.files
+        if not there:
+            there = self._s3.list(source.host, source.path, limit=MAX_SOURCE_FILES)
+            if problem := file_paths_problem(list(there)):
+                raise error_at(UnsafeFile, at, problem)
+        paths = source.files or metadata.wanted_of(there)
+        if len(paths) > MAX_SOURCE_FILES:
+            raise error_at(UnsafeFile, at, f"more than {MAX_SOURCE_FILES} files")
+
+        def tell(path: str) -> PlannedFile:
+            key = f"{source.path}/{path}" if source.path else path
+            told = self._s3.tell(source.host, key, version=source.object_versions.get(path, ""))
+            return PlannedFile(path, told.size_bytes, pin=told.etag, version=told.version)
+
+        files = _at_once(tell, paths)
         if source.files:
-            keys = [f"{source.path}/{path}" if source.path else path for path in source.files]
-            told = _at_once(lambda key: self._s3.tell(source.host, key), keys)
-            return [
-                PlannedFile(path, each.size_bytes, pin=each.etag) for path, each in zip(source.files, told, strict=True)
-            ], {}
-        found = self._s3.list(source.host, source.path, limit=MAX_SOURCE_FILES)
-        if problem := file_paths_problem([each.path for each in found]):
-            raise error_at(UnsafeFile, at, problem)
-        wanted = set(metadata.wanted_of([each.path for each in found]))
-        files = [PlannedFile(each.path, each.size_bytes, pin=each.etag) for each in found if each.path in wanted]
+            return files, {}, there
         sums: Mapping[str, str] = {}
         for file in files:
             if file.path == SUMS_FILE and file.size_bytes <= MAX_SUMS_BYTES:
                 with self.download(ModelSource(url=source), file, offset=0) as download:
                     sums = parse_sums(b"".join(download.chunks()))
-        return files, sums
+        return files, sums, there
 
-    def _list_http(self, source: UrlSource) -> tuple[list[PlannedFile], Mapping[str, str]]:
+    def _list_http(self, source: UrlSource) -> tuple[list[PlannedFile], Mapping[str, str], Collection[str]]:
         sums: Mapping[str, str] = {}
         paths: Sequence[str] = source.files
         if not paths:
@@ -243,12 +269,23 @@ class Sources:
             paths = metadata.wanted_of(list(sums))
         told = _at_once(lambda path: self.web.tell(_url_of(source, path), _asked(source, path)), paths)
         files = [PlannedFile(path, each.size_bytes, pin=each.pin) for path, each in zip(paths, told, strict=True)]
-        return files, sums
+        return files, sums, sums or paths
 
     # All of them.
 
-    def _planned(self, source: ModelSource, files: Sequence[PlannedFile], sums: Mapping[str, str], at: str) -> Plan:
-        """With what `sums` promises of the files. Raises SourceNotFound, UnsafeFile, InvalidModelFiles."""
+    def _planned(
+        self,
+        source: ModelSource,
+        files: Sequence[PlannedFile],
+        sums: Mapping[str, str],
+        at: str,
+        *,
+        there: Collection[str],
+    ) -> Plan:
+        """Of all that is `there` these files, with what `sums` promises of them.
+
+        Raises SourceNotFound, UnsafeFile, InvalidModelFiles.
+        """
         taken = [file for file in files if file.path != SUMS_FILE]
         if not taken:
             raise error_at(SourceNotFound, at, "there are no files to take")
@@ -258,17 +295,8 @@ class Sources:
             self._check_name(file.path, at)
         return Plan(
             source,
-            tuple(
-                PlannedFile(
-                    file.path,
-                    file.size_bytes,
-                    origin=file.origin,
-                    sha256=file.sha256 or sums.get(file.path),
-                    blob_id=file.blob_id,
-                    pin=file.pin,
-                )
-                for file in taken
-            ),
+            tuple(replace(file, sha256=file.sha256 or sums.get(file.path)) for file in taken),
+            left_out=tuple(sorted(set(there) - {file.path for file in files})),
         )
 
     def _check_name(self, path: str, at: str) -> None:
@@ -313,7 +341,7 @@ def _local_sums(files: Sequence[PlannedFile]) -> Mapping[str, str]:
     return {}
 
 
-def _at_once(ask: Any, things: Sequence[str]) -> list[Any]:
+def _at_once(ask: Callable[[str], T], things: Sequence[str]) -> list[T]:
     with ThreadPoolExecutor(HEADS_AT_ONCE, thread_name_prefix="registry-heads") as threads:
         return list(threads.map(ask, things))
 

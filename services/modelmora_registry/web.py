@@ -28,6 +28,8 @@ from modelmora.errors import (
     SourceUnavailable,
 )
 
+from modelmora_registry.hosts import Hosts, guarded
+
 READ_TIMEOUT_SECONDS = 30.0
 STALL_SECONDS = 30.0
 STALL_BYTES = 16 * 1024
@@ -93,7 +95,7 @@ class Told:
 
 class Web:
     """`proxy` None: as the environment says. `ca_file` None: the system's authorities. Tokens are files by `host` or
-    `host:port`, read for each use."""
+    `host:port`, read for each use. `hosts` None: all that have public addresses."""
 
     def __init__(
         self,
@@ -102,12 +104,14 @@ class Web:
         ca_file: Path | None = None,
         offline: bool = False,
         token_files: Mapping[str, Path] | None = None,
+        hosts: Hosts | None = None,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self.proxy = proxy
         self.ca_file = ca_file
         self._offline = offline
         self._token_files = dict(token_files or {})
+        self._hosts = hosts or Hosts()
         self._stall_seconds = stall_seconds
         self._lock = threading.Lock()
         self._client: Any = None
@@ -121,6 +125,10 @@ class Web:
         if self._offline:
             raise FailedPrecondition("the registry is set offline (registry.offline); no source is asked")
 
+    def check_host(self, host: str) -> None:
+        """Raises FailedPrecondition for a host that may not be asked, as far as its name tells."""
+        self._hosts.check(host)
+
     def new_client(self, **options: Any) -> Any:
         """An httpx2 client as the settings want it."""
         import httpx2  # 0.1 s that a platform without remote sources need not pay
@@ -133,9 +141,10 @@ class Web:
                 verify = ssl.create_default_context(cafile=str(self.ca_file))
             except OSError as error:
                 raise FailedPrecondition(f"registry.ca_file cannot be read: {error.strerror or error}") from None
-        return httpx2.Client(
+        client = httpx2.Client(
             proxy=self.proxy, verify=verify, follow_redirects=True, max_redirects=MAX_REDIRECTS, **options
         )
+        return guarded(client, self._hosts)
 
     def tell(self, url: str, asked: Asked) -> Told:
         """Asks for the size and the pin of a file. SourceNotFound, SourceUnavailable."""

@@ -121,6 +121,7 @@ async def registry(
 ) -> AsyncIterator[Rig]:
     """A registry that serves; `settings` are those of its section."""
     platform = PlatformSettings(data_dir=data_dir, database_url=database_url, port=0, metrics_port=0, grace_seconds=2)
+    settings = {"source_hosts": ("*", "127.0.0.1", "localhost"), **settings}  # where the tests' servers are
     context = Context("registry", Settings(**settings), registry_main.open, "required")
     async with (
         Host(platform, [context], engines=engines, announce=lambda line: None) as host,

@@ -187,6 +187,26 @@ async def test_an_export_that_fails_leaves_what_was_there(
     assert content(target) == before
 
 
+async def test_a_folder_outside_the_roots_is_no_other_registry(rig: Rig, tmp_path: Path) -> None:
+    await rig.echo("acme/mini")
+    (tmp_path / "roots" / "out").symlink_to("/etc")
+    for path in (
+        "/etc",
+        "/",
+        f"{tmp_path}/roots/../secret",
+        f"{tmp_path}/roots/out",
+        f"{tmp_path}/rootsx",
+        f"{tmp_path}/out",
+    ):
+        link = pb.ExternalLink(registry_type="folder", external_id=path)
+        request = pb.CreateExternalLinkRequest(parent="acme/mini", external_link=link)
+        await rig.refused(
+            lambda request=request: rig.call(rig.registry.CreateExternalLink, request),
+            InvalidArgument,
+            "external_link.external_id",
+        )
+
+
 async def test_links_are_listed_deleted_and_refused_with_names(rig: Rig, tmp_path: Path) -> None:
     await rig.call(rig.registry.CreateModel, pb.CreateModelRequest(model_id="org/repo"))
     made = [await link(rig, "folder", str(tmp_path / "out" / str(number))) for number in range(3)]

@@ -164,6 +164,7 @@ def _unix_socket(folder: Path) -> Path:
 def _with(name: str | bytes, content: bytes = b"x") -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         path = os.path.join(os.fsencode(sentence_model(folder)), os.fsencode(name))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:
             file.write(content)
         return folder
@@ -189,9 +190,9 @@ def _huge(folder: Path) -> Path:
         (_folder_link, UnsafeFile),
         (_fifo, UnsafeFile),
         (_unix_socket, UnsafeFile),
-        (_with("pytorch_model.bin"), UnsafeFile),
-        (_with("model.pkl"), UnsafeFile),
-        (_with("weights.pt"), UnsafeFile),
+        (_with("sub/pytorch_model.bin"), UnsafeFile),
+        (_with("sub/model.pkl"), UnsafeFile),
+        (_with("sub/weights.pt"), UnsafeFile),
         (_with("nul.json"), UnsafeFile),
         (_with("a\\b.json"), UnsafeFile),
         (_with("a\nb.json"), UnsafeFile),
@@ -203,6 +204,21 @@ async def test_unsafe_and_missing_sources_are_refused_at_once(
 ) -> None:
     folder = make(roots / "mini")
     await rig.refused(lambda: rig.import_model(source=local(folder), version="1"), cls, "source.local.path")
+
+
+async def test_a_folder_is_taken_as_the_hub_s_would_be_and_says_what_is_left_out(rig: Rig, roots: Path) -> None:
+    plain = await rig.import_model(source=local(sentence_model(roots / "plain")), version="1")
+    folder = sentence_model(roots / "clone")
+    spare = ["pytorch_model.bin", "train.py", ".gitattributes", "onnx/model.onnx", "1_Pooling/.hidden"]
+    for path in spare:
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_bytes(b"\x80\x04\x95")
+    request = pb.ImportModelRequest(source=local(folder), version="1")
+    made = await rig.call(rig.registry.ImportModel, request)
+    assert list(made.left_out_files) == sorted(spare)
+    final = await rig.final(made.model_version.name)
+    assert final.state == pb.MODEL_VERSION_STATE_READY, final.failure
+    assert final.artifact.digest == plain.artifact.digest
 
 
 async def test_an_import_that_cannot_fit_is_refused_before_the_first_byte(rig: Rig, roots: Path) -> None:
@@ -270,10 +286,11 @@ async def test_a_model_without_weights_is_refused(rig: Rig, roots: Path) -> None
 
 
 async def test_pickles_are_taken_when_a_setting_says_so(database_url: str, data_dir: Path, roots: Path) -> None:
-    folder = _with("pytorch_model.bin", b"\x80\x04\x95")(roots / "mini")
+    folder = _with("sub/pytorch_model.bin", b"\x80\x04\x95")(roots / "mini")
     async with registry(database_url, data_dir, model_roots=(roots,), allow_pickle=True) as rig:
         version = await rig.import_model(source=local(folder), version="1")
         assert version.state == pb.MODEL_VERSION_STATE_READY, version.failure
+        assert "sub/pytorch_model.bin" in {file.path for file in version.artifact.files}
 
 
 async def test_links_within_the_roots_are_resolved(rig: Rig, roots: Path) -> None:

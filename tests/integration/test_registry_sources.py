@@ -10,6 +10,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from modelmora.errors import (
 )
 from modelmora_registry.artifacts import Artifacts, Fetched, Progress
 from modelmora_registry.domain import HubSource, LocalSource, ModelSource, UrlSource
+from modelmora_registry.hosts import Hosts
 from modelmora_registry.hub import Hub
 from modelmora_registry.s3 import S3
 from modelmora_registry.sources import Plan, Sources, render_sums
@@ -59,6 +61,8 @@ def fake(files: dict[str, bytes]) -> Iterator[FakeHub]:
 
 
 Make = Callable[..., Artifacts]
+inside = partial(Web, hosts=Hosts(("*", "127.0.0.1", "localhost")))
+"""May ask this machine, where the servers of these tests are."""
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
     made: list[Artifacts] = []
 
     def build(web: Web | None = None, *, quota_bytes: int = 0, endpoint: str = "", **s3: Any) -> Artifacts:
-        web = web or Web()
+        web = web or inside()
         sources = Sources(
             model_roots=[tmp_path / "roots"],
             web=web,
@@ -260,21 +264,21 @@ async def test_a_token_goes_to_its_own_host_and_only_in_safety(make: Make, fake:
     host = fake.url.removeprefix("http://")
     with pytest.raises(SourceNotFound, match="http_token_files"):
         await fetch(make(), http(fake))
-    assert stored(await fetch(make(Web(token_files={host: tmp_path / "token"})), http(fake))) == fake.files
+    assert stored(await fetch(make(inside(token_files={host: tmp_path / "token"})), http(fake))) == fake.files
     fake.requests.clear()
     fake.refuse.append((302, {"Location": f"{fake.cdn_url}/files/{WEIGHTS}"}))
     with pytest.raises(SourceNotFound):  # The other port asks for a token too, and gets none.
-        await make(Web(token_files={host: tmp_path / "token"})).plan(http(fake, WEIGHTS))
+        await make(inside(token_files={host: tmp_path / "token"})).plan(http(fake, WEIGHTS))
     assert [request[3] for request in fake.requests] == [f"Bearer {SECRET}", None]
     with pytest.raises(FailedPrecondition, match="https only") as raised:
-        await make(Web(token_files={"files.test": tmp_path / "token"})).plan(url_source("http://files.test/a", "x"))
+        await make(inside(token_files={"files.test": tmp_path / "token"})).plan(url_source("http://files.test/a", "x"))
     assert SECRET not in str(raised.value)
 
 
 async def test_offline_and_a_dead_port_are_told(make: Make, fake: FakeHub, s3: S3Server) -> None:
     for source in (http(fake), url_source("s3://b/a"), repository()):
         with pytest.raises(FailedPrecondition, match="offline"):
-            await make(Web(offline=True), endpoint=s3.url).plan(source)
+            await make(inside(offline=True), endpoint=s3.url).plan(source)
     for source in (url_source("http://127.0.0.1:9/a", "x"), url_source("s3://b/a"), repository()):
         with pytest.raises(SourceUnavailable):
             await make(endpoint="http://127.0.0.1:9").plan(source)
@@ -285,10 +289,10 @@ async def test_a_proxy_is_asked_for_everything_and_its_password_told_to_nobody(
     make: Make, fake: FakeHub, files: dict[str, bytes]
 ) -> None:
     proxy = fake.url.replace("http://", f"http://user:{SECRET}@")
-    assert stored(await fetch(make(Web(proxy=proxy)), url_source("http://files.test/files", *files))) == files
+    assert stored(await fetch(make(inside(proxy=proxy)), url_source("http://files.test/files", *files))) == files
     assert {url for url, _ in fake.proxied} == {f"http://files.test/files/{path}" for path in files}
     assert None not in {authorization for _, authorization in fake.proxied}
-    by_proxy = make(Web(proxy=proxy), endpoint="http://hub.test")
+    by_proxy = make(inside(proxy=proxy), endpoint="http://hub.test")
     assert stored(await fetch(by_proxy, repository(), "v")) == files
     assert "http://hub.test/api/models/org/repo/revision/" + COMMIT in {
         url.partition("?")[0] for url, _ in fake.proxied
@@ -297,7 +301,7 @@ async def test_a_proxy_is_asked_for_everything_and_its_password_told_to_nobody(
     dead = f"http://user:{SECRET}@127.0.0.1:9"
     for source in (http(fake), url_source("s3://b/a")):
         with pytest.raises(SourceUnavailable) as raised:
-            await make(Web(proxy=dead), endpoint="http://s3.test").plan(source)
+            await make(inside(proxy=dead), endpoint="http://s3.test").plan(source)
         assert SECRET not in repr(raised.value) + str(raised.value.metadata)
 
 
@@ -341,14 +345,69 @@ async def test_a_private_authority_is_trusted_by_its_setting_only(
         assert fake.url.startswith("https://")
         with pytest.raises(SourceUnavailable):
             await fetch(make(), http(fake))
-        assert stored(await fetch(make(Web(ca_file=authority)), http(fake))) == files
-        store = make(Web(ca_file=authority), endpoint=fake.url)
+        assert stored(await fetch(make(inside(ca_file=authority)), http(fake))) == files
+        store = make(inside(ca_file=authority), endpoint=fake.url)
         assert (await store.plan(repository())).paths == set(files)
     with pytest.raises(FailedPrecondition, match="ca_file"):
-        await make(Web(ca_file=authority.with_name("none.pem"))).plan(http(fake))
+        await make(inside(ca_file=authority.with_name("none.pem"))).plan(http(fake))
+
+
+async def test_what_is_inside_is_asked_only_when_it_is_named(
+    make: Make, fake: FakeHub, files: dict[str, bytes]
+) -> None:
+    """An import is no way to look around in the network: not by address, by name, by redirect or by the Hub."""
+    by_name = fake.url.replace("127.0.0.1", "localhost")
+    outside = Web()
+    with pytest.raises(InvalidArgument, match="address inside") as raised:
+        await make(outside).plan(http(fake))
+    assert [found.field for found in raised.value.fields] == ["source.url.url"]
+    for source in (url_source(f"{by_name}/files/", *files), repository()):
+        with pytest.raises(FailedPrecondition, match="address inside"):
+            await make(outside, endpoint=by_name).plan(source)
+    assert fake.requests == []
+    named = Web(hosts=Hosts(["127.0.0.1"]))
+    assert (await make(named).plan(http(fake))).paths == set(files)
+    fake.requests.clear()
+    fake.refuse.append((302, {"Location": f"{by_name}/files/{WEIGHTS}"}))
+    with pytest.raises(FailedPrecondition, match="localhost"):
+        await make(named).plan(http(fake, WEIGHTS))
+    assert len(fake.requests) == 1
+    with pytest.raises(FailedPrecondition, match="may not ask"):
+        await make(named, endpoint="http://s3.example.org").plan(url_source("s3://b/a"))
 
 
 # S3.
+
+
+async def test_a_bucket_that_keeps_versions_is_read_as_it_was(
+    make: Make, s3: S3Server, files: dict[str, bytes]
+) -> None:
+    s3.bucket("kept", {"config.json": b"{}"})
+    s3.client.put_bucket_versioning(Bucket="kept", VersioningConfiguration={"Status": "Enabled"})
+    for path, each in files.items():
+        s3.client.put_object(Bucket="kept", Key=path, Body=each, ACL="public-read")
+    store = make(endpoint=s3.url)
+    plan = await store.plan(url_source("s3://kept"))
+    assert plan.source.url is not None
+    recorded = plan.source.url.object_versions
+    assert set(recorded) == set(files)
+    for path in files:
+        s3.client.put_object(Bucket="kept", Key=path, Body=b"another", ACL="public-read")
+    s3.client.delete_object(Bucket="kept", Key="config.json")
+    assert stored(await store.fetch("u", plan, {}, Progress())) == files
+    # Also much later, as a lock does that names the source.
+    again = await store.plan(ModelSource(url=plan.source.url.model_copy(update={"files": tuple(files)})))
+    assert stored(await store.fetch("v", again, {}, Progress())) == files
+    assert (await store.plan(url_source("s3://kept", WEIGHTS))).total_bytes == len(b"another")
+
+
+async def test_an_object_from_before_a_bucket_kept_versions_is_pinned_by_its_etag(make: Make, s3: S3Server) -> None:
+    s3.bucket("late", {WEIGHTS: b"1"})
+    s3.client.put_bucket_versioning(Bucket="late", VersioningConfiguration={"Status": "Enabled"})
+    plan = await make(endpoint=s3.url).plan(url_source("s3://late"))
+    assert plan.source.url is not None
+    assert plan.source.url.object_versions == {}
+    assert plan.files[0].pin
 
 
 async def test_a_prefix_of_a_bucket_becomes_a_snapshot(make: Make, s3: S3Server, files: dict[str, bytes]) -> None:
@@ -508,6 +567,22 @@ async def test_the_quota_is_told_before_the_first_byte_and_counts_shared_bytes_o
     await store.discard("u1")
     await store.discard("u2")
     assert stored(await store.fetch("u3", other, {}, Progress())) == fake.files
+
+
+async def test_a_folder_whose_contents_are_here_needs_no_room(make: Make, tmp_path: Path) -> None:
+    """Its digests are not known before it is read, so it is read when only that can make room."""
+    files = sentence_model(tmp_path / "roots" / "one")
+    source = ModelSource(local=LocalSource(path=str(files)))
+    first = await fetch(make(), source)
+    twin = sentence_model(tmp_path / "roots" / "two")
+    store = make(quota_bytes=first.artifact.size_bytes)
+    plan = await store.check_room(await store.plan(ModelSource(local=LocalSource(path=str(twin)))))
+    fetched = await store.fetch("v", plan, {}, Progress())
+    assert fetched.artifact.digest == first.artifact.digest
+    assert await store.used_bytes() == first.artifact.size_bytes
+    (twin / WEIGHTS).write_bytes(safetensors(100_000, b"v"))  # as long, and another
+    with pytest.raises(StorageFull):
+        await store.check_room(await store.plan(ModelSource(local=LocalSource(path=str(twin)))))
 
 
 async def test_an_import_at_work_keeps_its_room_until_it_has_written_it(make: Make, fake: FakeHub) -> None:

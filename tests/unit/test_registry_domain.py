@@ -147,6 +147,13 @@ def test_an_alias_is_a_slug_and_latest_is_not_for_setting(text: str) -> None:
     assert check_alias("staging") == "staging"
 
 
+@pytest.mark.parametrize("text", ["archived", "Archived", "LATEST", "Production", "STAGING"])
+def test_a_state_is_no_alias_and_neither_is_what_looks_like_a_reserved_one(text: str) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        check_alias(text)
+    assert [found.field for found in raised.value.fields] == ["alias"]
+
+
 def test_tasks_are_known_by_our_words_and_by_the_hubs() -> None:
     assert parse_task("TXT2EMBED") is TaskType.TXT2EMBED
     assert parse_task("sentence-similarity") is TaskType.TXT2EMBED

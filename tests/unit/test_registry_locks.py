@@ -359,6 +359,42 @@ def test_golden_inputs_never_change() -> None:
     asked = locks.GOLDEN[domain.TaskType.TXT2EMBED]
     assert asked.golden == "txt2embed/1"
     assert locks.digest_of("\n".join(asked.texts)).startswith("sha256:dc0c31f5b52359e0")
+    others = {
+        golden.golden: locks.digest_of("\n".join((*golden.texts, *golden.pairs)))[:23]
+        for golden in locks.GOLDEN.values()
+        if golden is not asked
+    }
+    assert others == {
+        "classification/1": "sha256:dc0c31f5b52359e0",
+        "reranking/1": "sha256:48c16fc98295246d",
+        "question_answering/1": "sha256:1adfa424457a782c",
+    }
+    assert {len(golden.pairs) for golden in locks.GOLDEN.values()} == {0, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        (tensor((1.5,), (-2.0,)), tensor((1.5,), (-2.0,)), 1.0),
+        (tensor((0.5,), (0.25,)), tensor((0.5,), (0.5,)), 0.75),
+        (tensor((1.0,), (2.0,)), tensor((3.0,), (6.0,)), 1 / 3),  # the cosine of rows of one is 1, whatever they are
+        (tensor((0.9, 120.0, 130.0)), tensor((0.9, 120.0, 130.0)), 1.0),
+        (tensor((0.9, 120.0, 130.0)), tensor((0.9, 120.0, 260.0)), 0.5),
+        (tensor((100.0,)), tensor((-100.0,)), -1.0),
+        (tensor((1.0,)), tensor((1.0, 1.0)), -1.0),
+        (tensor((math.nan,)), tensor((1.0,)), -1.0),
+        (tensor((math.inf,)), tensor((1.0,)), -1.0),
+    ],
+)
+def test_scores_agree_as_far_as_the_two_that_differ_most(left: Tensor, right: Tensor, expected: float) -> None:
+    assert locks.similarity_of("reranking/1", left, right) == pytest.approx(expected, abs=1e-6)
+    assert locks.similarity_of("txt2embed/1", left, right) == locks.least_cosine(left, right)
+
+
+def test_what_is_no_fp32_may_differ_more_and_scores_more_than_vectors() -> None:
+    exact, bf16 = (domain.EngineProfile(backend="torch", precision=word) for word in ("fp32", "bf16"))
+    order = [locks.tolerance_of(bf16, "reranking/1"), locks.tolerance_of(bf16, "txt2embed/1")]
+    assert 0.9 < order[0] < order[1] < locks.tolerance_of(exact, "reranking/1") == 0.9999
 
 
 @pytest.mark.parametrize("text", ["", "Prod", "1prod", "a" * 64, "a_b", "modelLocks/x/y"])

@@ -216,12 +216,21 @@ class ModelSource(_message.Message):
     def __init__(self, local: _Optional[_Union[LocalSource, _Mapping]] = ..., hub: _Optional[_Union[HubSource, _Mapping]] = ..., empty: _Optional[_Union[EmptySource, _Mapping]] = ..., url: _Optional[_Union[UrlSource, _Mapping]] = ...) -> None: ...
 
 class UrlSource(_message.Message):
-    __slots__ = ("url", "files")
+    __slots__ = ("url", "files", "object_versions")
+    class ObjectVersionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     URL_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     url: str
     files: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, url: _Optional[str] = ..., files: _Optional[_Iterable[str]] = ...) -> None: ...
+    object_versions: _containers.ScalarMap[str, str]
+    def __init__(self, url: _Optional[str] = ..., files: _Optional[_Iterable[str]] = ..., object_versions: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class LocalSource(_message.Message):
     __slots__ = ("path",)
@@ -1082,12 +1091,14 @@ class ImportModelRequest(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., source: _Optional[_Union[ModelSource, _Mapping]] = ..., version: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., engine: _Optional[str] = ..., engine_options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., resource_requirements: _Optional[_Union[ResourceRequirements, _Mapping]] = ..., expected_checksums: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., validate_only: bool = ...) -> None: ...
 
 class ImportModelResponse(_message.Message):
-    __slots__ = ("model", "model_version")
+    __slots__ = ("model", "model_version", "left_out_files")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FILES_FIELD_NUMBER: _ClassVar[int]
     model: Model
     model_version: ModelVersion
-    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., model_version: _Optional[_Union[ModelVersion, _Mapping]] = ...) -> None: ...
+    left_out_files: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., model_version: _Optional[_Union[ModelVersion, _Mapping]] = ..., left_out_files: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ResolveModelRequest(_message.Message):
     __slots__ = ("reference",)
@@ -1138,12 +1149,14 @@ class AcquireHoldResponse(_message.Message):
     def __init__(self, model_version: _Optional[_Union[ModelVersion, _Mapping]] = ..., golden: _Optional[_Union[GoldenInputs, _Mapping]] = ...) -> None: ...
 
 class GoldenInputs(_message.Message):
-    __slots__ = ("golden", "texts")
+    __slots__ = ("golden", "texts", "pairs")
     GOLDEN_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
     golden: str
     texts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, golden: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
+    pairs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, golden: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., pairs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RecordFingerprintRequest(_message.Message):
     __slots__ = ("name", "fingerprint")
