@@ -60,8 +60,8 @@ LAGGING_SHARE = 0.25
 """The same, while swaps or cancellations lag behind."""
 REAL_SHARE = 0.4
 SLACK = 0.02
-PATIENCE_SECONDS = 120.0
-STALLED_SECONDS = 150.0
+PATIENCE_SECONDS = 240.0
+STALLED_SECONDS = 270.0
 """Without any progress for so long, longer than any call is waited for, it is given up."""
 MODEL_SEED = 11
 
@@ -444,6 +444,10 @@ def soak(data_dir: Path, goals: Goals, seed: int, limit_seconds: float) -> Repor
         "REGISTRY_MODEL_ROOTS": json.dumps([str(small_models(1, MODEL_SEED)[0].parent.parent)]),
         "LIFECYCLE_MINIMUM_RESIDENCY_SECONDS": "0.2",
         "LIFECYCLE_NODE": "soak",
+        # Nothing here is about how fast a machine is.
+        "LIFECYCLE_LAUNCH_TIMEOUT_SECONDS": str(PATIENCE_SECONDS),
+        "LIFECYCLE_UNRESPONSIVE_SECONDS": "60",
+        "LIFECYCLE_PROBE_TIMEOUT_SECONDS": "120",
     }
     up = Up(data_dir, settings=settings)
     up.launch()

@@ -26,6 +26,7 @@ from modelmora_lifecycle.ledger import Vector, plus
 _MOVED_BYTES = 1024 * 1024
 """Counters that moved by less leave the last full reading as it is."""
 _LENDERS_REMEMBERED = 64
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _COUNTERS = {b"RssAnon", b"RssFile", b"RssShmem", b"VmHWM", b"VmSwap"}
 
 
@@ -248,20 +249,21 @@ def _full(pid: int, counters: Mapping[bytes, int]) -> _Reading:
 
 
 def mapped_bytes(pid: int, folder: str) -> tuple[int, int]:
-    """(resident, nobody else's) bytes of the files in a folder that a process has mapped, and not written to. Raises
-    OSError when it is gone."""
+    """(resident, nobody else's) bytes of the files in a folder that a process has mapped, and not written to, by its
+    page map: `smaps` would walk all the rest too. Raises OSError when it is gone."""
     needle = os.fsencode(os.path.realpath(folder)) + b"/"
     with open(f"/proc/{pid}/maps", "rb") as file:
-        if needle not in file.read():
-            return 0, 0
+        ranges = [line.split(b" ", 1)[0] for line in file if needle in line]
     resident = private = 0
-    with open(f"/proc/{pid}/smaps", "rb") as file:
-        for mapping in file.read().split(b"VmFlags:"):
-            if needle in mapping:
-                figures = dict(line.split(b":", 1) for line in mapping.splitlines() if line.endswith(b" kB"))
-                size = {name.strip(): int(rest.split()[0]) * 1024 for name, rest in figures.items()}
-                resident += size[b"Rss"] - size[b"Anonymous"]
-                private += size[b"Private_Clean"]
+    with open(f"/proc/{pid}/pagemap", "rb") as file:
+        for start, end in ([int(limit, 16) // _PAGE_BYTES for limit in limits.split(b"-")] for limits in ranges):
+            file.seek(8 * start)
+            # The top byte of each entry has 0x80: present, 0x20: of a file, 0x01: mapped by nobody else.
+            flags = file.read(8 * (end - start))[7::8]
+            for value in set(flags):
+                if value & 0xA0 == 0xA0:
+                    resident += flags.count(value) * _PAGE_BYTES
+                    private += flags.count(value) * _PAGE_BYTES * (value & 1)
     return resident, private
 
 
