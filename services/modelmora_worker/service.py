@@ -434,12 +434,19 @@ def private_bytes(folder: str = "") -> int:
 
 
 def _mapped_bytes(folder: str) -> int:
-    """What only this process has of the mapped files in a folder."""
+    """What only this process has of the mapped files in a folder, by its page map: `smaps` would walk all the rest too,
+    for longer than a forward pass takes."""
     needle = os.fsencode(os.path.realpath(folder)) + b"/"
-    with open("/proc/self/smaps", "rb") as file:
-        mappings = [mapping for mapping in file.read().split(b"VmFlags:") if needle in mapping]
-    clean = (line for mapping in mappings for line in mapping.splitlines() if line.startswith(b"Private_Clean:"))
-    return sum(int(line.split()[1]) * 1024 for line in clean)
+    with open("/proc/self/maps", "rb") as file:
+        ranges = [line.split(b" ", 1)[0] for line in file if needle in line]
+    page_bytes, pages = os.sysconf("SC_PAGE_SIZE"), 0
+    with open("/proc/self/pagemap", "rb") as file:
+        for start, end in ([int(limit, 16) // page_bytes for limit in limits.split(b"-")] for limits in ranges):
+            file.seek(8 * start)
+            # The top byte of each entry: present, of a file, nobody else's.
+            flags = file.read(8 * (end - start))[7::8]
+            pages += sum(flags.count(value) for value in set(flags) if value & 0xA1 == 0xA1)
+    return pages * page_bytes
 
 
 def _spec(load: worker_pb2.LoadRequest) -> base.EngineSpec:

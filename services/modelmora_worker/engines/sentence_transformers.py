@@ -15,6 +15,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +37,21 @@ NO_LIMIT_TOKENS: Final = 1 << 20
 WARM_UP_TOKENS: Final = 16
 _TRIAL_TEXT: Final = "the queue of a model holds what nobody has computed yet, and every text in it waits alone; " * 8
 _LIBRARIES = ("torch", "sentence-transformers", "transformers", "tokenizers")
+_WEIGHTS: Final = (
+    *("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"),
+    *(f"embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")),
+    *("embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"),
+    *(
+        f"encoder.layer.{number}.{part}.{kind}"
+        for number in range(24)
+        for part in (
+            *("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+            *("attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"),
+        )
+        for kind in ("weight", "bias")
+    ),
+)
+"""Their names in BERT and its kin, which most embedding models are."""
 
 
 class SentenceTransformersEngine:
@@ -95,7 +111,7 @@ class SentenceTransformersEngine:
                 raise MemoryError(str(error)) from error
             raise errors.InvalidModelFiles(f"{type(error).__name__}: {error}") from error
         progress("ready", weights_bytes, weights_bytes)
-        libraries = {name: version(name) for name in _LIBRARIES}
+        libraries = library_versions()
         self._exact_profile = base.Profile("torch", "fp32", libraries, "padded")
         return base.Footprint(
             memory_bytes={},
@@ -314,16 +330,26 @@ def fill(lengths: Sequence[int], budget_tokens: int) -> list[int]:
     return [*ends, len(lengths)] if lengths else []
 
 
+@cache
+def library_versions() -> Mapping[str, str]:
+    """Of what computes. Each is read from a file."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
 def fill_caches() -> None:
     """What transformers makes once per process, 0.4 s of compiling patterns at the first load, made in the fork server.
-    It compiles a hundred of them again at each load, unless the cache of `re` holds them all: 0.03 s. A release that
-    does it another way loads as well, later."""
+    It compiles one more for each weight at each load, unless the cache of `re` holds it: 0.03 s. A release that does it
+    another way loads as well, later."""
     re._MAXCACHE = 8192  # type: ignore[attr-defined]
     try:
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
     except ImportError:
         return
     get_checkpoint_conversion_mapping("bert")
+    for name in _WEIGHTS:
+        WeightRenaming(name, name)
+    library_versions()
 
 
 def check_folder(folder: Path) -> int:
