@@ -600,6 +600,7 @@ class AsyncClient(Connection):
         expected_checksums: Mapping[str, str] | None = None,
         request_id: str | None = None,
         validate_only: bool = False,
+        left_out: list[str] | None = None,
         timeout: float | None = None,
     ) -> registry_pb2.ModelVersion:
         """Registers the model if it is new and a version from a folder of the server (`path`), the Hub (`hub`,
@@ -619,7 +620,10 @@ class AsyncClient(Connection):
             request_id=request_id or str(uuid.uuid4()),
             validate_only=validate_only,
         )
-        return (await self._call(self.registry.ImportModel, request, timeout)).model_version
+        response = await self._call(self.registry.ImportModel, request, timeout)
+        if left_out is not None:
+            left_out += response.left_out_files
+        return response.model_version
 
     async def get_version(self, name: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:
         """ModelNotFound, VersionNotFound."""

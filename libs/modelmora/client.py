@@ -691,11 +691,13 @@ class Client(Connection):
         expected_checksums: Mapping[str, str] | None = None,
         request_id: str | None = None,
         validate_only: bool = False,
+        left_out: list[str] | None = None,
         timeout: float | None = None,
     ) -> registry_pb2.ModelVersion:
         """Registers the model if it is new and a version from a folder of the server (`path`), the Hub (`hub`,
         `revision`), a folder at a URL (`url`, s3:// or https://, `files` below it) or without files (`empty`).
-        Answers at once, in CREATING; see `wait_ready` and `watch_version`.
+        Answers at once, in CREATING; see `wait_ready` and `watch_version`. `left_out` gets the names of files that are
+        not taken.
         """
         request = requests.build(
             registry_pb2.ImportModelRequest,
@@ -710,7 +712,10 @@ class Client(Connection):
             request_id=request_id or str(uuid.uuid4()),
             validate_only=validate_only,
         )
-        return self._call(self.registry.ImportModel, request, timeout).model_version
+        response = self._call(self.registry.ImportModel, request, timeout)
+        if left_out is not None:
+            left_out += response.left_out_files
+        return response.model_version
 
     def get_version(self, name: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:
         """ModelNotFound, VersionNotFound."""

@@ -53,6 +53,7 @@ def import_(session: Session, source: str | None, **given: Any) -> None:
         return
     url = source if source is not None and source.startswith(("s3://", "http://", "https://")) else None
     path, hub, revision = (None, None, given["revision"]) if url else _source(source, given["revision"], given["empty"])
+    left_out: list[str] = []
     version = session.client.import_model(
         given["name"],
         given["version"],
@@ -68,7 +69,11 @@ def import_(session: Session, source: str | None, **given: Any) -> None:
         memory_bytes=given["memory"],
         expected_checksums={file: _digest(text) for file, text in given["checksums"].items()},
         validate_only=given["validate_only"],
+        left_out=left_out,
     )
+    if left_out:
+        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        click.echo(f"left out: {', '.join(left_out[:5])}{more}", err=True)
     creating = version.state == registry_pb2.MODEL_VERSION_STATE_CREATING
     if creating and not given["no_wait"] and not given["validate_only"]:
         version = _follow(session, version)
