@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -78,6 +78,8 @@ class EngineCard:
     """Engines of one family share a fork server; empty: their workers are spawned."""
     profiles: Sequence[str] = ()
     """`backend/precision` of the engine profiles it offers, the exact one first; empty: one of its own choice."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Of `profiles` those whose libraries are not installed here, and what to do about that."""
 
 
 @dataclass(frozen=True)

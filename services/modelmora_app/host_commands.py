@@ -120,7 +120,7 @@ def example_config() -> str:
 def engine_cards() -> Mapping[str, EngineCard]:
     """What the registry may know of every engine of the worker's table."""
     from modelmora_runtime.host import EngineCard
-    from modelmora_worker.engines.base import all_rows, check_options
+    from modelmora_worker.engines.base import all_rows, check_options, missing_profiles
 
     return {
         row.name: EngineCard(
@@ -130,6 +130,7 @@ def engine_cards() -> Mapping[str, EngineCard]:
             partial(check_options, row),
             family=row.family,
             profiles=tuple(row.profiles),
+            missing=missing_profiles(row),
         )
         for row in all_rows().values()
     }

@@ -34,6 +34,7 @@ from modelmora_runtime.settings import Section
 from pydantic import ByteSize, Field
 
 from modelmora_lifecycle.actor import Node
+from modelmora_lifecycle.conversions import Conversions
 from modelmora_lifecycle.domain import HOST, MIB, EngineProfile, VersionFacts
 from modelmora_lifecycle.duty import Duty
 from modelmora_lifecycle.eviction import PolicyName
@@ -48,6 +49,7 @@ from modelmora_lifecycle.scheduler import Rules
 from modelmora_lifecycle.service import LifecycleLeaseServicer, LifecycleServicer
 from modelmora_lifecycle.store import Kept, LifecycleStore, StoreJournal
 from modelmora_lifecycle.tuner import Tuner, TunerRules
+from modelmora_lifecycle.tuning import Offer
 from modelmora_lifecycle.tuning_store import TuningStore
 from modelmora_lifecycle.workers import WorkerRules
 
@@ -177,6 +179,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         platform.health.set(MODELS, level, reason)  # type: ignore[arg-type]
         report("models")("degraded" if level == "unhealthy" else level, reason)
 
+    conversions = Conversions(platform.settings.data_dir / "conversions")
     node = Node(
         rules=rules(settings),
         worker_rules=WorkerRules(
@@ -186,6 +189,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
             watch_interval_seconds=settings.watch_interval_seconds,
             unresponsive_seconds=settings.unresponsive_seconds,
             families={name: card.family for name, card in platform.engines.items()},
+            cache_path=conversions.path_of,
             probe_interval_seconds=settings.probe_interval_seconds,
             probe_timeout_seconds=settings.probe_timeout_seconds,
             growth_factor=settings.growth_factor,
@@ -221,7 +225,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         node,
         registry,
         TuningStore(database, settings.node) if database else None,
-        {name: card.profiles for name, card in platform.engines.items()},
+        {name: Offer(card.profiles, card.missing) for name, card in platform.engines.items()},
         TunerRules(settings.tuning_candidate_seconds, auto=settings.auto_tune),
     )
     report("duty")("unknown", duty.reason)
@@ -231,6 +235,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         "node lock": serve_node(duty, node, orders, database, store, settings.node, report("duty")),
         "orders": orders.fulfil(),
         "tuner": tuner.run(duty),
+        "conversions": conversions.run(),
     }
     if journal is not None:
         chores["journal"] = journal.run()

@@ -30,6 +30,7 @@ from modelmora_lifecycle.tuning import (
     DEFAULT_GATE,
     Candidate,
     Choice,
+    Offer,
     Row,
     Tuning,
     TuningState,
@@ -86,10 +87,10 @@ class Tuner:
         node: Node,
         registry: Profiles,
         store: TuningStore | None,
-        offered: Mapping[str, Sequence[str]],
+        offered: Mapping[str, Offer],
         rules: TunerRules,
     ) -> None:
-        """`offered`: `backend/precision` by engine, the exact profile first."""
+        """`offered`: by engine."""
         self._node = node
         self._registry = registry
         self._store = store
@@ -105,7 +106,7 @@ class Tuner:
 
     def start(self, facts: VersionFacts, asked: Sequence[str], *, apply: bool, gate: float = DEFAULT_GATE) -> Tuning:
         """A tuning that runs from now on, or the one that runs already. InvalidArgument, TaskNotSupported."""
-        candidates = to_measure(self._offered.get(facts.engine, ()), asked, facts.engine)
+        candidates = to_measure(self._offered.get(facts.engine, Offer()), asked, facts.engine)
         running = next((t for t in self._tunings.values() if t.version == facts.name and not t.end_time), None)
         if running is not None:
             return running
@@ -194,6 +195,8 @@ class Tuner:
         """Raises what the exact profile failed with."""
         truth: list[Row] = []
         for number, candidate in enumerate(tuning.candidates):
+            if candidate.error:
+                continue  # its libraries are not here
             self._tell(replace(tuning, reason=f"measuring {candidate.name}"))
             try:
                 async with asyncio.timeout(self._rules.candidate_seconds):
@@ -332,7 +335,7 @@ class Tuner:
 
     async def _tune_once(self, version: str) -> None:
         facts = await self._registry.facts(version)
-        offered = self._offered.get(facts.engine, ())
+        offered = self._offered.get(facts.engine, Offer()).profiles
         # Nobody has said anything of its profile yet: it is the exact one, without the libraries of a measured one.
         untouched = (
             len(offered) > 1 and profile_name(facts.profile) == offered[0] and not facts.profile.library_versions

@@ -86,6 +86,15 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """The profiles of an engine, `backend/precision`, the exact one first."""
+
+    profiles: Sequence[str] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Those of them whose libraries are not installed, and what to do about that."""
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """The profile to propose, None when the exact one stays, and why, for people."""
 
@@ -97,16 +106,17 @@ def profile_name(profile: EngineProfile) -> str:
     return f"{profile.backend}/{profile.precision}"
 
 
-def to_measure(offered: Sequence[str], asked: Sequence[str], engine: str) -> tuple[Candidate, ...]:
-    """The exact profile and those asked for (none: all), in the engine's order. `offered`: `backend/precision`, the
-    exact one first. TaskNotSupported when there is only one; InvalidArgument for one that is not offered."""
+def to_measure(offer: Offer, asked: Sequence[str], engine: str) -> tuple[Candidate, ...]:
+    """The exact profile and those asked for (none: all), in the engine's order; those whose libraries are missing with
+    that as their error. TaskNotSupported when there is only one; InvalidArgument for one that is not offered."""
+    offered = offer.profiles
     if len(offered) < 2:
         raise TaskNotSupported(f"engine {engine} has one profile only", engine=engine)
     for index, name in enumerate(asked):
         if name not in offered:
             raise InvalidArgument.at(f"candidates[{index}]", f"{name!r} is none of {', '.join(offered)}")
     chosen = [name for name in offered if name == offered[0] or not asked or name in asked]
-    return tuple(Candidate(_profile(name)) for name in chosen)
+    return tuple(Candidate(_profile(name), error=offer.missing.get(name, "")) for name in chosen)
 
 
 def _profile(name: str) -> EngineProfile:

@@ -15,7 +15,7 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -75,6 +75,8 @@ class WorkerRules:
     bare_slack_bytes: int = 32 * MIB
     families: Mapping[str, str] = field(default_factory=dict)
     """Engine → family of its fork server."""
+    cache_path: Callable[[VersionFacts], str] = lambda facts: ""
+    """Where a worker may keep what its engine makes of the version's files; empty: nowhere."""
 
     def load_seconds(self, artifact_bytes: int) -> float:
         return self.load_timeout_seconds + artifact_bytes / self.load_bytes_per_second
@@ -303,7 +305,7 @@ class Worker:
             holding.cancel()
             await asyncio.gather(holding, return_exceptions=True)
         reply = await self._control.load(
-            load_request(self._facts, self._need),
+            load_request(self._facts, self._need, self._rules.cache_path(self._facts)),
             timeout_seconds=self._rules.load_seconds(self._facts.artifact_bytes),
             progress_seconds=self._rules.load_timeout_seconds,
         )
@@ -522,7 +524,7 @@ def tensor_of(replies: Iterable[worker_pb2.InferReply], count: int) -> common_pb
     return common_pb2.Tensor(data_type=common_pb2.DATA_TYPE_FP32, shape=[count, length // 4], data=data)
 
 
-def load_request(facts: VersionFacts, need: Mapping[str, int]) -> worker_pb2.LoadRequest:
+def load_request(facts: VersionFacts, need: Mapping[str, int], cache_path: str = "") -> worker_pb2.LoadRequest:
     """What the worker is told to load, with the bytes granted on each device."""
     request = worker_pb2.LoadRequest(
         engine=facts.engine,
@@ -531,6 +533,7 @@ def load_request(facts: VersionFacts, need: Mapping[str, int]) -> worker_pb2.Loa
         devices=[common_pb2.DeviceMemory(device=name, memory_bytes=size) for name, size in sorted(need.items())],
         task_type=facts.task_type,  # type: ignore[arg-type]
         cpu_threads=facts.cpu_threads,
+        cache_path=cache_path,
         engine_profile=common_pb2.EngineProfile(
             backend=facts.profile.backend,
             precision=facts.profile.precision,

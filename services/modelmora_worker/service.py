@@ -214,6 +214,8 @@ class WorkerService:
             self._engine = engine
             self._task_type = load.task_type
             self._description.labels.extend(footprints[0].labels)
+            self._description.prompts.update(footprints[0].prompts)
+            self._description.default_prompt = footprints[0].default_prompt
             reply = _load_reply(rows[0], footprints[0], load.artifact_path)
             imported = [name for name in list(sys.modules) if name not in modules_before]
             log.info(
@@ -464,6 +466,7 @@ def _spec(load: worker_pb2.LoadRequest) -> base.EngineSpec:
         task=common_pb2.TaskType.Name(load.task_type).removeprefix("TASK_TYPE_").lower() if load.task_type else "",
         cpu_threads=load.cpu_threads,
         profile=profile,
+        cache_path=load.cache_path,
     )
 
 

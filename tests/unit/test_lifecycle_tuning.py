@@ -15,6 +15,7 @@ from modelmora_lifecycle.tuning import (
     MARGIN,
     SLOWEST_ALONE,
     Candidate,
+    Offer,
     Tuning,
     candidate_facts,
     choose,
@@ -26,6 +27,7 @@ from modelmora_lifecycle.tuning import (
 )
 
 OFFERED = ("torch/fp32", "torch/bf16", "openvino/bf16")
+OFFER = Offer(OFFERED)
 
 
 def candidate(name: str, speed: float, **figures: object) -> Candidate:
@@ -93,18 +95,25 @@ def test_whatever_is_proposed_is_accurate_consistent_and_faster(found):
 
 
 def test_the_exact_profile_is_always_measured_and_first():
-    assert [c.name for c in to_measure(OFFERED, [], "e")] == list(OFFERED)
-    assert [c.name for c in to_measure(OFFERED, ["openvino/bf16"], "e")] == ["torch/fp32", "openvino/bf16"]
-    assert [c.name for c in to_measure(OFFERED, ["torch/fp32"], "e")] == ["torch/fp32"]
+    assert [c.name for c in to_measure(OFFER, [], "e")] == list(OFFERED)
+    assert [c.name for c in to_measure(OFFER, ["openvino/bf16"], "e")] == ["torch/fp32", "openvino/bf16"]
+    assert [c.name for c in to_measure(OFFER, ["torch/fp32"], "e")] == ["torch/fp32"]
+
+
+def test_a_profile_whose_libraries_are_missing_is_told_with_what_to_install_and_never_chosen():
+    offer = Offer(OFFERED, {"openvino/bf16": "openvino is not installed"})
+    exact, other, missing = to_measure(offer, [], "e")
+    assert (exact.error, other.error, missing.error) == ("", "", "openvino is not installed")
+    assert not judged(replace(missing, accuracy=1.0, batch_consistency=1.0), DEFAULT_GATE).within_gate
 
 
 def test_what_the_engine_does_not_have_is_refused_at_its_place():
     with pytest.raises(InvalidArgument) as caught:
-        to_measure(OFFERED, ["torch/bf16", "torch/int8"], "e")
+        to_measure(OFFER, ["torch/bf16", "torch/int8"], "e")
     assert [violation.field for violation in caught.value.fields] == ["candidates[1]"]
     for offered in ((), ("echo/fp32",)):
         with pytest.raises(TaskNotSupported):
-            to_measure(offered, [], "e")
+            to_measure(Offer(offered), [], "e")
 
 
 def test_a_candidate_is_a_version_of_its_own_for_memory_and_leases():
@@ -116,7 +125,7 @@ def test_a_candidate_is_a_version_of_its_own_for_memory_and_leases():
 
 
 def test_what_was_found_of_one_candidate_changes_no_other():
-    tuning = Tuning("uid", "models/a/b/versions/1", DEFAULT_GATE, 0.0, candidates=to_measure(OFFERED, [], "e"))
+    tuning = Tuning("uid", "models/a/b/versions/1", DEFAULT_GATE, 0.0, candidates=to_measure(OFFER, [], "e"))
     found = tuning.measured(candidate("torch/bf16", 60.0))
     assert [c.entries_per_second for c in found.candidates] == [0, 60, 0]
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 import importlib
 import importlib.metadata
+import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -30,7 +31,8 @@ class Batching(enum.Enum):
 
 class Text(Protocol):
     """One text of a batch; worker.v1 TextEntry is one. `dimensions` 0: all; `pair`: the second text of tasks that take
-    two; `raw_scores`: not made into probabilities; `plain`: without the tokens a tokenizer adds by itself."""
+    two; `raw_scores`: not made into probabilities; `plain`: without the tokens a tokenizer adds by itself;
+    `data`: an image file, instead of a text; `prompt`: name of the prompt before it, empty: the model's default."""
 
     text: str
     truncate: bool
@@ -41,6 +43,8 @@ class Text(Protocol):
     max_answers: int
     max_answer_tokens: int
     plain: bool
+    data: bytes
+    prompt: str
 
     @property
     def token_ids(self) -> Sequence[int]:
@@ -70,6 +74,8 @@ class EngineSpec:
     task: str = ""
     cpu_threads: int = 0
     profile: Profile | None = None
+    cache_path: str = ""
+    """Where the engine may keep what it makes of these very files; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,10 @@ class Footprint:
     max_batch_entries: int
     labels: Sequence[str] = ()
     """Of a classifier, in the order of its scores."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Name → text, of a model that names some."""
+    default_prompt: str = ""
+    """Name of the one that is used when a text names none; empty: none is."""
 
 
 @dataclass(slots=True)
@@ -175,6 +185,9 @@ class EngineRow:
     options: Mapping[str, Option] = field(default_factory=dict)
     profiles: Sequence[str] = ()
     """`backend/precision` of the profiles it may load with, the exact one first; empty: one, which it tells itself."""
+    backends: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of backends that want more than the row's extra: an extra of their own (of the backend's name) and the modules in
+    it."""
     family: str = ""
     """Engines of one family share a fork server; empty: its workers import everything themselves."""
     preload: Sequence[str] = ()
@@ -253,7 +266,8 @@ TABLE: Final[Mapping[str, EngineRow]] = {
                     int, "tokens computed together; by default as the profile has it", minimum=16, maximum=1_000_000
                 ),
             },
-            profiles=("torch/fp32", "torch/bf16"),
+            profiles=("torch/fp32", "torch/bf16", "openvino/bf16", "openvino/fp32", "onnx/fp32"),
+            backends={"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx")},
             family="torch",
             preload=(
                 "torch",
@@ -272,6 +286,7 @@ TABLE: Final[Mapping[str, EngineRow]] = {
                 "transformers.models.roberta.tokenization_roberta",
                 "transformers.models.xlm_roberta.tokenization_xlm_roberta",
                 "modelmora_worker.engines.sentence_transformers:fill_caches",
+                "modelmora_worker.engines.openvino:preload",
             ),
             environment=_TORCH_ENVIRONMENT,
         ),
@@ -340,6 +355,20 @@ def all_rows() -> Mapping[str, EngineRow]:
     return {**rows, **TABLE}
 
 
+def missing_profiles(row: EngineRow) -> Mapping[str, str]:
+    """Of its profiles those whose libraries are not installed here, and what to do about that."""
+    missing = {
+        backend: modules
+        for backend, modules in row.backends.items()
+        if any(importlib.util.find_spec(module) is None for module in modules)
+    }
+    return {
+        profile: f"{', '.join(missing[backend])} not installed; install modelmora[{backend}]"
+        for profile in row.profiles
+        if (backend := profile.partition("/")[0]) in missing
+    }
+
+
 def check_options(row: EngineRow, options: Mapping[str, object]) -> list[FieldViolation]:
     """What is wrong with these options; paths are relative to them (`delay_seconds`). Pure."""
     found = []
@@ -398,6 +427,12 @@ def task_of(row: EngineRow, spec: EngineSpec) -> str:
 def too_many_dimensions(asked: int, there: int) -> errors.InvalidArgument:
     """The error for a row that asks for more dimensions than the model has."""
     return errors.InvalidArgument.at("dimensions", f"{asked} asked for, the model has {there}")
+
+
+def unknown_prompt(asked: str, there: Iterable[str]) -> errors.InvalidArgument:
+    """The error for a row that asks for a prompt that the model does not have."""
+    known = ", ".join(sorted(there)) or "none"
+    return errors.InvalidArgument.at("prompt_name", f"there is no prompt {asked!r}; there are {known}"[:500])
 
 
 def open_engine(row: EngineRow) -> Engine:

@@ -36,12 +36,11 @@ Encoder = Callable[[dict[str, Any], Sequence[int]], Any]
 class PackedPipeline:
     """The pipeline of `exact` (a SentenceTransformer in fp32, left as it is) in bf16."""
 
-    def __init__(self, exact: Any, rows: Rows, truth: Any, prompt_tokens: int | None) -> None:
+    def __init__(self, exact: Any, rows: Rows, truth: Any) -> None:
         """Tries itself with the tokenised texts `rows`, whose exact vectors are `truth`. Raises ProfileNotSupported."""
         first, *self._rest = exact
         _check(first, self._rest)
         self._padding_id = _position_offset(first.model)
-        self._prompt_tokens = prompt_tokens
         self._encode: Encoder
         if _is_shaped_like_bert(first.model):
             self._encode = _BertShaped(first.model)
@@ -53,7 +52,7 @@ class PackedPipeline:
         self._encode = _OwnModules(first.model)
         self._try_out(rows, truth)
 
-    def __call__(self, rows: Rows) -> Any:
+    def __call__(self, rows: Rows, prompt_tokens: int | None = None) -> Any:
         """Vectors of tokenised texts (`input_ids`, maybe `token_type_ids`), float32 [rows, dimensions]."""
         import torch
 
@@ -73,8 +72,8 @@ class PackedPipeline:
                 "cu_seq_lens_q": torch.tensor(ends, dtype=torch.int32),
                 "modality": "text",
             }
-            if self._prompt_tokens is not None:
-                features["prompt_length"] = self._prompt_tokens
+            if prompt_tokens is not None:
+                features["prompt_length"] = prompt_tokens
             for module in self._rest:
                 features = module(features)
             return features["sentence_embedding"].float()

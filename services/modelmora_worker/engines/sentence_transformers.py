@@ -1,12 +1,13 @@
-"""Text embeddings by sentence-transformers on torch: fp32, the exact profile, and bf16 without padding.
+"""Text embeddings by sentence-transformers: on torch in fp32, the exact profile, and by its faster profiles.
 
 The model's own pipeline (modules.json: transformer, pooling, dense, normalise …) computes; this file only decides what
 it computes together. In fp32 padding is what costs: throughput in tokens hardly depends on how many rows are in a
 forward pass, so texts are sorted by length and cut where padding and the fixed cost of one more pass balance (`cut`).
-In bf16 (packed.py) there is none, and texts go in their own order until a pass is full (`fill`). Rows return pass by
-pass. The exact model is there with either profile, for requests that demand it: its weights are mapped from their file,
-so what the bf16 profile adds are the bf16 weights of the linear layers. Only local files, only safetensors, no code
-from the model's folder.
+In torch/bf16 (packed.py) there is none, and texts go in their own order until a pass is full (`fill`). With OpenVINO
+and ONNX Runtime (padded.py) they are sorted and cut like in fp32. Rows return pass by pass. The exact model is there
+with any profile, for requests that demand it: its weights are mapped from their file, so each profile adds but its own
+form of them. A faster profile is tried at each load: texts computed together must come out as the exact pipeline gives
+them alone. Only local files, only safetensors, no code from the model's folder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -22,8 +24,9 @@ from typing import Any, Final
 
 from modelmora import errors
 
-from modelmora_worker.engines import base
+from modelmora_worker.engines import base, conversions, onnx, openvino
 from modelmora_worker.engines.packed import PackedPipeline
+from modelmora_worker.engines.padded import PaddedPipeline, rounded
 from modelmora_worker.engines.tokens import rows_of, texts_of
 
 PASS_TOKENS: Final = 28
@@ -35,7 +38,16 @@ MAX_BATCH_TOKENS: Final = 8192
 MAX_BATCH_ENTRIES: Final = 256
 NO_LIMIT_TOKENS: Final = 1 << 20
 WARM_UP_TOKENS: Final = 16
+_FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError)
+"""What libraries raise of an encoder that they cannot compute. Those of ONNX Runtime are RuntimeErrors."""
 _TRIAL_TEXT: Final = "the queue of a model holds what nobody has computed yet, and every text in it waits alone; " * 8
+_LEAST_COSINE: Final = 0.9995
+"""In the trial of a profile that is not packed."""
+_BACKENDS: Final[Mapping[str, tuple[Any, str]]] = {
+    "openvino": (openvino.Encoder, "openvino"),
+    "onnx": (onnx.Encoder, "onnxruntime"),
+}
+"""Encoders that are written out, and the library that computes each."""
 _LIBRARIES = ("torch", "sentence-transformers", "transformers", "tokenizers")
 _WEIGHTS: Final = (
     *("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"),
@@ -64,22 +76,26 @@ class SentenceTransformersEngine:
         self._model: Any = None
         self._tokenizer: Any = None
         self._static = False
-        self._prompt = ""
-        self._prompt_tokens: int | None = None
+        self._prompts: Mapping[str, str] = {}
+        self._default_prompt = ""
+        self._prompt_tokens: Mapping[str, int] = {}
+        """Of each prompt, where pooling leaves it out; else empty."""
         self._max_input_tokens = 0
         self._dimensions = 0
         self._padded_tokens = PADDED_TOKENS
         self._packed_tokens = PACKED_TOKENS
-        self._packed: PackedPipeline | None = None
+        self._fast: PackedPipeline | PaddedPipeline | None = None
+        """What computes unless the exact profile is demanded; None: that is what was loaded."""
         self._exact_profile = base.Profile("torch", "fp32")
 
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
-        options = base.read_options(base.TABLE["sentence_transformers"], spec.options)
-        precision = _check_spec(spec)
+        row = base.TABLE["sentence_transformers"]
+        options = base.read_options(row, spec.options)
+        backend, precision = _check_spec(row, spec)
         folder = Path(spec.artifact_path)
         weights_bytes = check_folder(folder)
         progress("libraries", 0, weights_bytes)
-        base.set_environment(base.TABLE["sentence_transformers"])
+        base.set_environment(row)
         import torch
         import transformers
         from safetensors import SafetensorError
@@ -87,7 +103,8 @@ class SentenceTransformersEngine:
 
         transformers.utils.logging.disable_progress_bar()
         self._torch = torch
-        torch.set_num_threads(spec.cpu_threads or usable_cores())
+        threads = spec.cpu_threads or usable_cores()
+        torch.set_num_threads(threads)
         progress("weights", 0, weights_bytes)
         try:
             self._model = SentenceTransformer(
@@ -102,8 +119,19 @@ class SentenceTransformersEngine:
             self._padded_tokens = options["micro_batch_tokens"] or PADDED_TOKENS
             self._packed_tokens = options["micro_batch_tokens"] or PACKED_TOKENS
             self._dimensions = self._warm_up()
-            if precision == "bf16":
-                self._pack()
+            if backend != "torch":
+                told = lambda: progress("converting", 0, weights_bytes)  # noqa: E731
+                conversion, passing = conversions.converted(backend, folder, spec.cache_path, told)
+                try:
+                    encoder = _BACKENDS[backend][0](conversion, precision, threads)
+                    self._fast = PaddedPipeline(self._model, encoder, conversions.inputs_of(conversion))
+                finally:
+                    if passing:
+                        shutil.rmtree(conversion, ignore_errors=True)
+                self._try_out(self._fast)
+            elif precision == "bf16":
+                rows = self._trial()
+                self._fast = PackedPipeline(self._model, rows, self._alone(rows))
         except (
             OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError
         ) as error:  # fmt: skip
@@ -115,35 +143,60 @@ class SentenceTransformersEngine:
         self._exact_profile = base.Profile("torch", "fp32", libraries, "padded")
         return base.Footprint(
             memory_bytes={},
-            profile=base.Profile("torch", "bf16", libraries, "packed") if self._packed else self._exact_profile,
+            profile=self._profile(backend, precision, libraries),
             max_input_tokens=self._max_input_tokens,
             embedding_dimensions=self._dimensions,
             max_batch_tokens=options["max_batch_tokens"] or MAX_BATCH_TOKENS,
             max_batch_entries=options["max_batch_entries"] or MAX_BATCH_ENTRIES,
+            prompts=self._prompts,
+            default_prompt=self._default_prompt,
         )
 
     def prepare(self, texts: Sequence[base.Text], exact: bool = False) -> base.Prepared:
         prepared = base.Prepared()
         limit = self._max_input_tokens
-        encoded = self._encode([entry.text for entry in texts])
+        encoded = self._encode(texts)
         rows: list[tuple[int, bool, Any, base.Text]] = []
         for position, (entry, tokens) in enumerate(zip(texts, encoded, strict=True)):
             count = len(tokens["input_ids"])
-            if count > limit and not entry.truncate:
+            if entry.prompt and entry.prompt not in self._prompts:
+                prepared.failed.append((position, base.unknown_prompt(entry.prompt, self._prompts)))
+            elif count > limit and not entry.truncate:
                 error = errors.TextTooLong(f"the text has {count} tokens, the model takes {limit}")
                 prepared.failed.append((position, error))
             elif entry.dimensions > self._dimensions:
                 prepared.failed.append((position, base.too_many_dimensions(entry.dimensions, self._dimensions)))
             elif count > limit:
-                rows.append((position, True, self._truncated(entry.text), entry))
+                rows.append((position, True, self._truncated(self._prompted(entry)), entry))
             else:
                 rows.append((position, False, tokens, entry))
-        padded = exact or self._packed is None
-        if padded:
+        for group in self._groups(rows):
+            self._cut(group, exact, prepared)
+        return prepared
+
+    def _groups(self, rows: list[tuple[int, bool, Any, base.Text]]) -> Sequence[list[tuple[int, bool, Any, base.Text]]]:
+        """Rows that may be computed together: pooling knows one length of a prompt to leave out."""
+        if not self._prompt_tokens:
+            return [rows]
+        groups: dict[str, list[tuple[int, bool, Any, base.Text]]] = {}
+        for row in rows:
+            groups.setdefault(row[3].prompt or self._default_prompt, []).append(row)
+        return list(groups.values())
+
+    def _cut(self, rows: list[tuple[int, bool, Any, base.Text]], exact: bool, prepared: base.Prepared) -> None:
+        """Adds the passes of these rows."""
+        packed = not exact and isinstance(self._fast, PackedPipeline)
+        if not packed:
             rows.sort(key=lambda row: len(row[2]["input_ids"]))
         lengths = [len(tokens["input_ids"]) for _, _, tokens, _ in rows]
+        if packed:
+            ends = fill(lengths, self._packed_tokens)
+        elif exact or self._fast is None:
+            ends = cut(lengths, self._padded_tokens, PASS_TOKENS)
+        else:
+            ends = cut([rounded(length) for length in lengths], self._padded_tokens, PASS_TOKENS)
         start = 0
-        for end in cut(lengths, self._padded_tokens, PASS_TOKENS) if padded else fill(lengths, self._packed_tokens):
+        for end in ends:
             batch = base.MicroBatch(
                 positions=[position for position, _, _, _ in rows[start:end]],
                 input_tokens=lengths[start:end],
@@ -153,14 +206,14 @@ class SentenceTransformersEngine:
             )
             prepared.micro_batches.append(batch)
             start = end
-        return prepared
 
     def infer(self, batch: base.MicroBatch) -> base.Rows:
         tokens = [tokens for tokens, _ in batch.items]
-        if self._packed is None or batch.exact:
-            vectors, profile = self._forward(tokens), self._exact_profile if self._packed else None
+        prompt_tokens = self._prompt_tokens.get(batch.items[0][1].prompt or self._default_prompt)
+        if self._fast is None or batch.exact:
+            vectors, profile = self._forward(tokens, prompt_tokens), self._exact_profile if self._fast else None
         else:
-            vectors, profile = self._packed(tokens), None
+            vectors, profile = self._fast(tokens, prompt_tokens), None
         normalise = self._torch.nn.functional.normalize
         first = batch.items[0][1]
         if all(e.dimensions == first.dimensions and e.normalize == first.normalize for _, e in batch.items):
@@ -190,14 +243,16 @@ class SentenceTransformersEngine:
             for vectors, mask in zip(found["token_embeddings"], found["attention_mask"], strict=True)
         ]
         return base.Rows(
-            b"".join(map(_bytes, rows)), [row.numel() for row in rows], profile=self._exact_profile if self._packed else None
+            b"".join(map(_bytes, rows)),
+            [row.numel() for row in rows],
+            profile=self._exact_profile if self._fast else None,
         )
 
     def stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         raise errors.TaskNotSupported("engine sentence_transformers does not generate")
 
     def close(self) -> None:
-        self._model = self._tokenizer = self._packed = None
+        self._model = self._tokenizer = self._fast = None
 
     # Helpers.
 
@@ -217,22 +272,30 @@ class SentenceTransformersEngine:
             else min(int(self._model.max_seq_length or NO_LIMIT_TOKENS), NO_LIMIT_TOKENS)
         )
         self._max_input_tokens = min(own, max_input_tokens or own)
-        self._prompt = self._model.prompts.get(self._model.default_prompt_name) or ""
+        self._prompts = dict(self._model.prompts)
+        self._default_prompt = self._model.default_prompt_name or ""
         if self._static:
             return
         # We pad what is tokenised already, which transformers advises against for lack of knowing why.
         self._tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
-        self._prompt_tokens = first._get_prompt_length(self._prompt) if self._prompt else None
+        if not all(getattr(module, "include_prompt", True) for module in self._model):
+            self._prompt_tokens = {
+                name: first._get_prompt_length(prompt) for name, prompt in self._prompts.items() if prompt
+            }
 
-    def _encode(self, texts: list[str]) -> list[Any]:
-        """Tokens of each text, whole, without padding."""
+    def _prompted(self, entry: base.Text) -> str:
+        return self._prompts.get(entry.prompt or self._default_prompt, "") + entry.text
+
+    def _encode(self, texts: Sequence[base.Text]) -> list[Any]:
+        """Tokens of each text with its prompt, whole, without padding."""
         if not texts:
             return []
+        prompted = [self._prompted(entry) for entry in texts]
         if self._static:
-            found = self._tokenizer.encode_batch([self._prompt + text for text in texts], add_special_tokens=False)
+            found = self._tokenizer.encode_batch(prompted, add_special_tokens=False)
             return [{"input_ids": encoding.ids} for encoding in found]
         found = self._tokenizer(
-            [self._prompt + text for text in texts],
+            prompted,
             truncation=False,
             padding=False,
             return_attention_mask=False,
@@ -242,11 +305,11 @@ class SentenceTransformersEngine:
 
     def _truncated(self, text: str) -> Any:
         if self._static:
-            (tokens,) = self._encode([text])
-            return {"input_ids": tokens["input_ids"][: self._max_input_tokens]}
+            (found,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+            return {"input_ids": found.ids[: self._max_input_tokens]}
         return dict(
             self._tokenizer(
-                self._prompt + text,
+                text,
                 truncation="longest_first",
                 max_length=self._max_input_tokens,
                 padding=False,
@@ -255,11 +318,11 @@ class SentenceTransformersEngine:
             )
         )
 
-    def _forward(self, rows: Sequence[Any]) -> Any:
+    def _forward(self, rows: Sequence[Any], prompt_tokens: int | None = None) -> Any:
         """Vectors of these rows through the model's pipeline, float32 [rows, dimensions]."""
-        return self._outputs(rows)["sentence_embedding"].float()
+        return self._outputs(rows, prompt_tokens)["sentence_embedding"].float()
 
-    def _outputs(self, rows: Sequence[Any]) -> Any:
+    def _outputs(self, rows: Sequence[Any], prompt_tokens: int | None = None) -> Any:
         """Everything that the pipeline says of these rows, by name."""
         torch = self._torch
         if self._static:
@@ -274,8 +337,8 @@ class SentenceTransformersEngine:
         else:
             features = dict(self._tokenizer.pad(list(rows), padding=True, return_tensors="pt"))
             features["modality"] = "text"
-            if self._prompt_tokens is not None:
-                features["prompt_length"] = self._prompt_tokens
+            if prompt_tokens is not None:
+                features["prompt_length"] = prompt_tokens
         with torch.inference_mode():
             return self._model(features)
 
@@ -284,13 +347,37 @@ class SentenceTransformersEngine:
         words = " ".join(["warm"] * min(WARM_UP_TOKENS, self._max_input_tokens // 2))
         return int(self._forward([self._truncated(words)]).shape[1])
 
-    def _pack(self) -> None:
-        """Makes the bf16 model and tries it with texts of several lengths. Raises ProfileNotSupported."""
+    def _trial(self) -> list[Any]:
+        """Tokenised texts of several lengths."""
         longest = min(WARM_UP_TOKENS, self._max_input_tokens // 2)
         words = _TRIAL_TEXT.split()
-        rows = [self._truncated(" ".join(words[:count])) for count in (longest, 1, longest // 2, 3)]
-        truth = self._torch.cat([self._forward([row]) for row in rows])
-        self._packed = PackedPipeline(self._model, rows, truth, self._prompt_tokens)
+        return [self._truncated(" ".join(words[:count])) for count in (longest, 1, longest // 2, 3)]
+
+    def _alone(self, rows: Sequence[Any]) -> Any:
+        """Exact vectors of rows, each computed alone."""
+        return self._torch.cat([self._forward([row]) for row in rows])
+
+    def _try_out(self, pipeline: Callable[[Sequence[Any]], Any]) -> None:
+        """Raises ProfileNotSupported where texts together come out otherwise than by the exact pipeline alone."""
+        rows = self._trial()
+        try:
+            found = pipeline(rows)
+        except _FAILURES as error:
+            raise errors.ProfileNotSupported(f"its encoder cannot be computed: {error}"[:1000]) from error
+        cosine = self._torch.nn.functional.cosine_similarity(found, self._alone(rows), dim=-1).min().item()
+        if not cosine >= _LEAST_COSINE:
+            raise errors.ProfileNotSupported(
+                f"a text comes out otherwise than by the exact profile: cosine {cosine:.4f}"
+            )
+
+    def _profile(self, backend: str, precision: str, libraries: Mapping[str, str]) -> base.Profile:
+        """What computes by default."""
+        if self._fast is None:
+            return self._exact_profile
+        if backend == "torch":
+            return base.Profile(backend, precision, libraries, "packed")
+        library = _BACKENDS[backend][1]
+        return base.Profile(backend, precision, {**libraries, library: version(library)}, "padded")
 
 
 def cut(lengths: Sequence[int], budget_tokens: int, pass_tokens: int) -> list[int]:
@@ -386,8 +473,8 @@ def usable_cores() -> int:
     return cores
 
 
-def _check_spec(spec: base.EngineSpec) -> str:
-    """The precision to compute with. Raises InvalidArgument."""
+def _check_spec(row: base.EngineRow, spec: base.EngineSpec) -> tuple[str, str]:
+    """The backend and the precision to compute with. Raises InvalidArgument, EngineUnavailable."""
     if spec.dtype not in ("", "fp32", "float32"):
         raise errors.InvalidArgument.at("dtype", f"this engine computes in fp32, not {spec.dtype}")
     for device, _ in spec.devices:
@@ -395,10 +482,11 @@ def _check_spec(spec: base.EngineSpec) -> str:
             raise errors.InvalidArgument.at("devices", f"this engine computes on the host, not on {device}")
     profile = spec.profile or base.Profile("", "")
     backend, precision = profile.backend or "torch", profile.precision or "fp32"
-    offered = base.TABLE["sentence_transformers"].profiles
-    if f"{backend}/{precision}" not in offered:
-        raise errors.InvalidArgument.at("engine_profile", f"this engine has the profiles {', '.join(offered)}")
-    return precision
+    if f"{backend}/{precision}" not in row.profiles:
+        raise errors.InvalidArgument.at("engine_profile", f"this engine has the profiles {', '.join(row.profiles)}")
+    if (missing := base.missing_profiles(row).get(f"{backend}/{precision}")) is not None:
+        raise errors.EngineUnavailable(missing, engine=row.name, extra=backend)
+    return backend, precision
 
 
 def _bytes(vectors: Any) -> bytes:

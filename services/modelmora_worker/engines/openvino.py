@@ -1,0 +1,86 @@
+"""An encoder by OpenVINO, in fp32 or bf16: compiled once for the processor, then read back from what was compiled.
+
+The library reports each import to its makers, unless the package that does so is not to be had; so it never is, here.
+Weights stay in the conversion's file, mapped; only what the processor wants in another layout is copied. Kernels are
+kept for few shapes, because lengths hardly repeat and each kept one costs memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from modelmora_worker.engines import conversions
+
+_SHAPES_KEPT: Final = 64
+
+
+def preload() -> None:
+    """For a fork server: the library, where it is installed. Nothing is computed, no thread is started."""
+    try:
+        _library()
+    except ModuleNotFoundError:
+        pass
+
+
+def write(encoder: Any, example: tuple[Any, ...], inputs: Sequence[str], path: Path) -> None:
+    """Writes a torch module as `path` and the weights beside it."""
+    library = _library()
+    model = library.convert_model(encoder, example_input=example)
+    for place, name in zip(model.inputs, inputs, strict=True):
+        place.set_names({name})
+    library.save_model(model, str(path), compress_to_fp16=False)
+
+
+class Encoder:
+    """Arrays of int64 [rows, tokens], in the order of the inputs → float32 [rows, tokens, size], valid until the next
+    call."""
+
+    def __init__(self, conversion: Path, precision: str, threads: int) -> None:
+        library = _library()
+        core = library.Core()
+        settings = {
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "CPU_RUNTIME_CACHE_CAPACITY": _SHAPES_KEPT,
+            "CACHE_MODE": "OPTIMIZE_SIZE",  # what is kept of a compiled model leaves the weights where they are
+        }
+        name = f"{precision}-{_processor(core)}.compiled"
+        compiled = None
+        if (content := conversions.kept(conversion / name)) is not None:
+            try:
+                weights = {"WEIGHTS_PATH": str(conversion / "model.bin")}
+                compiled = core.import_model(content, "CPU", {**settings, **weights})
+            except RuntimeError:
+                pass  # by a library that was built otherwise
+        if compiled is None:
+            compiled = core.compile_model(str(conversion / "model.xml"), "CPU", settings)
+            stream = io.BytesIO()
+            compiled.export_model(stream)
+            conversions.keep(conversion / name, stream.getvalue())
+        self._request = compiled.create_infer_request()
+        self._compiled = compiled
+
+    def __call__(self, arrays: Sequence[Any]) -> Any:
+        self._request.infer(list(arrays), share_inputs=True)
+        return self._request.get_output_tensor(0).data
+
+
+def _processor(core: Any) -> str:
+    """What a compiled model depends on beside the model."""
+    facts = [_library().__version__, core.get_property("CPU", "FULL_DEVICE_NAME")]
+    facts += sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+
+
+def _library() -> Any:
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino

@@ -1,0 +1,61 @@
+"""A model's own pipeline with its encoder computed by another library: tokens padded to a common length, then pooled
+and normalised by the pipeline's own modules, on torch in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from modelmora.errors import ProfileNotSupported
+
+ROUND_TOKENS: Final = 8
+"""Texts are padded to a multiple of this: the libraries set themselves up anew for each shape, which costs more than
+the padding."""
+_ROWWISE = frozenset({"Pooling", "Dense", "Normalize", "Dropout", "LayerNorm"})
+"""Modules after the encoder that need of it the vectors of tokens, or less."""
+
+Encoder = Callable[[Sequence[Any]], Any]
+"""Arrays of int64 [rows, tokens] → float32 [rows, tokens, size], valid until the next call."""
+
+
+class PaddedPipeline:
+    """The pipeline of `exact` (a SentenceTransformer in fp32, left as it is) with this encoder of `inputs`."""
+
+    def __init__(self, exact: Any, encoder: Encoder, inputs: Sequence[str]) -> None:
+        """Raises ProfileNotSupported."""
+        first, *self._rest = exact
+        for module in self._rest:
+            if type(module).__name__ not in _ROWWISE:
+                raise ProfileNotSupported(f"{type(module).__name__} after the encoder may want more than token vectors")
+        self._encoder = encoder
+        self._inputs = inputs
+        self._fill = {"input_ids": first.tokenizer.pad_token_id or 0}
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], prompt_tokens: int | None = None) -> Any:
+        """Vectors of tokenised texts (`input_ids`, maybe `token_type_ids`), float32 [rows, dimensions]."""
+        import numpy
+        import torch
+
+        longest = rounded(max(len(row["input_ids"]) for row in rows))
+        arrays = {
+            name: numpy.full((len(rows), longest), self._fill.get(name, 0), dtype=numpy.int64) for name in self._inputs
+        }
+        for number, row in enumerate(rows):
+            count = len(row["input_ids"])
+            for name, array in arrays.items():
+                array[number, :count] = 1 if name == "attention_mask" else row[name]
+        with torch.inference_mode():
+            features = {
+                "token_embeddings": torch.from_numpy(self._encoder(list(arrays.values()))),
+                "attention_mask": torch.from_numpy(arrays["attention_mask"]),
+                "modality": "text",
+            }
+            if prompt_tokens is not None:
+                features["prompt_length"] = prompt_tokens
+            for module in self._rest:
+                features = module(features)
+            return features["sentence_embedding"].float()
+
+
+def rounded(tokens: int) -> int:
+    return -(-tokens // ROUND_TOKENS) * ROUND_TOKENS
