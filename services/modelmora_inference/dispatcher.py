@@ -124,6 +124,8 @@ class Call:
     seen: object = None
     """The worker's reply whose times were counted last."""
     timer: asyncio.TimerHandle | None = None
+    owner: Dispatcher | None = None
+    """Whose queue its entries are in."""
 
     def path_of(self, index: int) -> str:
         """The field of the request that an entry comes from."""
@@ -253,7 +255,7 @@ class Dispatcher:
             )
         now = time.monotonic()
         try:
-            self.queue.push(entries, now)
+            leaving = self.queue.push(entries, now)
         except errors.QueueFull:
             self._counts.refused += 1
             raise
@@ -264,11 +266,21 @@ class Dispatcher:
         call.truncated = bytearray(count)
         call.missing = count
         call.timer = self._loop.call_later(max(0.0, call.deadline - now), self._expire, call)
+        call.owner = self
+        for entry in leaving:
+            entry.call.owner.give_way(entry.call)  # type: ignore[attr-defined]
         if self._life is None:
             self._begin()
         elif self._leases and not self._pumping:
             self._pumping = True
             self._loop.call_soon(self._pump)
+
+    def give_way(self, call: Call) -> None:
+        """Some of a call had to leave for a tenant that is within its share: all of it does."""
+        if not call.done.done():
+            self._counts.displaced += 1
+            call.end(self.queue.refusal(len(call.entries), 0, 0))
+        self.withdraw(call)
 
     def withdraw(self, call: Call) -> None:
         """Nobody waits for this call any more: its entries leave the queue, and the workers that compute for it."""

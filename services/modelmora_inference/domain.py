@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from typing import Any
 
 MAX_TEXTS = 2048
 """Most texts in one call."""
@@ -45,6 +46,9 @@ class ByteBudget:
 
     limit_bytes: int = 1024 * 1024 * 1024
     held_bytes: int = 0
+    by_tenant: dict[str, int] = field(default_factory=dict)
+    queues: dict[Any, None] = field(default_factory=dict)
+    """Those that hold something."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,12 @@ served.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
+from operator import attrgetter
 
 from modelmora_inference.domain import Entry, Place
 
@@ -21,6 +24,7 @@ _COMPACT_AT = 64
 _PURGE_AT = 1024
 """Accounts that are kept before those are forgotten that nobody would miss."""
 _WAITING = Place.WAITING
+_sequence = attrgetter("sequence")
 
 
 @dataclass(slots=True, eq=False)
@@ -122,6 +126,8 @@ class _Own:
     account: Account
     serial: int
     entries: list[tuple[float, int, Entry]] = field(default_factory=list)
+    pushed: deque[Entry] = field(default_factory=deque)
+    """The same by sequence: who leaves when there is no room is found from its end."""
 
     def __lt__(self, other: _Own) -> bool:
         return self.serial < other.serial
@@ -155,6 +161,10 @@ class Line:
             if self._several:
                 heappush(self._fair, (account.time, own.serial, own))
         heappush(own.entries, (entry.arrival, entry.sequence, entry))
+        if not own.pushed or own.pushed[-1].sequence < entry.sequence:
+            own.pushed.append(entry)
+        else:  # it came back
+            own.pushed.insert(bisect_left(own.pushed, entry.sequence, key=_sequence), entry)
         self.entries += 1
         if self._several:
             if own.entries[0][2] is entry:
@@ -203,6 +213,9 @@ class Line:
         """Takes an entry that `first` or `oldest` named out of the line."""
         own = self._own[entry.tenant]
         heappop(own.entries)
+        pushed = own.pushed
+        while pushed and (pushed[0] is entry or pushed[0].place is not _WAITING):
+            pushed.popleft()
         self.entries -= 1
         if self._several and not self._tidied(own, moved=True):
             self._forget(own)
@@ -215,9 +228,19 @@ class Line:
             for own in self._own.values():
                 own.entries = [item for item in own.entries if item[2].place is _WAITING]
                 heapify(own.entries)
+                own.pushed = deque(entry for entry in own.pushed if entry.place is _WAITING)
             self._own = {tenant: own for tenant, own in self._own.items() if own.entries}
             self.withdrawn = 0
             self._share()
+
+    def newest(self, tenant: str) -> Iterator[Entry]:
+        """What a tenant has waiting, the newest first."""
+        own = self._own.get(tenant)
+        last = None
+        for entry in reversed(own.pushed) if own is not None else ():
+            if entry.place is _WAITING and entry is not last:  # one that came back may lie there twice
+                last = entry
+                yield entry
 
     def __iter__(self) -> Iterator[Entry]:
         """All that wait, in no order."""

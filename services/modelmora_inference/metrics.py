@@ -98,6 +98,7 @@ class Counts:
         "batch_entries",
         "batch_tokens",
         "calls",
+        "displaced",
         "expired",
         "input_tokens",
         "queue_seconds",
@@ -123,6 +124,8 @@ class Counts:
         """Calls whose time ran out."""
         self.refused = 0
         """Calls that a full queue did not take."""
+        self.displaced = 0
+        """Calls that had to leave a full queue for those of a tenant within its share."""
         self.wasted_compute_seconds = 0.0
         """Compute time of rows that nobody waited for when they came."""
         self.versions: dict[str, VersionCounts] = {}
@@ -190,6 +193,7 @@ class Collector:
             ("retried_entries", "Entries that went back because their worker or batch was lost.", counts.retried),
             ("expired_requests", "Calls whose time ran out.", counts.expired),
             ("refused_requests", "Calls that a full queue did not take.", counts.refused),
+            ("displaced_requests", "Calls that left a full queue for a tenant within its share.", counts.displaced),
             ("wasted_compute_seconds", "Compute time of rows that nobody waited for.", counts.wasted_compute_seconds),
         ):
             family = CounterMetricFamily(f"modelmora_inference_{name}", text)

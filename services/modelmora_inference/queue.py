@@ -33,14 +33,18 @@ Poison. When a worker dies, the batch that it was computing (the oldest unanswer
 entries are tried again one by one, each alone; all others just go back to their places. An entry that was the only one
 on a worker when it died twice is condemned. Deaths that the platform wanted (`crashed=False`) make nobody suspect.
 
+Bounds. What is held is shared between tenants by weight too: when a bound is reached, who is within its share is taken
+in for entries of those that are above theirs (sharing.py).
+
 A place counts as taken, and bytes as held, until the worker has let go: an entry that was withdrawn while it ran goes
 on counting against the bounds until its row comes, or its batch ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
 from math import exp
 
 from modelmora.errors import QueueFull
@@ -59,6 +63,7 @@ from modelmora_inference.domain import (
     Worker,
 )
 from modelmora_inference.fairness import Accounts, Line
+from modelmora_inference.sharing import who_leaves
 
 LONE_DEATHS = 2
 """Deaths of a worker with one entry alone on it that condemn the entry."""
@@ -69,6 +74,15 @@ _NEVER = float("inf")
 
 _WAITING, _RUNNING, _ENDED = Place.WAITING, Place.RUNNING, Place.ENDED
 _URGENT_FIRST = tuple(sorted(Priority, reverse=True))
+_MEASURES: dict[str, Callable[[Entry], int]] = {
+    "entries": lambda entry: 1,
+    "tokens": lambda entry: entry.tokens,
+    "size_bytes": lambda entry: entry.size_bytes,
+}
+
+
+def _newest_low(pair: tuple[object, Entry]) -> tuple[Priority, float]:
+    return pair[1].priority, -pair[1].arrival
 
 
 @dataclass(slots=True)
@@ -110,6 +124,8 @@ class EntryQueue:
         self._waiting_entries = 0
         self._waiting_tokens = 0
         self._held_entries = self._held_tokens = self._held_bytes = 0
+        self._held: dict[str, _Charge] = {}
+        """The three by tenant."""
         self._sequence = 0
         self._drain = _DrainRate()
 
@@ -137,8 +153,11 @@ class EntryQueue:
         """Entries a second that the workers answered lately, counted while there was work; 0 while unknown."""
         return self._drain.rate
 
-    def push(self, entries: Sequence[Entry], now: float) -> None:
-        """Takes all of them or none: QueueFull, with the time until there should be room, when a bound is reached."""
+    def push(self, entries: Sequence[Entry], now: float) -> list[Entry]:
+        """Takes all of them, which are one tenant's, or none: QueueFull, with the time until there should be room, when
+        a bound is reached. Those that had to leave for them (sharing.py), in this queue or in others of its budget:
+        they have ended, and are to be answered with `refusal`.
+        """
         tokens = size_bytes = 0
         for entry in entries:
             tokens += entry.tokens
@@ -150,17 +169,34 @@ class EntryQueue:
             or self._held_bytes + size_bytes > bounds.max_bytes
             or budget.held_bytes + size_bytes > budget.limit_bytes
         ):
-            raise self._full(len(entries), tokens, size_bytes)
+            room = self._room_for(entries[0].tenant, len(entries), tokens, size_bytes)
+            if room is None:
+                raise self.refusal(len(entries), tokens, size_bytes)
+            for queue, entry in room:
+                queue.withdraw([entry])
+            leaving = [entry for _, entry in room]
+        else:
+            leaving = []
         if not self._held_entries:
             self._drain.work_begins(now)
+            budget.queues[self] = None
+        by_tenant = budget.by_tenant
         for entry in entries:
             self._sequence += 1
             entry.sequence = self._sequence
             self._wait(entry)
+            held = self._held.get(entry.tenant)
+            if held is None:
+                held = self._held[entry.tenant] = _Charge()
+            held.entries += 1
+            held.tokens += entry.tokens
+            held.size_bytes += entry.size_bytes
+            by_tenant[entry.tenant] = by_tenant.get(entry.tenant, 0) + entry.size_bytes
         self._held_entries += len(entries)
         self._held_tokens += tokens
         self._held_bytes += size_bytes
         budget.held_bytes += size_bytes
+        return leaving
 
     def pop_batch(self, worker: Worker, now: float) -> Popped:
         """The next batch for a worker if one should go now; its entries are RUNNING from then on."""
@@ -484,13 +520,71 @@ class EntryQueue:
 
     def _release(self, entry: Entry) -> None:
         """The entry counts no longer."""
+        size_bytes, tenant, budget = entry.size_bytes, entry.tenant, self._budget
         self._held_entries -= 1
         self._held_tokens -= entry.tokens
-        self._held_bytes -= entry.size_bytes
-        self._budget.held_bytes -= entry.size_bytes
+        self._held_bytes -= size_bytes
+        held = self._held[tenant]
+        held.entries -= 1
+        held.tokens -= entry.tokens
+        held.size_bytes -= size_bytes
+        if not held.entries:
+            del self._held[tenant]
+            if not self._held:
+                del budget.queues[self]
+        budget.held_bytes -= size_bytes
+        budget.by_tenant[tenant] -= size_bytes
+        if not budget.by_tenant[tenant] and not any(tenant in queue._held for queue in budget.queues):
+            del budget.by_tenant[tenant]
 
-    def _full(self, entries: int, tokens: int, size_bytes: int) -> QueueFull:
-        """The part of what is held that must leave first, at the rate at which it leaves."""
+    def _room_for(
+        self, tenant: str, entries: int, tokens: int, size_bytes: int
+    ) -> list[tuple[EntryQueue, Entry]] | None:
+        """Who leaves so that these of a tenant fit; None: they are refused."""
+        leaving: list[tuple[EntryQueue, Entry]] = []
+        gone: set[int] = set()
+        bounds, budget, weight = self.bounds, self._budget, self._accounts[Priority.HIGH].weight
+        for name, size, limit in (
+            ("entries", entries, bounds.max_entries),
+            ("tokens", tokens, bounds.max_tokens),
+            ("size_bytes", size_bytes, bounds.max_bytes),
+            ("", size_bytes, budget.limit_bytes),
+        ):
+            measure = _MEASURES[name or "size_bytes"]
+            total = getattr(self, f"_held_{name.removeprefix('size_')}") if name else budget.held_bytes
+            need = total + size - limit - sum(measure(entry) for _, entry in leaving)
+            if need <= 0:
+                continue
+            if name:
+                held, queues = {one: getattr(charge, name) for one, charge in self._held.items()}, [self]
+            else:
+                held, queues = dict(budget.by_tenant), list(budget.queues)
+            for _, entry in leaving:
+                held[entry.tenant] -= measure(entry)
+
+            def waiting(
+                one: str, queues: list[EntryQueue] = queues, measure: Callable[[Entry], int] = measure
+            ) -> Iterator[tuple[tuple[EntryQueue, Entry], int]]:
+                found = merge(*[queue._newest(one) for queue in queues], key=_newest_low)
+                return ((pair, measure(pair[1])) for pair in found if id(pair[1]) not in gone)
+
+            more = who_leaves(tenant, size, need, limit, held, weight, waiting)
+            if more is None:
+                return None
+            leaving += more
+            gone.update(id(entry) for _, entry in more)
+        return leaving
+
+    def _newest(self, tenant: str) -> Iterator[tuple[EntryQueue, Entry]]:
+        """What a tenant has waiting, LOW first and of one priority the newest first."""
+        for priority in sorted(Priority):
+            lines = [line[priority].newest(tenant) for line in self._lanes.values()]
+            for entry in lines[0] if len(lines) == 1 else merge(*lines, key=lambda entry: -entry.sequence):
+                yield self, entry
+
+    def refusal(self, entries: int, tokens: int, size_bytes: int) -> QueueFull:
+        """Why so much is not taken, and when to come back: the part of what is held that must leave first, at the rate
+        at which it leaves."""
         budget = self._budget
         part = max(
             (self._held_entries + entries - self.bounds.max_entries) / max(self._held_entries, 1),

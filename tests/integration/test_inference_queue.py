@@ -143,3 +143,35 @@ async def test_two_tenants_get_compute_time_by_weight_whatever_their_texts(data_
         await made.right("warm up")
         spent = await shares(made, seconds)
         assert spent["long"] / spent["short"] == pytest.approx(3.0, rel=0.3 if seconds < 10 else 0.1), spent
+
+
+async def test_a_tenant_that_fills_the_queue_makes_room_for_others(data_dir: Path) -> None:
+    options = {"acme/echo": {"delay_seconds": 0.5}}
+    async with rig(data_dir, options, max_batch_entries=1, max_batches=1, max_queue_entries=2048) as made:
+        await made.right("warm up")
+
+        def ask(tenant: str, count: int) -> asyncio.Future[inference_pb2.EmbedResponse]:
+            request = inference_pb2.EmbedRequest(model="acme/echo", texts=texts(count))
+            call = made.stub.Embed(request, timeout=60, metadata=((SUBTENANT_KEY, tenant),))
+            return asyncio.ensure_future(call)
+
+        older, newer = ask("greedy", 1000), None
+        await made.running()
+        await made.until(lambda queue: sum(level.entries for level in queue.levels) == 999)
+        newer = ask("greedy", 1040)
+        await made.waiting(2039)
+        with pytest.raises(errors.QueueFull):
+            await ask("greedy", 20)
+        with pytest.raises(errors.QueueFull):
+            await ask("modest", 1100)
+        modest = ask("modest", 20)
+        with pytest.raises(errors.QueueFull) as caught:
+            await newer
+        assert caught.value.retry_after_seconds
+        await made.until(lambda queue: any(one.tenant.endswith("modest") for one in queue.levels[1].tenants))
+        assert not older.done()
+        assert not modest.done()
+        older.cancel()
+        await modest
+        page = await asyncio.to_thread(_metrics, made.host.metrics_port)
+        assert _value(page, "modelmora_inference_displaced_requests_total") == 1

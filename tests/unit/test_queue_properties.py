@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -17,6 +17,11 @@ OFFSET = {Priority.HIGH: 0.0, Priority.MEDIUM: 3.0, Priority.LOW: 8.0}
 BOUND = {priority: max(offset, 4.0) for priority, offset in OFFSET.items()}
 """An entry is overtaken only by entries that arrive at most so long after it."""
 BOUNDS = Bounds(max_entries=12, max_tokens=60, max_bytes=600)
+LIMITS: dict[str, tuple[int, Callable[[list[Entry]], int]]] = {
+    "entries": (BOUNDS.max_entries, len),
+    "tokens": (BOUNDS.max_tokens, lambda entries: sum(entry.tokens for entry in entries)),
+    "bytes": (BOUNDS.max_bytes, lambda entries: sum(entry.size_bytes for entry in entries)),
+}
 
 
 @dataclass
@@ -58,37 +63,65 @@ class QueueUnderTraffic(RuleBasedStateMachine):
         self.now += seconds
 
     @rule(
+        tenant=st.sampled_from("aab"),
         units=st.lists(
             st.tuples(
                 st.sampled_from(list(Priority)),
                 st.integers(1, 20),
                 st.sampled_from([1.0, 4.0, 100.0]),
                 st.sampled_from(["x", "x", "y"]),
-                st.sampled_from("aab"),
             ),
             min_size=1,
             max_size=5,
-        )
+        ),
     )
-    def push(self, units: list[tuple[Priority, int, float, str, str]]) -> None:
+    def push(self, tenant: str, units: list[tuple[Priority, int, float, str]]) -> None:
         entries = [
             Entry(None, None, i, priority, tenant, self.now, self.now + patience, tokens, tokens * 10, lane)
-            for i, (priority, tokens, patience, lane, tenant) in enumerate(units)
+            for i, (priority, tokens, patience, lane) in enumerate(units)
         ]
-        held = self.held()
-        over = (
-            len(held) + len(entries) > BOUNDS.max_entries
-            or sum(e.tokens for e in held + entries) > BOUNDS.max_tokens
-            or sum(e.size_bytes for e in held + entries) > BOUNDS.max_bytes
-            or self.elsewhere + sum(e.size_bytes for e in held + entries) > self.budget.limit_bytes
-        )
-        if over:
-            with pytest.raises(QueueFull) as full:
-                self.queue.push(entries, self.now)
-            assert 0 < (full.value.retry_after_seconds or 0) <= 30
+        held, waiting = self.held(), self.waiting()
+        over = [name for name, (limit, measure) in LIMITS.items() if measure(held + entries) > limit]
+        if self.elsewhere + LIMITS["bytes"][1](held + entries) > self.budget.limit_bytes:
+            over.append("budget")
+        try:
+            leaving = self.queue.push(entries, self.now)
+        except QueueFull as full:
+            refused = full
         else:
-            self.queue.push(entries, self.now)
-            self.told += [Told(entry) for entry in entries]
+            refused = None
+        if refused is not None:
+            assert over, "refused while there is room"
+            assert 0 < (refused.retry_after_seconds or 0) <= 30
+            return
+        assert over or not leaving, "displaced while there is room"
+        for entry in leaving:
+            assert entry in waiting, "what is on a worker cannot be taken back"
+            assert entry.tenant != tenant
+            self.of(entry).ended.append("displaced")
+        weights = {one: 3.0 if one == "b" else 1.0 for one in {tenant, *(entry.tenant for entry in held)}}
+        for name in over:
+            limit, measure = LIMITS.get(name, (self.budget.limit_bytes, LIMITS["bytes"][1]))
+            mine = measure([entry for entry in held + entries if entry.tenant == tenant])
+            if name != "budget":
+                assert mine <= limit * weights[tenant] / sum(weights.values()), "taken in above its share"
+        for victim in {entry.tenant for entry in leaving}:
+            theirs = [entry for entry in held if entry.tenant == victim]
+            assert any(
+                measure(theirs) > limit * weights[victim] / sum(weights.values())
+                for limit, measure in (*LIMITS.values(), (self.budget.limit_bytes, LIMITS["bytes"][1]))
+            ), "displaced though within its share"
+            left = [entry for entry in waiting if entry.tenant == victim and entry not in leaving]
+            for entry in leaving:
+                if entry.tenant == victim:
+                    for other in left:
+                        assert (other.priority, -other.sequence) >= (entry.priority, -entry.sequence), (
+                            "newest LOW first"
+                        )
+        self.told += [Told(entry) for entry in entries]
+        held = self.held()
+        assert all(measure(held) <= limit for limit, measure in LIMITS.values())
+        assert self.elsewhere + LIMITS["bytes"][1](held) <= self.budget.limit_bytes or "budget" not in over
 
     @rule(size_bytes=st.integers(0, 400))
     def other_queues_hold(self, size_bytes: int) -> None:
@@ -240,6 +273,9 @@ class QueueUnderTraffic(RuleBasedStateMachine):
         assert self.queue.empty
         assert all(len(told.ended) == 1 for told in self.told)
         assert self.queue._held_entries == self.queue._held_tokens == self.queue._held_bytes == 0
+        assert not self.queue._held
+        assert not self.budget.queues
+        assert not self.budget.by_tenant
         assert self.budget.held_bytes == self.elsewhere
 
 
