@@ -92,7 +92,7 @@ class AsyncClient(Connection):
 
         Where numpy is not installed: a list of `array('f')`, or one. Any number of texts; more than 2048 go in several
         calls, all to the same version. The options are those of `modelmora.requests.EmbedOptions`: `normalize`,
-        `truncate`, `dimensions`, `priority`, `precision`, `cold`, `fallback`, `request_id`.
+        `truncate`, `dimensions`, `priority`, `precision`, `cold`, `fallback`, `request_id`, `prompt`.
         """
         return (await self.embed_detailed(model, texts, timeout=timeout, **options)).vectors
 

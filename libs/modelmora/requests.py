@@ -134,6 +134,8 @@ class EmbedOptions(TypedDict, total=False):
     """A model that answers while the one asked for is not in memory; the answer names the version that served."""
     request_id: str | None
     """Names the call for `explain_request` while it lasts."""
+    prompt: str | None
+    """Name of one of the model's prompts (`query`, `document`, …; see `describe_model`), to go before each text."""
 
 
 def embed_requests(
@@ -148,6 +150,7 @@ def embed_requests(
     cold: str | int | None = None,
     fallback: str | None = None,
     request_id: str | None = None,
+    prompt: str | None = None,
 ) -> Iterator[inference_pb2.EmbedRequest]:
     """One request for every group of texts that fits into a call; no texts still make one request, for its error."""
     for group in _groups(texts):
@@ -165,6 +168,7 @@ def embed_requests(
             cold_policy=cold_policy_value(cold),
             fallback_model=fallback,
             request_id=request_id,
+            prompt_name=prompt,
         )
 
 

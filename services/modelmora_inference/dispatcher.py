@@ -101,6 +101,8 @@ class Call:
     input_field: str = "texts[]"
     """Of the request: where its entries come from, for errors of a single one; `[]`: one of several."""
     dimensions_field: str = "dimensions"
+    prompt: str = ""
+    """Name of the prompt that goes before the texts it embeds; empty: the model's default."""
     if_loaded: bool = False
     """Not worth a wait for a load: ModelLoading then."""
     ready_in_seconds: float | None = None
@@ -120,7 +122,7 @@ class Call:
     failed_index: int | None = None
     """Whose error ended it, if it was that of one text."""
     description: worker_pb2.EngineDescription | None = None
-    """What the engine says of the model; not asked for when texts are embedded."""
+    """What the engine says of the model."""
     seen: object = None
     """The worker's reply whose times were counted last."""
     timer: asyncio.TimerHandle | None = None
@@ -671,9 +673,9 @@ class Dispatcher:
         first: Call = batch.entries[0].call  # type: ignore[assignment]
         request = worker_pb2.InferRequest(task_type=first.task_type, exact=first.exact, rank=batch.rank)
         embeds = first.embeds
+        request.describe = self.description is None
         if not embeds:
             request.operation = first.operation
-            request.describe = self.description is None
         texts = request.texts
         for entry in batch.entries:
             call: Call = entry.call  # type: ignore[assignment]
@@ -686,6 +688,7 @@ class Dispatcher:
                     truncate=call.truncate,
                     normalize=call.normalize,
                     dimensions=call.dimensions,
+                    prompt=call.prompt,
                 )
             else:
                 text = texts.add()
@@ -813,9 +816,13 @@ class Dispatcher:
             self._expire(call)
             return
         if isinstance(error, errors.InvalidArgument):
-            # A row's error names no field; of a call's fields only these two can be wrong in the engine's eyes.
-            too_wide = 0 < self.embedding_dimensions < call.dimensions
-            path = call.dimensions_field if too_wide else call.path_of(entry.index)
+            # A row's error names no field; of a call's fields only these can be wrong in the engine's eyes.
+            if 0 < self.embedding_dimensions < call.dimensions:
+                path = call.dimensions_field
+            elif call.prompt and error.message.startswith("prompt_name: "):
+                path = "prompt_name"
+            else:
+                path = call.path_of(entry.index)
             description = error.message.removeprefix(f"{path}: ")
             error = type(error)(f"{path}: {description}", fields=[errors.FieldViolation(path, description)])
         self._version_counts.refused(time.monotonic() - call.arrival)

@@ -38,6 +38,7 @@ from modelmora_inference.token_service import TokenWork
 log = logging.getLogger(__name__)
 
 MAX_REFERENCE_CHARACTERS = 400
+MAX_PROMPT_NAME_CHARACTERS = 200
 REQUEST_ID_KEY = "x-request-id"
 READY_IN_KEY = "modelmora-ready-in"
 """Trailing metadata of a call that met a cold model: the estimate in seconds."""
@@ -231,6 +232,7 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
             normalize=request.normalize if request.HasField("normalize") else True,
             truncate=request.truncate if request.HasField("truncate") else True,
             dimensions=request.dimensions,
+            prompt=request.prompt_name,
             exact=request.precision == "exact",
             done=asyncio.get_running_loop().create_future(),
             if_loaded=if_loaded,
@@ -306,6 +308,8 @@ def _violations(request: inference_pb2.EmbedRequest, max_call_bytes: int) -> lis
     found += wrong_texts("texts", request.texts, max_call_bytes)
     if request.HasField("dimensions") and request.dimensions < 1:
         found.append(FieldViolation("dimensions", "at least 1"))
+    if len(request.prompt_name) > MAX_PROMPT_NAME_CHARACTERS:
+        found.append(FieldViolation("prompt_name", f"at most {MAX_PROMPT_NAME_CHARACTERS} characters"))
     if request.encoding not in _ENCODINGS:
         found.append(FieldViolation("encoding", f"there is no encoding {request.encoding}"))
     return found + wrong_call(request)

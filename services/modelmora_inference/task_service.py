@@ -156,6 +156,8 @@ class TaskRpcs:
             max_text_characters=MAX_TEXT_CHARACTERS,
             max_call_bytes=self._max_call_bytes,
             replicas=dispatcher.replicas if dispatcher is not None else 0,
+            prompts=known.prompts if known is not None else {},
+            default_prompt_name=known.default_prompt if known is not None else "",
         )
 
 

@@ -30,6 +30,7 @@ from modelmora_app.cli.session import Session, remote
 )
 @click.option("--fallback", metavar="MODEL", help="Answers while MODEL is not in memory.")
 @click.option("--request-id", help="Names the call for `modelmora queue --request`.")
+@click.option("--prompt", metavar="NAME", help="One of the model's prompts, to go before each text.")
 @remote
 def embed(
     session: Session,
@@ -44,6 +45,7 @@ def embed(
     cold: str | None,
     fallback: str | None,
     request_id: str | None,
+    prompt: str | None,
 ) -> None:
     """Turn TEXTS into vectors, one for each."""
     asked = [*texts, *(line.rstrip("\n") for line in file or () if line.strip())]
@@ -60,6 +62,7 @@ def embed(
         cold=cold,
         fallback=fallback,
         request_id=request_id,
+        prompt=prompt,
     )
     if session.as_json:
         show.print_json(
