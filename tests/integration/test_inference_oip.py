@@ -128,13 +128,10 @@ async def test_bad_requests_are_refused_at_the_field_and_the_next_one_is_answere
             await stub(echo).ModelInfer(raw(b"a", **fields), timeout=10)
     levels = (await echo.queue()).levels
     assert not any(level.entries for level in levels)
-
-
-async def test_the_same_request_again_is_answered_again(echo: Rig) -> None:
-    """What clients that retry rely on: a call changes nothing, so an id is no key."""
-    answers = [await stub(echo).ModelInfer(raw(b"a", id="one"), timeout=30) for _ in range(3)]
-    assert {answer.id for answer in answers} == {"one"}
-    for answer in answers:
+    # What clients that retry rely on: a call changes nothing, so an id is no key.
+    again = [await stub(echo).ModelInfer(raw(b"a", id="one"), timeout=30) for _ in range(2)]
+    assert [answer.id for answer in again] == ["one", "one"]
+    for answer in again:
         assert_right(answer, "a")
 
 
@@ -197,9 +194,7 @@ async def test_an_error_is_answered_in_its_place_and_the_stream_goes_on(echo: Ri
     assert answer.infer_response.parameters["triton_final_response"].bool_param
     assert await stream.right() == "b"
     await stream.end()
-
-
-async def test_an_error_ends_the_stream_of_a_client_that_wants_it_so(echo: Rig) -> None:
+    # A client may want it to end the stream instead.
     stream = Open(echo, metadata=(("triton_grpc_error", "true"),))
     await stream.send("a")
     await stream.send("wrong", model_name="acme/nothing")

@@ -141,6 +141,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"outputs": [{"name": "scores", "parameters": {"classification": {"int64_param": 0}}}]},
         "outputs[0].parameters.classification",
     ),
+    ("too many inputs", {"inputs": [{"name": str(n)} for n in range(65)]}, "inputs"),
+    ("too many parameters", {"parameters": {str(n): {"bool_param": True} for n in range(65)}}, "parameters"),
+    ("too many texts", one_input(contents={"bytes_contents": ["YQ=="] * 2049}), "inputs[0].contents.bytes_contents"),
     ("too many outputs", {"outputs": [{"name": str(n)} for n in range(65)]}, "outputs"),
 ]
 

@@ -17,13 +17,15 @@ from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2 as pb
 
-from modelmora_inference.predict import packed, unpacked
+from modelmora_inference.domain import MAX_TEXTS
+from modelmora_inference.predict import MAX_PARAMETERS, MAX_TENSORS, packed, unpacked
 from modelmora_inference.protocols import oip_pb2 as oip
 from modelmora_inference.protocols.common import by_first_part, priority_of, set_timeout
 
 PLATFORM = "modelmora"
 FINAL = "triton_final_response"
-MAX_REQUESTED_OUTPUTS = 64
+MAX_TYPED_ELEMENTS = 1_000_000
+"""Numbers in `contents` of one input; more go raw. Each is an object of its own here."""
 
 _TYPED = {
     "BOOL": ("bool_contents", "b"),
@@ -78,6 +80,10 @@ def predict_request(request: oip.ModelInferRequest, context: Any) -> pb.PredictR
         model=reference(request.model_name, request.model_version, ("model_name", "model_version")),
         request_id=request.id,
     )
+    # What is looked at one by one is counted first: a message holds millions.
+    for field, most in (("inputs", MAX_TENSORS), ("outputs", MAX_TENSORS), ("parameters", MAX_PARAMETERS)):
+        if (count := len(getattr(request, field))) > most:
+            raise errors.InvalidArgument.at(field, f"at most {most}, not {count}")
     _read_parameters(request.parameters, asked, context)
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
@@ -94,8 +100,6 @@ def predict_request(request: oip.ModelInferRequest, context: Any) -> pb.PredictR
         if raw and typed:
             raise errors.InvalidArgument.at(f"{path}.contents", "not together with raw_input_contents in one message")
         asked.inputs.add(name=tensor.name, tensor=_tensor(tensor, raw[index] if raw else None, path))
-    if len(request.outputs) > MAX_REQUESTED_OUTPUTS:
-        raise errors.InvalidArgument.at("outputs", f"at most {MAX_REQUESTED_OUTPUTS}, not {len(request.outputs)}")
     asked.outputs.extend(output.name for output in request.outputs)
     _classes(request)
     return asked
@@ -176,7 +180,7 @@ def config(name: str, described: pb.DescribeModelResponse) -> oip.ModelConfig:
         platform=PLATFORM,
         backend=PLATFORM,
         input=[
-            oip.ModelInput(name=one.name, data_type=_CONFIG_TYPES[one.datatype], dims=one.shape)
+            oip.ModelInput(name=one.name, data_type=_CONFIG_TYPES[one.datatype], dims=one.shape, optional=one.optional)
             for one in described.inputs
         ],
         output=[
@@ -288,6 +292,8 @@ def _typed(tensor: Any, path: str) -> bytes:
             wrong = f"elements of {tensor.datatype} stand in {field}"
             raise errors.InvalidArgument.at(f"{path}.contents.{other.name}", wrong)
     elements = getattr(tensor.contents, field)
+    if len(elements) > (most := MAX_TYPED_ELEMENTS if code else MAX_TEXTS):
+        raise errors.InvalidArgument.at(f"{path}.contents.{field}", f"at most {most} elements, not {len(elements)}")
     if not code:
         return packed(elements)
     try:

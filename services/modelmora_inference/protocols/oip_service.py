@@ -130,9 +130,13 @@ class OipService(oip_pb2_grpc.GRPCInferenceServiceServicer):
             response = foreign.ModelStreamInferResponse()
             try:
                 response.infer_response.CopyFrom(await self.ModelInfer(request, context))
+                if (size := response.ByteSize()) > self._rules.max_message_bytes:
+                    limit = self._rules.max_message_bytes
+                    raise errors.MessageTooLarge(f"the answer has {size} bytes; the limit is {limit}")
             except errors.ModelMoraError as error:
                 if ends_at_errors:
                     raise
+                response.Clear()
                 response.error_message = f"{error.reason}: {error.message}"
                 told = response.infer_response
                 told.model_name, told.model_version, told.id = request.model_name, request.model_version, request.id
