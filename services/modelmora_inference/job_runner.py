@@ -20,12 +20,13 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from modelmora.common.v1 import common_pb2
 from modelmora.errors import (
     Cancelled,
     ClaimLost,
@@ -41,9 +42,10 @@ from modelmora.errors import (
 from modelmora.inference.v1 import inference_pb2
 from prometheus_client import Counter
 
-from modelmora_inference import jobs
+from modelmora_inference import job_tasks, jobs
 from modelmora_inference.dispatcher import Call, Dispatcher, Dispatchers
-from modelmora_inference.domain import Place, Priority
+from modelmora_inference.domain import Place, Priority, VersionFacts
+from modelmora_inference.job_tasks import JobInput
 from modelmora_inference.jobs import Job, JobFailure, JobState
 from modelmora_inference.store import SWEEP_JOBS, Chunk, JobStore
 
@@ -94,6 +96,13 @@ class _Held:
     """Some input of it was on a worker."""
     told: bool = False
     """The job says so too."""
+
+
+@dataclass(slots=True)
+class Computed:
+    """What the calls of a chunk cost."""
+
+    nanos: int = 0
 
 
 class JobRunner:
@@ -264,23 +273,27 @@ class JobRunner:
 
     async def _compute(self, held: _Held) -> None:
         firsts = await self._persist(lambda: self._store.waiting_chunks(held.job.uid))
-        options = inference_pb2.EmbedTask.FromString(held.job.options)
         slots = asyncio.Semaphore(self._rules.chunks)
 
         async def one(first: int) -> None:
             async with slots:
-                await self._compute_chunk(held, options, first)
+                await self._compute_chunk(held, first)
 
         await _all(one(first) for first in firsts)
 
-    async def _compute_chunk(self, held: _Held, options: inference_pb2.EmbedTask, first: int) -> None:
+    async def _compute_chunk(self, held: _Held, first: int) -> None:
         """2 and 3."""
         uid, token = held.job.uid, held.token
         payload = await self._persist(lambda: self._store.inputs(uid, first))
         if payload is None:
             return
-        texts = inference_pb2.EmbedTask.FromString(payload).texts
-        results = await self._answer(held, options, list(enumerate(texts, first)))
+        job = held.job
+        facts = VersionFacts(
+            job.model_version, job.digest, job.task_type, takes_images=job_tasks.sees(job.task, payload)
+        )
+        computed = Computed()
+        inputs = job_tasks.read(job.task, job.options, payload, first, facts)
+        results = await self._answer(held, inputs, computed)
         failures = [
             JobFailure(one.error.reason, one.error.message) for one in results if one.WhichOneof("outcome") == "error"
         ]
@@ -294,7 +307,8 @@ class JobRunner:
                 chunk,
                 succeeded=len(results) - len(failures),
                 failures=failures,
-                input_tokens=sum(one.embed.input_tokens for one in results),
+                input_tokens=sum(one.usage.input_tokens for one in results),
+                compute_nanos=computed.nanos,
             )
         )
         RESULTS.labels("succeeded").inc(len(results) - len(failures))
@@ -304,18 +318,18 @@ class JobRunner:
             ENDED.labels(job.state.value).inc()
 
     async def _answer(
-        self, held: _Held, options: inference_pb2.EmbedTask, inputs: list[tuple[int, str]], bad: int = 0
+        self, held: _Held, inputs: list[JobInput], computed: Computed, bad: int = 0
     ) -> list[inference_pb2.InferenceResult]:
         """The result or the own error of each input, by index. Raises what concerns the whole job."""
         found: list[inference_pb2.InferenceResult] = []
         while inputs:
             if bad > BAD_INPUTS and len(inputs) > 1:
-                alone = await _all(self._answer(held, options, [one], bad) for one in inputs)
+                alone = await _all(self._answer(held, [one], computed, bad) for one in inputs)
                 found += [result for some in alone for result in some]
                 break
-            call = _call_of(held, options)
+            call = _call_of(held, inputs[0])
             try:
-                await self._ask(held, call, [text for _, text in inputs])
+                await self._ask(held, call, [entry for one in inputs for entry in one.entries])
             except QueueFull as full:
                 await asyncio.sleep(min(max(full.retry_after_seconds or 0.0, 0.05), LONGEST_FULL_SECONDS))
             except DeadlineExceeded:
@@ -328,20 +342,24 @@ class JobRunner:
                     bad = BAD_INPUTS + 1
                     if len(inputs) > 1:
                         continue
-                at = call.failed_index or 0
-                index, _ = inputs.pop(at)
-                told = inference_pb2.JobError(reason=error.reason, message=error.message.removeprefix(f"texts[{at}]: "))
-                found.append(inference_pb2.InferenceResult(index=index, error=told))
+                entry = call.failed_index or 0
+                at, place = _place(inputs, entry)
+                one = inputs.pop(at)
+                where = f"{one.element.replace('[]', f'[{place}]')}: " if one.element else ""
+                message = where + error.message.removeprefix(f"{call.path_of(entry)}: ")
+                told = inference_pb2.JobError(reason=error.reason, message=message)
+                found.append(inference_pb2.InferenceResult(index=one.index, error=told))
             else:
-                found += [_result(index, call, at) for at, (index, _) in enumerate(inputs)]
+                computed.nanos += int(call.compute_seconds * 1e9)
+                found += _results(inputs, call)
                 break
             if time.monotonic() >= held.deadline:
                 raise DeadlineExceeded("not all inputs were answered before the job's deadline")
         return sorted(found, key=lambda one: one.index)
 
-    async def _ask(self, held: _Held, call: Call, texts: list[str]) -> None:
+    async def _ask(self, held: _Held, call: Call, entries: Sequence[Any]) -> None:
         """One call through the queue; its rows are there when this returns."""
-        dispatcher: Dispatcher = self._dispatchers.submit(held.job.model_version, call, texts)
+        dispatcher: Dispatcher = self._dispatchers.submit(held.job.model_version, call, entries)
         held.calls.add(call)
         try:
             await call.done
@@ -367,26 +385,53 @@ def _is_begun(call: Call) -> bool:
     return any(entry.place is not Place.WAITING for entry in call.entries)
 
 
-def _call_of(held: _Held, options: inference_pb2.EmbedTask) -> Call:
+def _call_of(held: _Held, first: JobInput) -> Call:
+    """What inputs of one chunk are asked with; all of them have the same options."""
     job, now = held.job, time.monotonic()
     return Call(
         priority=Priority(job.priority),
         tenant=job.tenant,
         arrival=now,
         deadline=min(held.deadline, now + CALL_SECONDS),
-        normalize=options.normalize if options.HasField("normalize") else True,
-        truncate=options.truncate if options.HasField("truncate") else True,
-        dimensions=options.dimensions,
-        exact=options.precision == "exact",
+        normalize=first.normalize,
+        truncate=first.truncate,
+        dimensions=first.dimensions,
+        exact=first.exact,
         done=asyncio.get_running_loop().create_future(),
+        task_type=job.task_type,  # type: ignore[arg-type]
+        input_field="entries[]",
     )
 
 
-def _result(index: int, call: Call, at: int) -> inference_pb2.InferenceResult:
-    embed = inference_pb2.EmbedResult(
-        vector=call.rows[at], input_tokens=call.input_tokens[at], truncated=bool(call.truncated[at])
-    )
-    return inference_pb2.InferenceResult(index=index, embed=embed)
+def _place(inputs: Sequence[JobInput], entry: int) -> tuple[int, int]:
+    """Which of the inputs an entry of their call is of, and which of its entries."""
+    for at, one in enumerate(inputs):
+        if entry < len(one.entries):
+            return at, entry
+        entry -= len(one.entries)
+    raise InternalError("an entry that no input has failed")
+
+
+def _results(inputs: Sequence[JobInput], call: Call) -> Iterator[inference_pb2.InferenceResult]:
+    """What came back for a call, input by input."""
+    timings = common_pb2.Timings()
+    for duration, seconds in (
+        (timings.queue, call.started - call.arrival),
+        (timings.tokenise, call.tokenise_seconds),
+        (timings.compute, call.compute_seconds),
+        (timings.total, time.monotonic() - call.arrival),
+    ):
+        duration.FromNanoseconds(int(seconds * 1e9))
+    start = 0
+    for one in inputs:
+        own = slice(start, start + len(one.entries))
+        part = job_tasks.Part(call.rows[own], call.input_tokens[own], call.truncated[own])
+        result = one.result(part, call.labels)
+        result.index = one.index
+        result.usage.input_tokens = sum(part.input_tokens)
+        result.timings.CopyFrom(timings)
+        yield result
+        start = own.stop
 
 
 async def _all(work: Iterable[Awaitable[T]]) -> list[T]:

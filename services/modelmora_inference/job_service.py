@@ -21,6 +21,8 @@ from modelmora_runtime import ids
 from modelmora_runtime.auth import OPERATORS, current_caller
 from modelmora_runtime.interceptors import deadline_seconds
 
+from modelmora_inference import job_tasks
+from modelmora_inference.checks import invalid
 from modelmora_inference.domain import Priority, VersionFacts
 from modelmora_inference.jobs import (
     DEFAULT_RESULT_TTL,
@@ -82,6 +84,7 @@ class JobRpcs:
     """None: this process has no database."""
     _job_news: JobNews
     _stopping: asyncio.Event
+    _max_call_bytes: int
 
     async def _find(self, reference: str, deadline: float, field: str = "model") -> VersionFacts:
         raise NotImplementedError
@@ -93,27 +96,24 @@ class JobRpcs:
     async def CreateInferenceJob(
         self, request: pb.CreateInferenceJobRequest, context: Any
     ) -> pb.CreateInferenceJobResponse:
-        violations = self._wrong_job(request)
-        if violations:
-            words = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-            raise InvalidArgument(words, fields=violations)
+        if violations := self._wrong_job(request):
+            raise invalid(violations)
         store = self._store()
         facts = await self._find(request.model, time.monotonic() + min(deadline_seconds(context), 10.0))
-        if facts.task_type != common_pb2.TASK_TYPE_TXT2EMBED:
-            task = common_pb2.TaskType.Name(facts.task_type).removeprefix("TASK_TYPE_").lower()
-            raise errors.TaskNotSupported(f"{facts.name} does {task}, not txt2embed", model_version=facts.name)
+        kind = job_tasks.kind_of(request)
+        task = getattr(request, kind)
+        job_tasks.check_task(kind, facts)
+        if kind == "predict" and (violations := job_tasks.wrong_tensors(task, facts, self._max_call_bytes)):
+            raise invalid(violations)
         if 0 < facts.embedding_dimensions < request.embed.dimensions:
             raise InvalidArgument.at(
                 "embed.dimensions", f"at most {facts.embedding_dimensions}, the model's own number"
             )
-        texts = request.embed.texts
         inputs = [
-            (end - start, pb.EmbedTask(texts=texts[start:end]).SerializeToString())
-            for start, end in chunks([len(text.encode()) for text in texts])
+            (end - start, job_tasks.chunk_of(kind, task, start, end).SerializeToString())
+            for start, end in chunks(*job_tasks.weights_of(kind, task))
         ]
-        options = pb.EmbedTask()
-        options.CopyFrom(request.embed)
-        options.ClearField("texts")
+        options = job_tasks.options_of(kind, task)
         caller = current_caller()
 
         def make(now: datetime) -> Job:
@@ -124,10 +124,11 @@ class JobRpcs:
                 model=request.model,
                 model_version=facts.name,
                 digest=facts.digest,
+                task=kind,
                 task_type=facts.task_type,
                 options=options.SerializeToString(),
                 priority=Priority(request.priority or common_pb2.PRIORITY_LOW),
-                inputs=len(texts),
+                inputs=len(job_tasks.inputs_of(kind, task)),
                 stored_bytes=sum(len(payload) for _, payload in inputs),
                 create_time=now,
                 update_time=now,
@@ -221,18 +222,13 @@ class JobRpcs:
         return self._jobs
 
     def _wrong_job(self, request: pb.CreateInferenceJobRequest) -> list[FieldViolation]:
-        if request.WhichOneof("task") is None:
-            return [FieldViolation("embed", "is required: a job needs a task")]
-        call = pb.EmbedRequest(model=request.model, texts=request.embed.texts)
-        for name in _EMBED_FIELDS:
-            if name == "precision" or request.embed.HasField(name):
-                setattr(call, name, getattr(request.embed, name))
-        found = [
-            violation
-            if violation.field == "model"
-            else FieldViolation(f"embed.{violation.field}", violation.description)
-            for violation in self._wrong_embed(call)
-        ]
+        kind = job_tasks.kind_of(request)
+        if not kind:
+            return [FieldViolation("embed", f"is required: a job needs a task, one of {', '.join(job_tasks.KINDS)}")]
+        if kind == "embed":
+            found = self._wrong_embed_task(request)
+        else:
+            found = job_tasks.wrong_inputs(kind, getattr(request, kind), request.model, self._max_call_bytes)
         if request.priority not in _PRIORITIES:
             found.append(FieldViolation("priority", f"there is no priority {request.priority}"))
         for name, most in (("timeout", MAX_TIMEOUT), ("result_ttl", MAX_RESULT_TTL)):
@@ -245,6 +241,18 @@ class JobRpcs:
                 FieldViolation("request_id", f"at most {MAX_REQUEST_ID_CHARACTERS} characters, none of them NUL")
             )
         return found
+
+    def _wrong_embed_task(self, request: pb.CreateInferenceJobRequest) -> list[FieldViolation]:
+        call = pb.EmbedRequest(model=request.model, texts=request.embed.texts)
+        for name in _EMBED_FIELDS:
+            if name == "precision" or request.embed.HasField(name):
+                setattr(call, name, getattr(request.embed, name))
+        return [
+            violation
+            if violation.field == "model"
+            else FieldViolation(f"embed.{violation.field}", violation.description)
+            for violation in self._wrong_embed(call)
+        ]
 
 
 def parse_name(name: str) -> str:
@@ -276,6 +284,7 @@ def message(job: Job) -> pb.InferenceJob:
     )
     if job.error is not None:
         found.error.reason, found.error.message = job.error.reason, job.error.message
+    found.progress.compute.FromNanoseconds(job.compute_nanos)
     for name in ("create_time", "update_time", "start_time", "end_time", "deadline", "result_expire_time"):
         value = getattr(job, name)
         if value is not None:

@@ -41,8 +41,8 @@ MAX_TIMEOUT = timedelta(days=7)
 MAX_RESULT_TTL = timedelta(days=30)
 DEFAULT_TIMEOUT = timedelta(hours=24)
 DEFAULT_RESULT_TTL = timedelta(hours=24)
-CHUNK_INPUTS = 64
-"""Inputs that are read, computed and written down together."""
+CHUNK_ENTRIES = 64
+"""What so many entries in the queue come to is read, computed and written down together; a single input may be more."""
 CHUNK_BYTES = 1024 * 1024
 """The same in bytes of text; a single input may be larger."""
 MAX_FAILURES = 10
@@ -126,6 +126,8 @@ class Job:
     result_ttl: timedelta
     not_before: datetime
     """Not taken up before."""
+    task: str = "embed"
+    """Which one of the request's tasks; see job_tasks.py."""
     request_id: str = ""
     state: JobState = JobState.PENDING
     attempt: int = 0
@@ -135,6 +137,8 @@ class Job:
     succeeded: int = 0
     failed: int = 0
     input_tokens: int = 0
+    compute_nanos: int = 0
+    """Of the micro-batches that its calls were part of."""
     reason: str = ""
     error: JobFailure | None = None
     first_error: JobFailure | None = None
@@ -199,6 +203,7 @@ class Job:
         failures: Sequence[JobFailure],
         input_tokens: int,
         more_bytes: int,
+        compute_nanos: int = 0,
     ) -> Job:
         """With the results of one more chunk, and ended with the last. Raises ClaimLost.
 
@@ -212,6 +217,7 @@ class Job:
             succeeded=self.succeeded + succeeded,
             failed=self.failed + len(failures),
             input_tokens=self.input_tokens + input_tokens,
+            compute_nanos=self.compute_nanos + compute_nanos,
             stored_bytes=self.stored_bytes + more_bytes,
             first_error=self.first_error or (failures[0] if failures else None),
         )
@@ -299,13 +305,15 @@ def pause_seconds(error: ModelMoraError, failures: int) -> float:
     return min(max(pause, error.retry_after_seconds or 0.0), _LONGEST_PAUSE_SECONDS)
 
 
-def chunks(sizes_bytes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Inputs of these sizes as ranges [start, end), in order, each within CHUNK_INPUTS and CHUNK_BYTES."""
-    start = held = 0
-    for end, size_bytes in enumerate(sizes_bytes):
-        if end > start and (end - start == CHUNK_INPUTS or held + size_bytes > CHUNK_BYTES):
+def chunks(sizes_bytes: Sequence[int], entries: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Inputs of these sizes and numbers of entries as ranges [start, end), in order, each within CHUNK_ENTRIES and
+    CHUNK_BYTES."""
+    start = held = taken = 0
+    for end, (size_bytes, count) in enumerate(zip(sizes_bytes, entries, strict=True)):
+        if end > start and (taken + count > CHUNK_ENTRIES or held + size_bytes > CHUNK_BYTES):
             yield start, end
-            start, held = end, 0
+            start, held, taken = end, 0, 0
         held += size_bytes
+        taken += count
     if start < len(sizes_bytes):
         yield start, len(sizes_bytes)

@@ -47,12 +47,12 @@ _job = sa.Table(
     _metadata,
     sa.Column("uid", sa.Uuid(as_uuid=False), primary_key=True),
     *(sa.Column(name, sa.Text) for name in ("tenant", "subject", "request_id", "request_digest")),
-    *(sa.Column(name, sa.Text) for name in ("model", "model_version", "digest", "state", "reason")),
+    *(sa.Column(name, sa.Text) for name in ("model", "model_version", "digest", "task", "state", "reason")),
     *(sa.Column(name, sa.Integer) for name in ("task_type", "priority", "attempt", "failures")),
     sa.Column("options", sa.LargeBinary),
     sa.Column("claim_token", sa.Uuid(as_uuid=False)),
     *(sa.Column(name, sa.Integer) for name in ("inputs", "succeeded", "failed")),
-    *(sa.Column(name, sa.BigInteger) for name in ("input_tokens", "stored_bytes", "revision")),
+    *(sa.Column(name, sa.BigInteger) for name in ("input_tokens", "compute_nanos", "stored_bytes", "revision")),
     *(sa.Column(f"{error}_{part}", sa.Text) for error in ("error", "first_error") for part in ("reason", "message")),
     *(_time(f"{name}_time") for name in ("create", "update", "start", "end", "claim_expire", "result_expire")),
     *(_time(name) for name in ("deadline", "not_before")),
@@ -78,7 +78,9 @@ _SAME = tuple(
     if name not in ("state", "claim", "error", "first_error", "request_id", "uid")
 )
 """Fields of a Job that are columns as they are."""
-_FIXED = ("tenant", "subject", "model", "model_version", "digest", "task_type", "options", "priority", "inputs")
+_FIXED = (
+    *("tenant", "subject", "model", "model_version", "digest", "task", "task_type", "options", "priority", "inputs"),
+)
 _CHANGING = tuple(name for name in _SAME if name not in (*_FIXED, "create_time", "deadline", "result_ttl"))
 _UNFINISHED = _job.c.end_time.is_(None)
 _FREE = sa.or_(_job.c.claim_token.is_(None), _job.c.claim_expire_time <= sa.func.now())
@@ -287,7 +289,15 @@ class JobStore:
         return await self._change(uid, lambda job, now: job.started(token, now))
 
     async def publish(
-        self, uid: str, token: str, chunk: Chunk, *, succeeded: int, failures: Sequence[JobFailure], input_tokens: int
+        self,
+        uid: str,
+        token: str,
+        chunk: Chunk,
+        *,
+        succeeded: int,
+        failures: Sequence[JobFailure],
+        input_tokens: int,
+        compute_nanos: int = 0,
     ) -> Job:
         """Puts the results of a chunk in the place of its inputs; a repetition changes nothing. Raises ClaimLost."""
         async with self._begin() as (connection, now):
@@ -306,6 +316,7 @@ class JobStore:
                 succeeded=succeeded,
                 failures=failures,
                 input_tokens=input_tokens,
+                compute_nanos=compute_nanos,
                 more_bytes=len(chunk.payload) - freed_bytes,
             )
             row = {"job_uid": uid, "first": chunk.first, "inputs": chunk.inputs, "payload": chunk.payload}

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.inference_rig import Rig, rig
+from integration.inference_rig import Rig, rig, version_of
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2 as pb
 from modelmora_inference.domain import Aging, Priority
 from modelmora_inference.job_service import JobNews, JobRpcs
 from modelmora_inference.jobs import Job
+from modelmora_inference.predict import packed
 from modelmora_inference.store import Chunk, JobStore, Limits
 from modelmora_runtime.auth import Caller, Role, set_caller
 from modelmora_runtime.db import Database
@@ -36,8 +37,9 @@ class Jobs:
         self.stub = rig.stub
 
     async def create(self, *texts: str, model: str = "acme/echo", embed: Any = None, **fields: Any) -> pb.InferenceJob:
-        task = pb.EmbedTask(texts=texts, **(embed or {}))
-        request = pb.CreateInferenceJobRequest(model=model, embed=task, **fields)
+        if not fields.keys() & {"classify", "rerank", "answer_question", "predict"}:
+            fields["embed"] = pb.EmbedTask(texts=texts, **(embed or {}))
+        request = pb.CreateInferenceJobRequest(model=model, **fields)
         return (await self.stub.CreateInferenceJob(request, timeout=10)).job
 
     async def get(self, job: pb.InferenceJob) -> pb.InferenceJob:
@@ -143,6 +145,144 @@ async def test_each_input_has_an_error_of_its_own(data_dir: Path, database_url: 
         assert len(await there.results(failed, partial=True)) == 1
 
 
+TASKS = {
+    "acme/echo": {"fail_on_text": "spoilt"},
+    "acme/ranker": {"fail_on_text": "spoilt", "max_input_tokens": 50},
+    "acme/sorter": {"fail_on_text": "spoilt", "labels": 4},
+    "acme/reader": {"fail_on_text": "spoilt"},
+}
+TASK_TYPES = {
+    "acme/ranker": common_pb2.TASK_TYPE_RERANKING,
+    "acme/sorter": common_pb2.TASK_TYPE_CLASSIFICATION,
+    "acme/reader": common_pb2.TASK_TYPE_QUESTION_ANSWERING,
+}
+
+
+def tensor(name: str, *elements: str) -> pb.NamedTensor:
+    data = packed([element.encode() for element in elements])
+    return pb.NamedTensor(
+        name=name,
+        tensor=common_pb2.Tensor(data_type=common_pb2.DATA_TYPE_BYTES, shape=[len(elements)], data=data),
+    )
+
+
+async def test_jobs_of_every_task_answer_as_the_calls_do_and_a_bad_input_fails_alone(
+    data_dir: Path, database_url: str
+) -> None:
+    async with jobs(data_dir, database_url, models=TASKS) as there:
+        there.rig.resolver.task_types.update({version_of(name): task for name, task in TASK_TYPES.items()})
+        stub = there.stub
+        texts = [f"text {n}" for n in range(70)]
+        texts[66] = "spoilt"
+        queries = [pb.RerankInput(query=f"q{n}", texts=[f"a{n}", f"b{n}", f"c{n}"]) for n in range(100)]
+        queries[3].texts[1] = "spoilt"
+        questions = [pb.QuestionInput(question=f"q{n}", context=f"one {n} two") for n in range(5)]
+        questions[2].context = "spoilt"
+        inputs = [pb.PredictInput(inputs=[tensor("texts", f"x{n}", f"y{n}")]) for n in range(40)]
+        inputs[39].inputs[0].CopyFrom(tensor("texts", "fine", "spoilt"))
+        made = [
+            await there.create(model="acme/sorter", classify=pb.ClassifyTask(texts=texts, top_n=2)),
+            await there.create(model="acme/ranker", rerank=pb.RerankTask(inputs=queries, raw_scores=True)),
+            await there.create(model="acme/reader", answer_question=pb.AnswerQuestionTask(inputs=questions, top_n=2)),
+            await there.create(model="acme/echo", predict=_predict_task(inputs, dimensions=3)),
+        ]
+        ended = [await there.end(job) for job in made]
+        for job, count in zip(ended, (70, 100, 5, 40), strict=True):
+            assert job.state == S.JOB_STATE_SUCCEEDED, job
+            assert (job.progress.inputs, job.progress.failed) == (count, 1)
+            assert job.progress.compute.ToNanoseconds() > 0
+        classified, ranked, answered, predicted = [await there.results(job) for job in made]
+        for results, at in ((classified, 66), (ranked, 3), (answered, 2), (predicted, 39)):
+            assert [one.index for one in results] == list(range(len(results)))
+            assert [one.index for one in results if one.WhichOneof("outcome") == "error"] == [at]
+            assert results[at].error.reason == "InvalidArgument"
+            for one in results[:at]:
+                assert one.usage.input_tokens > 0
+                assert one.timings.total.ToNanoseconds() >= one.timings.queue.ToNanoseconds() > 0
+        assert ranked[3].error.message.startswith("texts[1]: ")
+        assert predicted[39].error.message.startswith("inputs[0].tensor.data[1]: ")
+        for job, results in zip(ended, (classified, ranked, answered, predicted), strict=True):
+            assert job.progress.input_tokens == sum(one.usage.input_tokens for one in results)
+
+        call = await stub.Classify(pb.ClassifyRequest(model="acme/sorter", texts=texts[:3], top_n=2), timeout=20)
+        assert [one.classify for one in classified[:3]] == list(call.classifications)
+        request = pb.RerankRequest(model="acme/ranker", query="q9", texts=queries[9].texts, raw_scores=True)
+        assert list(ranked[9].rerank.ranked) == list((await stub.Rerank(request, timeout=20)).ranked)
+        ask = pb.AnswerQuestionRequest(model="acme/reader", question="q4", context="one 4 two", top_n=2)
+        assert list(answered[4].answer_question.answers) == list((await stub.AnswerQuestion(ask, timeout=20)).answers)
+        one = pb.PredictRequest(model="acme/echo", inputs=inputs[7].inputs)
+        one.parameters.update({"dimensions": 3})
+        assert list(predicted[7].predict.outputs) == list((await stub.Predict(one, timeout=20)).outputs)
+
+
+def _predict_task(inputs: list[pb.PredictInput], **parameters: Any) -> pb.PredictTask:
+    task = pb.PredictTask(inputs=inputs)
+    task.parameters.update(parameters)
+    return task
+
+
+BAD_TASKS: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("acme/sorter", {"classify": pb.ClassifyTask()}, ["classify.texts"]),
+    (
+        "acme/sorter",
+        {"classify": pb.ClassifyTask(texts=["a", ""], pairs=["b"])},
+        ["classify.texts[1]", "classify.pairs"],
+    ),
+    (
+        "acme/sorter",
+        {"classify": pb.ClassifyTask(texts=["a"], top_n=0, precision="x")},
+        ["classify.top_n", "classify.precision"],
+    ),
+    ("acme/ranker", {"rerank": pb.RerankTask()}, ["rerank.inputs"]),
+    (
+        "acme/ranker",
+        {"rerank": pb.RerankTask(inputs=[pb.RerankInput(query="q", texts=["a"])] * 101)},
+        ["rerank.inputs"],
+    ),
+    (
+        "acme/ranker",
+        {"rerank": pb.RerankTask(inputs=[pb.RerankInput(query="q", texts=["a", ""]), pb.RerankInput()], top_n=-1)},
+        ["rerank.inputs[0].texts[1]", "rerank.top_n", "rerank.inputs[1].query", "rerank.inputs[1].texts"],
+    ),
+    (
+        "acme/ranker",
+        {"rerank": pb.RerankTask(inputs=[pb.RerankInput(query="x" * 100_000, texts=["a"] * 100)] * 4)},
+        ["rerank.inputs"],
+    ),
+    (
+        "acme/reader",
+        {"answer_question": pb.AnswerQuestionTask(inputs=[pb.QuestionInput(question="q")], top_n=21)},
+        ["answer_question.inputs[0].context", "answer_question.top_n"],
+    ),
+    ("acme/echo", {"predict": pb.PredictTask()}, ["predict.inputs"]),
+    (
+        "acme/echo",
+        {"predict": _predict_task([pb.PredictInput(), pb.PredictInput(inputs=[tensor("texts", "a", "")])], colour=1)},
+        ["predict.inputs[0].inputs", "predict.parameters.colour", "predict.inputs[1].inputs[0].tensor.data[1]"],
+    ),
+    ("acme/echo", {"predict": pb.PredictTask(inputs=[pb.PredictInput()] * 2, outputs=["x"] * 65)}, ["predict.outputs"]),
+]
+
+
+async def test_a_bad_job_of_any_task_is_refused_at_its_field_and_nothing_is_kept(
+    data_dir: Path, database_url: str
+) -> None:
+    async with jobs(data_dir, database_url, models=TASKS) as there:
+        there.rig.resolver.task_types.update({version_of(name): task for name, task in TASK_TYPES.items()})
+        for model, fields, paths in BAD_TASKS:
+            with pytest.raises(errors.InvalidArgument) as caught:
+                await there.create(model=model, **fields)
+            assert [violation.field for violation in caught.value.fields] == paths, fields
+        for fields in (
+            {"classify": pb.ClassifyTask(texts=["a"])},
+            {"rerank": pb.RerankTask(inputs=[pb.RerankInput(query="q", texts=["a"])])},
+            {"answer_question": pb.AnswerQuestionTask(inputs=[pb.QuestionInput(question="q", context="c")])},
+        ):
+            with pytest.raises(errors.TaskNotSupported):
+                await there.create(model="acme/echo", **fields)
+        assert not (await there.stub.ListInferenceJobs(pb.ListInferenceJobsRequest(), timeout=5)).jobs
+
+
 async def test_a_request_id_makes_one_job_and_another_content_is_refused(data_dir: Path, database_url: str) -> None:
     async with jobs(data_dir, database_url) as there:
         made = await asyncio.gather(*(there.create("a", "b", request_id="one") for _ in range(8)))
@@ -176,7 +316,8 @@ async def test_a_queued_and_a_running_job_are_cancelled_and_leave_the_worker(dat
 async def test_progress_is_watched_from_a_cursor_and_partial_results_are_there(
     data_dir: Path, database_url: str
 ) -> None:
-    models = {"acme/echo": {"delay_seconds": 0.05, "max_batch_entries": 32}}
+    # It stands still in the middle until it is killed, so that nothing here is a matter of time.
+    models: dict[str, dict[str, object]] = {"acme/echo": {"hang_after_batches": 10, "max_batch_entries": 32}}
     async with jobs(data_dir, database_url, models=models) as there:
         texts = [f"{n}" for n in range(400)]
         job = await there.create(*texts)
@@ -192,6 +333,8 @@ async def test_progress_is_watched_from_a_cursor_and_partial_results_are_there(
         assert partial
         with pytest.raises(errors.ResultNotReady):
             await there.results(job)
+        models["acme/echo"].clear()
+        there.rig.worker.kill()
         resume = pb.WatchInferenceJobRequest(name=job.name, cursor=seen[-1].cursor)
         async for told in there.stub.WatchInferenceJob(resume, timeout=20):
             assert (

@@ -173,13 +173,18 @@ def test_an_error_is_of_its_input_or_passes_or_ends_the_job(
     assert (jobs.is_of_input(error), jobs.may_pass(error)) == (of_input, passes)
 
 
-@given(st.lists(st.integers(1, 2 * jobs.CHUNK_BYTES), max_size=300))
+_weights = st.tuples(st.integers(1, 2 * jobs.CHUNK_BYTES), st.sampled_from([1, 1, 1, 5, 2048]))
+
+
+@given(st.lists(_weights, max_size=300))
 @settings(max_examples=50, deadline=None, database=None)
-def test_chunks_hold_every_input_once_in_order_and_within_their_bounds(sizes: list[int]) -> None:
-    ranges = list(jobs.chunks(sizes))
+def test_chunks_hold_every_input_once_in_order_and_within_their_bounds(weights: list[tuple[int, int]]) -> None:
+    sizes, entries = [size for size, _ in weights], [count for _, count in weights]
+    ranges = list(jobs.chunks(sizes, entries))
     assert [at for start, end in ranges for at in range(start, end)] == list(range(len(sizes)))
     for start, end in ranges:
-        assert 0 < end - start <= jobs.CHUNK_INPUTS
+        assert end > start
+        assert end - start == 1 or sum(entries[start:end]) <= jobs.CHUNK_ENTRIES
         assert end - start == 1 or sum(sizes[start:end]) <= jobs.CHUNK_BYTES
 
 
