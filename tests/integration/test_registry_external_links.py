@@ -243,8 +243,10 @@ async def test_nothing_is_written_outside_the_export_roots(
     await rig.import_model(model_id="org/repo", source=local(tmp_path / "roots" / "mini"), version="1")
     (tmp_path / "out" / "door").symlink_to(tmp_path)
     (tmp_path / "out" / "file").write_text("x")
-    for path in ("roots/new", "out", "out/../x", "out/door", "out/door/x", "out/file"):
+    for path in ("roots/new", "out/file", "out/later"):
         made = await link(rig, "folder", f"{tmp_path}/{path}")
+        if path == "out/later":
+            (tmp_path / path).symlink_to(tmp_path)  # The way there has changed since.
         before = await asyncio.to_thread(content, tmp_path)
         with pytest.raises(FailedPrecondition):
             await export(rig, "org/repo", made.name)
