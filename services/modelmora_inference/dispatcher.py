@@ -128,9 +128,18 @@ class Call:
     timer: asyncio.TimerHandle | None = None
     owner: Dispatcher | None = None
     """Whose queue its entries are in."""
+    positions: Sequence[int] = ()
+    """Of its inputs in the request, where not all of that are asked for."""
+    replica_profile: common_pb2.EngineProfile | None = None
+    """Of the replica that answered last, as a whole."""
+    mixed: bool = False
+    """Replicas of different profiles have answered it."""
+    cached: int = 0
+    """Inputs that were answered from the cache."""
 
     def path_of(self, index: int) -> str:
         """The field of the request that an entry comes from."""
+        index = self.positions[index] if self.positions else index
         return self.input_field.replace("[]", f"[{index}]")
 
     @property
@@ -323,6 +332,11 @@ class Dispatcher:
     def precision(self) -> str:
         """That of the profile it is served with; empty while nothing serves it."""
         return self._leases[0].profile.precision if self._leases else ""
+
+    @property
+    def profiles(self) -> list[common_pb2.EngineProfile]:
+        """Those of its replicas."""
+        return [lease.profile for lease in self._leases]
 
     def ready_in(self, now: float) -> float | None:
         """Seconds until a replica should serve it, while none does; None while unknown."""
@@ -780,7 +794,10 @@ class Dispatcher:
                 call.seen = reply
                 call.compute_seconds += compute
                 call.tokenise_seconds += tokenise
-                call.profile = reply.engine_profile if reply.HasField("engine_profile") else lease.profile
+                profile = reply.engine_profile if reply.HasField("engine_profile") else lease.profile
+                if call.profile is not None and call.profile is not profile and call.profile != profile:
+                    call.mixed = True
+                call.profile, call.replica_profile = profile, lease.profile
             call.missing -= 1
             if not call.missing:
                 call.description = self.description

@@ -199,3 +199,5 @@ class VersionFacts:
     """Image files instead of texts."""
     labels: tuple[str, ...] = ()
     """Of a classifier, in the order of its scores; empty: only its engine knows."""
+    fingerprint: str = ""
+    """Of what the registry says about how it computes: engine, its options, the profile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -22,6 +23,7 @@ from modelmora_runtime.host import Mounted, Platform, Service
 from modelmora_runtime.settings import Section
 from pydantic import ByteSize, Field, model_validator
 
+from modelmora_inference.cache import ResponseCache
 from modelmora_inference.catalog import Catalog
 from modelmora_inference.dispatcher import Dispatchers, Rules
 from modelmora_inference.domain import MAX_TEXTS, Aging, BatchLimits, Bounds, Level, VersionFacts
@@ -74,6 +76,9 @@ class Settings(Section):
     load_attempts: int = Field(3, ge=1, le=100, description="Failed loads in a row until those who wait hear of it.")
     patience_seconds: float = Field(
         10, ge=0, le=600, description="How long lifecycle may be away until those who wait hear of it."
+    )
+    cache_bytes: ByteSize = Field(
+        ByteSize(0), ge=0, description="Answers that are kept and given again to the same input; 0: none."
     )
     stream_calls: int = Field(64, ge=1, le=4096, description="Calls that one stream has open at once.")
     stream_idle_seconds: float = Field(
@@ -174,6 +179,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         jobs=store,
         job_news=news,
         stream_rules=stream_rules,
+        cache=ResponseCache(int(settings.cache_bytes)) if settings.cache_bytes else None,
     )
     async with AsyncExitStack() as stack:
         stack.enter_context(_metrics(dispatchers))
@@ -302,7 +308,14 @@ def facts_of(answer: registry_pb2.ResolveModelResponse) -> VersionFacts:
         embedding_dimensions=version.limits.embedding_dimensions,
         takes_images=version.metadata.modality == "image",
         labels=tuple(version.metadata.labels),
+        fingerprint=_fingerprint(version),
     )
+
+
+def _fingerprint(version: registry_pb2.ModelVersion) -> str:
+    decides = registry_pb2.ModelVersion(uid=version.uid, engine=version.engine, engine_options=version.engine_options)
+    decides.engine_profile.CopyFrom(version.engine_profile)
+    return hashlib.sha256(decides.SerializeToString(deterministic=True)).hexdigest()
 
 
 @contextmanager

@@ -97,10 +97,12 @@ class Counts:
     __slots__ = (
         "batch_entries",
         "batch_tokens",
+        "cached_inputs",
         "calls",
         "displaced",
         "expired",
         "input_tokens",
+        "missed_inputs",
         "queue_seconds",
         "refused",
         "retried",
@@ -124,6 +126,8 @@ class Counts:
         """Calls whose time ran out."""
         self.refused = 0
         """Calls that a full queue did not take."""
+        self.cached_inputs = self.missed_inputs = 0
+        """Inputs that the response cache had, and had not."""
         self.displaced = 0
         """Calls that had to leave a full queue for those of a tenant within its share."""
         self.wasted_compute_seconds = 0.0
@@ -193,6 +197,8 @@ class Collector:
             ("retried_entries", "Entries that went back because their worker or batch was lost.", counts.retried),
             ("expired_requests", "Calls whose time ran out.", counts.expired),
             ("refused_requests", "Calls that a full queue did not take.", counts.refused),
+            ("cached_inputs", "Inputs that were answered from the response cache.", counts.cached_inputs),
+            ("missed_inputs", "Inputs that the response cache did not have.", counts.missed_inputs),
             ("displaced_requests", "Calls that left a full queue for a tenant within its share.", counts.displaced),
             ("wasted_compute_seconds", "Compute time of rows that nobody waited for.", counts.wasted_compute_seconds),
         ):

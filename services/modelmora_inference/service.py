@@ -20,6 +20,7 @@ from modelmora_runtime.auth import OPERATORS, Caller, current_caller
 from modelmora_runtime.interceptors import deadline_seconds, metadata_value
 from modelmora_runtime.telemetry import current_span
 
+from modelmora_inference.cache import ResponseCache
 from modelmora_inference.catalog import Catalog
 from modelmora_inference.checks import MAX_REQUEST_ID_CHARACTERS, PRIORITIES, invalid, wrong_call, wrong_texts
 from modelmora_inference.dispatcher import Call, Dispatcher, Dispatchers
@@ -30,6 +31,7 @@ from modelmora_inference.domain import (
     VersionFacts,
 )
 from modelmora_inference.job_service import JobNews, JobRpcs
+from modelmora_inference.reuse import Reuse, part_of
 from modelmora_inference.store import JobStore
 from modelmora_inference.stream_service import StreamRpcs, StreamRules
 from modelmora_inference.task_service import TaskRpcs
@@ -83,6 +85,7 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         jobs: JobStore | None = None,
         job_news: JobNews | None = None,
         stream_rules: StreamRules | None = None,
+        cache: ResponseCache | None = None,
     ) -> None:
         """`is_loaded` asks lifecycle whether a version is in memory, without loading it; `jobs`: None without a
         database."""
@@ -95,6 +98,7 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         self._job_news = job_news or JobNews()
         self._stream_rules = stream_rules or StreamRules()
         self._streams = {}
+        self._cache = cache
 
     async def Embed(self, request: inference_pb2.EmbedRequest, context: Any) -> inference_pb2.EmbedResponse:
         arrival = time.monotonic()
@@ -247,7 +251,39 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         call: Call,
         inputs: Sequence[str] | Sequence[worker_pb2.TextEntry],
     ) -> None:
-        """Has a call answered; its entries leave the queue when the caller hangs up."""
+        """Has a call answered, what was computed before from the cache; its entries leave the queue when the caller
+        hangs up."""
+        cache = self._cache
+        if cache is None:
+            await self._compute(asked, facts, call, inputs)
+            return
+        dispatcher = self._dispatchers.get(facts.name)
+        reuse = Reuse(cache, facts, call, inputs, dispatcher.profiles if dispatcher is not None else ())
+        counts = self._dispatchers.counts
+        if reuse.found:
+            computed = None
+            if reuse.missing:
+                computed = part_of(call, reuse.missing, asyncio.get_running_loop().create_future())
+                some: Any = [inputs[index] for index in reuse.missing]
+                await self._compute(asked, facts, computed, some)
+                reuse.keep(computed, reuse.missing)
+            if computed is None or reuse.is_of_the_same_maker(computed):
+                reuse.fill(call, computed)
+                counts.cached_inputs += reuse.found
+                counts.missed_inputs += len(reuse.missing)
+                return
+        await self._compute(asked, facts, call, inputs)
+        counts.missed_inputs += len(inputs)
+        reuse.keep(call, range(len(inputs)))
+
+    async def _compute(
+        self,
+        asked: _Asked,
+        facts: VersionFacts,
+        call: Call,
+        inputs: Sequence[str] | Sequence[worker_pb2.TextEntry],
+    ) -> None:
+        """Has a call answered by a worker."""
         dispatchers = self._dispatchers
         dispatcher = dispatchers.submit(facts.name, call, inputs)
         found, name = (dispatcher, call), (call.tenant, asked.request_id)
@@ -336,6 +372,7 @@ def _response(call: Call, facts: VersionFacts, as_bytes: bool) -> inference_pb2.
                 values.byteswap()
             embeddings.add(input_tokens=tokens, truncated=truncated).values.extend(values.tolist())
     response.usage.input_tokens = sum(call.input_tokens)
+    response.usage.cached_inputs = call.cached
     timings = response.timings
     _set(timings.queue, call.started - call.arrival)
     _set(timings.tokenise, call.tokenise_seconds)

@@ -218,6 +218,7 @@ def tell_making(response: Any, call: Call, facts: VersionFacts) -> None:
     if call.profile is not None and not call.operation:
         response.engine_profile.CopyFrom(call.profile)
     response.usage.input_tokens = sum(call.input_tokens)
+    response.usage.cached_inputs = call.cached
     timings = response.timings
     for duration, seconds in (
         (timings.queue, call.started - call.arrival),

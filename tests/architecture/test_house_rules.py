@@ -20,6 +20,7 @@ BROAD_EXCEPT_FILES = {
     "libs/modelmora_runtime/interceptors.py": 1,  # an unknown error becomes INTERNAL with an incident id
     "services/modelmora_worker/pipeline.py": 2,  # the engine's two calls (prepare, compute) may raise anything
     "libs/modelmora_runtime/supervisor.py": 1,  # the exit report of a child
+    "libs/modelmora/bulk.py": 1,  # what the caller's own iterator raises in our thread is raised where he waits
 }
 
 # Written in pieces, or this file would break its own rule.

@@ -1,0 +1,92 @@
+"""The response cache with real workers: what is not computed again, and that nothing else changes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from integration.inference_rig import DIGEST, assert_right, rig, version_of
+from integration.test_inference_embed import _metrics, _value
+from modelmora import errors
+from modelmora.common.v1 import common_pb2
+from modelmora.inference.v1 import inference_pb2 as pb
+
+MIB = 1024 * 1024
+
+
+async def test_what_is_known_is_answered_without_a_worker_and_the_rest_is_computed(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {}, "acme/other": {"seed": 5}}, cache_bytes=MIB) as made:
+        first = await made.right("a", "b", "c")
+        assert first.usage.cached_inputs == 0
+        again = await made.right("c", "new", "a", "a")
+        assert (again.usage.cached_inputs, again.usage.input_tokens) == (3, 4)
+        assert (again.digest, again.engine_profile) == (DIGEST, first.engine_profile)
+        assert (await made.worker.seen()).entries == 4
+        other = await made.embed("a", model="acme/other")
+        assert other.usage.cached_inputs == 0, "another version with the same digest"
+        assert list(other.embeddings[0].values) != list(first.embeddings[0].values)
+        for options in ({"normalize": False}, {"dimensions": 3}, {"precision": "exact"}, {"truncate": False}):
+            assert (await made.embed("a", **options)).usage.cached_inputs == 0, options
+            assert (await made.embed("a", **options)).usage.cached_inputs == 1, options
+        as_bytes = await made.embed("a", "b", encoding=pb.VECTOR_ENCODING_BYTES)
+        assert as_bytes.usage.cached_inputs == 2, "how vectors travel decides nothing"
+        assert list(as_bytes.vectors.shape) == [2, 8]
+        page = await asyncio.to_thread(_metrics, made.host.metrics_port)
+        assert _value(page, "modelmora_inference_cached_inputs_total") == 9
+        assert _value(page, "modelmora_inference_missed_inputs_total") == 9
+
+
+async def test_a_known_text_needs_no_place_in_the_queue_and_no_model_in_memory(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {"hang_after_batches": 1}}, cache_bytes=MIB) as made:
+        await made.right("known")
+        stuck = asyncio.create_task(made.embed("unknown", timeout=60))
+        await made.running()
+        known = await made.right("known", timeout=5)
+        assert known.timings.queue.ToNanoseconds() == 0
+        assert known.usage.cached_inputs == 1
+        stuck.cancel()
+        made.worker.kill()
+        assert (await made.right("known", timeout=5)).usage.cached_inputs == 1
+        assert made.lessor.launches == 1
+
+
+async def test_errors_are_not_kept_and_name_the_text_of_the_call(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {"max_input_tokens": 4}}, cache_bytes=MIB) as made:
+        await made.right("known")
+        long = "one two three four five six"
+        for _ in range(2):
+            with pytest.raises(errors.InvalidArgument) as caught:
+                await made.embed("known", "fine", long, truncate=False)
+            assert [violation.field for violation in caught.value.fields] == ["texts[2]"]
+        cut = await made.embed("known", long)
+        assert [embedding.truncated for embedding in cut.embeddings] == [False, True]
+        kept = await made.embed("known", long)
+        assert kept.usage.cached_inputs == 2
+        assert kept.embeddings == cut.embeddings
+
+
+async def test_other_tasks_are_kept_too(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/ranker": {}, "acme/labels": {}}, cache_bytes=MIB) as made:
+        types = made.resolver.task_types
+        types[version_of("acme/ranker")] = common_pb2.TASK_TYPE_RERANKING
+        types[version_of("acme/labels")] = common_pb2.TASK_TYPE_CLASSIFICATION
+        rerank = pb.RerankRequest(model="acme/ranker", query="q", texts=["a", "b"])
+        first, second = [await made.stub.Rerank(rerank, timeout=30) for _ in range(2)]
+        assert (first.usage.cached_inputs, second.usage.cached_inputs) == (0, 2)
+        assert first.ranked == second.ranked
+        rerank.query = "another"
+        assert (await made.stub.Rerank(rerank, timeout=30)).usage.cached_inputs == 0
+        classify = pb.ClassifyRequest(model="acme/labels", texts=["a", "b"])
+        one, two = [await made.stub.Classify(classify, timeout=30) for _ in range(2)]
+        assert (one.usage.cached_inputs, two.usage.cached_inputs) == (0, 2)
+        assert one.classifications == two.classifications
+
+
+async def test_without_the_setting_nothing_is_kept(data_dir: Path) -> None:
+    async with rig(data_dir) as made:
+        for _ in range(2):
+            answer = await made.embed("a")
+            assert answer.usage.cached_inputs == 0
+            assert_right(answer, ("a",))
+        assert (await made.worker.seen()).entries == 2
