@@ -153,7 +153,7 @@ def test_a_spoilt_folder_is_named_as_such(spoil, tmp_path: Path):
     [
         ({"dtype": "bf16"}, "dtype"),
         ({"devices": [("cuda:0", 1)]}, "devices"),
-        ({"profile": base.Profile("openvino", "bf16")}, "engine_profile"),
+        ({"profile": base.Profile("openvino", "int8")}, "engine_profile"),
     ],
 )
 def test_what_it_does_not_compute_with_is_refused(changes, field):
@@ -161,6 +161,49 @@ def test_what_it_does_not_compute_with_is_refused(changes, field):
     with pytest.raises(errors.InvalidArgument) as caught:
         SentenceTransformersEngine().load(spec, lambda *_: None)
     assert [violation.field for violation in caught.value.fields] == [field]
+
+
+def prompted(folder: Path, config: dict[str, Any], include_prompt: bool = True) -> Path:
+    """all-MiniLM-L6-v2 with prompts."""
+    shutil.copytree(FOLDER, folder)
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({**pooling, "include_prompt": include_prompt}))
+    return folder
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+@pytest.mark.parametrize("profile", ["torch/fp32", "torch/bf16"])
+def test_prompts_are_chosen_by_name_text_by_text(tmp_path: Path, profile: str, include_prompt: bool):
+    from sentence_transformers import SentenceTransformer
+
+    prompts = {"query": "find this for me: ", "document": "doc: ", "plain": ""}
+    folder = prompted(tmp_path / "model", {"prompts": prompts, "default_prompt_name": "document"}, include_prompt)
+    library = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    engine = SentenceTransformersEngine()
+    spec = base.EngineSpec("sentence_transformers", str(folder), profile=base.Profile(*profile.split("/")))
+    footprint = engine.load(spec, lambda *_: None)
+    assert (dict(footprint.prompts), footprint.default_prompt) == (prompts, "document")
+    names = ["query", "", "document", "plain", "query"]
+    sample = [worker_pb2.TextEntry(text="a cat on a mat", prompt=name, normalize=True) for name in names]
+    found = vectors(engine, sample)
+    for place, name in enumerate(names):
+        want = library.encode(["a cat on a mat"], prompt_name=name or None, normalize_embeddings=True)[0]
+        assert float(found[place] @ want) >= 0.9999, name
+    assert float(found[0] @ found[3]) < 0.999
+    prepared = engine.prepare([*sample, worker_pb2.TextEntry(text="a", prompt="poem")])
+    ((position, error),) = prepared.failed
+    assert (position, error.reason) == (5, "InvalidArgument")
+    assert error.message == "prompt_name: there is no prompt 'poem'; there are document, plain, query"
+
+
+def test_a_cut_vector_is_the_librarys_own(engine):
+    from sentence_transformers import SentenceTransformer
+
+    library = SentenceTransformer(str(FOLDER), device="cpu", local_files_only=True, truncate_dim=64)
+    want = library.encode(["a cat"], normalize_embeddings=True)[0]
+    found = vectors(engine, [worker_pb2.TextEntry(text="a cat", normalize=True, dimensions=64)])[0]
+    assert found == pytest.approx(want, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
