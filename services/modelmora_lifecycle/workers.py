@@ -17,6 +17,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Protocol
 
 from modelmora.common.v1 import common_pb2
@@ -343,7 +344,10 @@ class Worker:
                 return
             request = worker_pb2.InferRequest(
                 task_type=self._facts.task_type,  # type: ignore[arg-type]
-                texts=[worker_pb2.TextEntry(text=text, truncate=True, normalize=True) for text in golden.texts],
+                texts=[
+                    worker_pb2.TextEntry(text=text, pair=pair, truncate=True, normalize=True, raw_scores=True)
+                    for text, pair in zip(golden.texts, golden.pairs or repeat(""), strict=False)
+                ],
             )
             replies = await self.ask(request, timeout_seconds=_FINGERPRINT_SECONDS)
             made = registry_pb2.Fingerprint(
@@ -353,7 +357,7 @@ class Worker:
         except (ModelMoraError, TimeoutError) as error:
             log.warning("no fingerprint of %s: %s", self._facts.name, error or "timeout")
         else:
-            difference = f"answers otherwise than it did: least cosine {answer.similarity:.6f}"
+            difference = f"answers otherwise than it did: similarity {answer.similarity:.6f}"
             self._reports.recognised(self.uid, "" if answer.matches else difference)
 
     async def _watch(self) -> None:
