@@ -35,6 +35,7 @@ from modelmora_inference.readiness import ASK_SECONDS, Readiness
 from modelmora_inference.service import MAX_WEIGHT, MIN_WEIGHT, InferenceService
 from modelmora_inference.store import JobStore, Limits
 from modelmora_inference.stream_service import StreamRules
+from modelmora_inference.weight_store import TenantWeights, WeightStore
 
 NAME = "inference"
 LOOKUP_SECONDS = 5.0
@@ -164,6 +165,8 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     database = Database(platform.database_url, NAME) if platform.database_url else None
     limits = Limits(settings.jobs_per_tenant, int(settings.job_bytes), timedelta(days=settings.job_keep_days))
     store = JobStore(database, limits, settings.rules().aging) if database else None
+    kept = WeightStore(database, store) if database is not None and store is not None else None
+    weights = TenantWeights(settings.tenant_weights, dispatchers.weights, kept)
     stream_rules = StreamRules(
         calls=settings.stream_calls,
         idle_seconds=settings.stream_idle_seconds,
@@ -180,6 +183,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         job_news=news,
         stream_rules=stream_rules,
         cache=ResponseCache(int(settings.cache_bytes)) if settings.cache_bytes else None,
+        weights=weights,
     )
     async with AsyncExitStack() as stack:
         stack.enter_context(_metrics(dispatchers))
@@ -188,7 +192,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         if database is not None and store is not None:
             stack.push_async_callback(database.close)
             rules = RunnerRules(jobs=settings.max_jobs, claim_seconds=settings.job_claim_seconds)
-            await stack.enter_async_context(_jobs(JobRunner(store, dispatchers, rules), store, news, platform))
+            await stack.enter_async_context(_jobs(JobRunner(store, dispatchers, rules), store, news, weights, platform))
         platform.health.set(NAME, "healthy")
         platform.health.beyond = readiness.by_name
         yield Mounted(
@@ -262,8 +266,10 @@ def _tei(
 
 
 @asynccontextmanager
-async def _jobs(runner: JobRunner, store: JobStore, news: JobNews, platform: Platform) -> AsyncIterator[None]:
-    """Works on jobs as soon as the database is there, and gives them back at the end."""
+async def _jobs(
+    runner: JobRunner, store: JobStore, news: JobNews, weights: TenantWeights, platform: Platform
+) -> AsyncIterator[None]:
+    """Works on jobs as soon as the database is there, and gives them back at the end; follows the weights in it."""
 
     async def listen() -> None:
         while not store.migrated:
@@ -274,6 +280,7 @@ async def _jobs(runner: JobRunner, store: JobStore, news: JobNews, platform: Pla
         async for word in store.changes():
             news.hear(word)
             runner.hear(word)
+            weights.hear(word)
 
     tasks = [
         asyncio.create_task(work, name=f"inference {name}")
@@ -282,6 +289,7 @@ async def _jobs(runner: JobRunner, store: JobStore, news: JobNews, platform: Pla
             ("jobs", runner.run()),
             ("job claims", runner.keep()),
             ("job sweep", runner.sweep()),
+            ("tenant weights", weights.follow()),
         )
     ]
     for task in tasks:

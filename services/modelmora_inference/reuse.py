@@ -129,6 +129,7 @@ def keys(
         call.normalize,
         call.truncate,
         call.dimensions,
+        call.prompt,
     )
     common = hashlib.sha256(repr(decides).encode())
     for one in inputs:

@@ -36,6 +36,7 @@ from modelmora_inference.store import JobStore
 from modelmora_inference.stream_service import StreamRpcs, StreamRules
 from modelmora_inference.task_service import TaskRpcs
 from modelmora_inference.token_service import TokenWork
+from modelmora_inference.weight_store import TenantWeights
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         job_news: JobNews | None = None,
         stream_rules: StreamRules | None = None,
         cache: ResponseCache | None = None,
+        weights: TenantWeights | None = None,
     ) -> None:
         """`is_loaded` asks lifecycle whether a version is in memory, without loading it; `jobs`: None without a
         database."""
@@ -99,6 +101,7 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         self._stream_rules = stream_rules or StreamRules()
         self._streams = {}
         self._cache = cache
+        self._weights = weights or TenantWeights(dispatchers.rules.weights, dispatchers.weights, None)
 
     async def Embed(self, request: inference_pb2.EmbedRequest, context: Any) -> inference_pb2.EmbedResponse:
         arrival = time.monotonic()
@@ -163,22 +166,23 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         violations = []
         if not request.tenant:
             violations.append(FieldViolation("tenant", "is required"))
+        elif len(request.tenant) > MAX_REFERENCE_CHARACTERS or "\0" in request.tenant:
+            violations.append(FieldViolation("tenant", f"at most {MAX_REFERENCE_CHARACTERS} characters, none NUL"))
         if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
             violations.append(FieldViolation("weight", f"{MIN_WEIGHT:g} to {MAX_WEIGHT:g}"))
         if violations:
             raise invalid(violations)
-        self._dispatchers.weights[request.tenant] = weight
+        await self._weights.set(request.tenant, weight)
         log.info("tenant %s has weight %g from now on", request.tenant, weight)
         return inference_pb2.SetTenantWeightResponse(tenant=request.tenant, weight=weight)
 
     async def ListTenantWeights(
         self, request: inference_pb2.ListTenantWeightsRequest, context: Any
     ) -> inference_pb2.ListTenantWeightsResponse:
-        fixed = self._dispatchers.rules.weights
         return inference_pb2.ListTenantWeightsResponse(
             weights=[
-                inference_pb2.TenantWeight(tenant=tenant, weight=weight, changed=fixed.get(tenant, 1.0) != weight)
-                for tenant, weight in sorted(self._dispatchers.weights.items())
+                inference_pb2.TenantWeight(tenant=tenant, weight=weight, changed=changed)
+                for tenant, weight, changed in self._weights.listed()
             ]
         )
 

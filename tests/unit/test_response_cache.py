@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -20,10 +20,10 @@ FP32 = common_pb2.EngineProfile(backend="torch", precision="fp32")
 BF16 = common_pb2.EngineProfile(backend="torch", precision="bf16", library_versions={"torch": "2.13"})
 
 
-def call(**fields: Any) -> Call:
+def call(**given: Any) -> Call:
     plain: dict[str, Any] = {"priority": Priority.MEDIUM, "tenant": "t", "arrival": 1.0, "deadline": 9.0}
     plain |= {"normalize": True, "truncate": True, "dimensions": 0, "exact": False, "done": None}
-    return Call(**(plain | fields))
+    return Call(**(plain | given))
 
 
 def answered(some: Call, texts: list[str], profile: common_pb2.EngineProfile = FP32) -> Call:
@@ -35,14 +35,14 @@ def answered(some: Call, texts: list[str], profile: common_pb2.EngineProfile = F
 
 
 def reuse(
-    cache: ResponseCache, texts: list[str], *, facts: VersionFacts = FACTS, replicas: Any = (), **fields: Any
+    cache: ResponseCache, texts: list[str], *, facts: VersionFacts = FACTS, replicas: Any = (), **given: Any
 ) -> Reuse:
-    return Reuse(cache, facts, call(**fields), texts, replicas)
+    return Reuse(cache, facts, call(**given), texts, replicas)
 
 
-def filled(*texts: str, **fields: Any) -> ResponseCache:
+def filled(*texts: str, **given: Any) -> ResponseCache:
     cache = ResponseCache(10**6)
-    reuse(cache, [*texts], **fields).keep(answered(call(**fields), [*texts]), range(len(texts)))
+    reuse(cache, [*texts], **given).keep(answered(call(**given), [*texts]), range(len(texts)))
     return cache
 
 
@@ -108,6 +108,7 @@ def test_everything_that_decides_a_row_is_in_its_key() -> None:
         "normalize": keys(FACTS, FP32, call(normalize=False), texts),
         "truncate": keys(FACTS, FP32, call(truncate=False), texts),
         "dimensions": keys(FACTS, FP32, call(dimensions=3), texts),
+        "prompt": keys(FACTS, FP32, call(prompt="query"), texts),
         "entry": keys(FACTS, FP32, call(), [entry]),
         "option": keys(FACTS, FP32, call(), [worker_pb2.TextEntry(text="one", raw_scores=True)]),
         "image": keys(FACTS, FP32, call(), [worker_pb2.TextEntry(data=b"one")]),
@@ -119,6 +120,19 @@ def test_everything_that_decides_a_row_is_in_its_key() -> None:
     others = call(priority=Priority.HIGH, tenant="other", arrival=5.0, deadline=6.0, if_loaded=True)
     (same,) = keys(FACTS, FP32, others, texts)
     assert seen[same] == "plain", "who asks, and how urgently, decides nothing"
+
+
+DECIDES = {"normalize", "truncate", "dimensions", "exact", "task_type", "operation", "prompt"}
+DECIDES_NOTHING = {"priority", "tenant", "arrival", "deadline", "done", "input_field", "dimensions_field", "if_loaded"}
+ANSWER = {
+    *("ready_in_seconds", "entries", "rows", "input_tokens", "truncated", "missing", "started", "tokenise_seconds"),
+    *("compute_seconds", "profile", "failed_index", "description", "seen", "timer", "owner", "positions"),
+    *("replica_profile", "mixed", "cached"),
+}
+
+
+def test_a_new_field_of_a_call_is_in_the_key_or_known_to_decide_nothing() -> None:
+    assert {field.name for field in fields(Call)} == DECIDES | DECIDES_NOTHING | ANSWER
 
 
 def test_a_call_with_half_its_texts_known_computes_the_other_half() -> None:

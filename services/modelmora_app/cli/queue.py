@@ -13,15 +13,29 @@ from modelmora_app.cli.session import Session, remote
 @click.argument("model", default="")
 @click.option("--request", "request_id", help="Explain one call by the request id that it was sent with.")
 @click.option("--weight", nargs=2, type=(str, float), metavar="TENANT WEIGHT", help="Change a tenant's share.")
+@click.option("--weights", is_flag=True, help="Show the shares of tenants that somebody has set.")
 @remote
-def queue(session: Session, model: str, request_id: str | None, weight: tuple[str, float] | None) -> None:
+def queue(
+    session: Session, model: str, request_id: str | None, weight: tuple[str, float] | None, weights: bool
+) -> None:
     """Show what waits for MODEL, or for all models in use."""
     if weight is not None:
         answer = session.client.set_tenant_weight(*weight)
         if session.as_json:
             show.print_json(answer)
         else:
-            click.echo(f"{answer.tenant} has weight {answer.weight:g} until the platform ends")
+            click.echo(f"{answer.tenant} has weight {answer.weight:g} from now on")
+        return
+    if weights:
+        found = session.client.list_tenant_weights()
+        if session.as_json:
+            show.print_json(found)
+        else:
+            show.table(
+                ["tenant", "weight>", "set by"],
+                [[one.tenant, f"{one.weight:g}", "command" if one.changed else "settings"] for one in found],
+                empty="every tenant has weight 1",
+            )
         return
     if request_id is not None:
         explained = session.client.explain_request(request_id)
