@@ -2,8 +2,10 @@
 
 It is the same engine and profile set the same way as ours. torch/fp32: what waits is sorted by length and cut where
 padding and the fixed cost of one more pass balance. torch/bf16: BERT written out, linear layers over all tokens of a
-pass at once, attention text by text, no padding. Rows are returned pass by pass, and OpenMP and oneDNN have the same
-environment. Arguments: the model's folder, the profile.
+pass at once, attention text by text, no padding. openvino and onnx: the encoder is written out by the library's own
+converter, texts are sorted by length and computed in groups of 512 tokens, padded to a multiple of 8, with mean pooling
+in numpy. Rows are returned pass by pass, and OpenMP and oneDNN have the same environment. Arguments: the model's
+folder, the profile.
 
 Reads one command a line from standard input and answers each with one line of JSON: `{"texts": […]}` sets the workload,
 `{"mode": "clients", "clients": 32, "seconds": 5}` runs that many asyncio clients, each with one text at a time,
@@ -17,6 +19,7 @@ import json
 import platform
 import random
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -109,10 +112,87 @@ class Packed:
         return torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), *part, then, [], how)
 
 
+class Converted:
+    """The encoder by OpenVINO (fp32 or with the hint bf16) or ONNX Runtime, as either documents it."""
+
+    def __init__(self, model: Any, backend: str, precision: str) -> None:
+        self.model = model
+        sample = model.tokenizer(["a first text", "short"], padding=True, return_tensors="pt")
+        self._names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in sample]
+        names, bert = self._names, model[0].model
+
+        class Encoder(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.bert = bert
+
+            def forward(self, *tensors: Any) -> Any:
+                return self.bert(**dict(zip(names, tensors, strict=True)), return_dict=True).last_hidden_state
+
+        example, threads = tuple(sample[name] for name in names), torch.get_num_threads()
+        if backend == "openvino":
+            sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+            import openvino
+
+            settings = {
+                "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": 1,
+                "INFERENCE_NUM_THREADS": threads,
+            }
+            converted = openvino.convert_model(Encoder().eval(), example_input=example)
+            request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+
+            def infer(arrays: list[Any]) -> Any:
+                request.infer(arrays, share_inputs=True)
+                return request.get_output_tensor(0).data
+
+        else:
+            import onnxruntime
+
+            axes = {name: {0: "rows", 1: "tokens"} for name in (*names, "out")}
+            with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+                torch.onnx.export(
+                    Encoder().eval(), example, f"{folder}/model.onnx", input_names=names, output_names=["out"],
+                    dynamic_axes=axes, opset_version=17, dynamo=False,
+                )  # fmt: skip
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads = threads
+                session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options)
+
+            def infer(arrays: list[Any]) -> Any:
+                return session.run(None, dict(zip(names, arrays, strict=True)))[0]
+
+        self._infer = infer
+
+    def passes(self, lengths: list[int]) -> list[list[int]]:
+        found: list[list[int]] = []
+        for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+            wide = -(-lengths[place] // 8) * 8
+            if not found or (len(found[-1]) + 1) * wide > 512:
+                found.append([])
+            found[-1].append(place)
+        return found
+
+    def forward(self, tokens: list[dict[str, Any]]) -> Any:
+        longest = -(-max(len(one["input_ids"]) for one in tokens) // 8) * 8
+        arrays = {name: numpy.zeros((len(tokens), longest), numpy.int64) for name in self._names}
+        for place, one in enumerate(tokens):
+            count = len(one["input_ids"])
+            for name, array in arrays.items():
+                array[place, :count] = 1 if name == "attention_mask" else one[name]
+        mask = arrays["attention_mask"][..., None].astype(numpy.float32)
+        sums = (self._infer(list(arrays.values())) * mask).sum(1)
+        return sums / numpy.linalg.norm(sums, axis=1, keepdims=True)
+
+
+Engine = Padded | Packed | Converted
+
+
 class MicroBatcher:
     """Whatever waits when the model is free is the next batch."""
 
-    def __init__(self, engine: Padded | Packed) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._waiting: list[tuple[str, asyncio.Future[Any]]] = []
         self._news = asyncio.Event()
@@ -167,7 +247,7 @@ def passes(lengths: list[int]) -> list[list[int]]:
 
 
 async def clients(
-    engine: Padded | Packed, texts: list[str], truth: dict[int, Any], count: int, seconds: float
+    engine: Engine, texts: list[str], truth: dict[int, Any], count: int, seconds: float
 ) -> dict[str, Any]:
     batcher = MicroBatcher(engine)
     running = asyncio.create_task(batcher.run())
@@ -198,7 +278,7 @@ async def clients(
     }
 
 
-def bulk(engine: Padded | Packed, texts: list[str], seconds: float) -> dict[str, Any]:
+def bulk(engine: Engine, texts: list[str], seconds: float) -> dict[str, Any]:
     count, at, start = 0, 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         share = [texts[(at + i) % len(texts)] for i in range(256)]
@@ -212,7 +292,12 @@ def bulk(engine: Padded | Packed, texts: list[str], seconds: float) -> dict[str,
 
 def main(folder: str, profile: str = "torch/fp32") -> None:
     model = SentenceTransformer(folder, device="cpu")
-    engine = {"torch/fp32": Padded, "torch/bf16": Packed}[profile](model)
+    backend, _, precision = profile.partition("/")
+    engine: Engine
+    if backend == "torch":
+        engine = {"fp32": Padded, "bf16": Packed}[precision](model)
+    else:
+        engine = Converted(model, backend, precision)
     texts: list[str] = []
     truth: dict[int, Any] = {}
     for line in sys.stdin:
@@ -226,6 +311,7 @@ def main(folder: str, profile: str = "torch/fp32") -> None:
                 "python": platform.python_version(),
                 "threads": torch.get_num_threads(),
                 "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
+                "profile": profile,
                 "truth": {str(index): row.tolist() for index, row in truth.items()},
             }
         elif command["mode"] == "bulk":

@@ -168,7 +168,8 @@ def _embed(series: Mapping[str, Series], facts: Mapping[str, Any], pairs: int, s
     lines = [
         f"## Embedding, all-MiniLM-L6-v2, {facts['profile'].replace('/', ' ')}, texts per second",
         "",
-        f"{pairs} pairs of {seconds:g} s at each concurrency; torch on {facts['threads']} threads.",
+        f"{pairs} pairs of {seconds:g} s at each concurrency; {facts['threads']} threads. The ceiling has the engine "
+        f"profile {facts['ceiling']}.",
         "",
         "| clients | ours | ceiling | ratio | ours p50 / p99 | ceiling p50 / p99 |",
         "|---|---|---|---|---|---|",
