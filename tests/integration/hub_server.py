@@ -162,6 +162,8 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
             if fake.refuse:
                 status, headers = fake.refuse.pop(0)
                 return self._plain(status, b"", headers)
+            if path == "/api/validate-yaml":  # The client asks whether the front matter of README.md is a card.
+                return self._json({"errors": [], "warnings": []})
             if path == "/api/repos/create":
                 return self._json({"url": f"{fake.url}/{fake.repo_id}"})
             if path == f"/api/models/{fake.repo_id}/preupload/main":

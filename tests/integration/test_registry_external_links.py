@@ -119,6 +119,7 @@ async def test_a_version_goes_to_the_hub_in_one_commit_and_is_read_back(
 ) -> None:
     folder = tmp_path / "roots" / "mini"
     (folder / WEIGHTS).write_bytes(safetensors(100_000, b"u"))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mini\n")
     version = await rig.import_model(model_id="org/repo", source=local(folder), version="2")
     made = await link(rig, "huggingface", "org/repo")
     assert (await check(rig, made.name)).sync_state == NEVER

@@ -219,6 +219,29 @@ async def test_of_many_that_match_the_newest_are_ranked(rig: Rig, monkeypatch: p
     assert len(await models(rig, query="word", order_by="name")) == 6
 
 
+@pytest.mark.parametrize("few", [0, 2, 3, 1000])
+async def test_a_search_beside_a_filter_finds_the_same_however_many_it_finds(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """What is few is looked up first and then put in order, what is many is walked in order."""
+    monkeypatch.setattr(list_store, "FEW", few)
+    for number in range(6):
+        await create(rig, f"acme/m{number}", description="word " * (6 - number), labels={"odd": str(number % 2)})
+    odd = "labels.odd = 1"
+    assert await models(rig, query="word", filter=odd) == ["acme/m1", "acme/m3", "acme/m5"]
+    assert await models(rig, query="word", filter="labels.odd = 2") == []
+    assert await models(rig, query="word", filter=odd, order_by="name desc") == ["acme/m5", "acme/m3", "acme/m1"]
+    request = pb.ListModelsRequest(query="word", filter=odd, page_size=1, include_total_size=True)
+    seen = []
+    for _ in range(3):
+        page = await rig.call(rig.registry.ListModels, request)
+        seen += [found.name for found in page.models]
+        assert page.total_size == 3
+        request.page_token = page.next_page_token
+    assert seen == ["models/acme/m1", "models/acme/m3", "models/acme/m5"]
+    assert page.next_page_token == ""
+
+
 @pytest.mark.parametrize("order", ["name", "create_time desc", "rank"])
 async def test_paging_neither_loses_nor_repeats_while_others_write(rig: Rig, order: str) -> None:
     """Thirty rows are there from the beginning; six writers add and change others at the same time."""
