@@ -119,9 +119,10 @@ class Report:
 class Soak:
     """One soak of one platform."""
 
-    def __init__(self, up: Up, goals: Goals, seed: int, limit_seconds: float) -> None:
+    def __init__(self, up: Up, goals: Goals, seed: int, limit_seconds: float, soak_in: int) -> None:
         self._up = up
         self._goals = goals
+        self._soak_in = soak_in
         self._end = time.monotonic() + limit_seconds
         self._seed = seed
         self.report = Report(seed, goals)
@@ -149,20 +150,15 @@ class Soak:
         self._register()
         with self._watching() as ask:
             self._warm_up()
-            self.report.before_bytes = self._settled(ask)
-            loaded = time.monotonic()
-            self._wanted = [(version, BURST) for version in random.Random(self._seed).sample(self._versions, WANTED)]
             watched = self._up.lifecycle.WatchReplicas(lifecycle_pb2.WatchReplicasRequest())
             with ThreadPoolExecutor(CLIENTS + 2) as pool:
                 follower = pool.submit(self._follow, watched)
                 try:
-                    workers = [pool.submit(self._client, number) for number in range(CLIENTS)]
-                    workers.append(pool.submit(self._kill))
-                    self._until_enough([*workers, follower])
-                    self._over.set()
-                    for worker in workers:
-                        worker.result()
-                    self.report.load_seconds = time.monotonic() - loaded
+                    if self._soak_in:
+                        self._under_load(pool, follower, Goals(self._soak_in, 0, 0, 0))
+                        self.report.counts.clear()
+                    self.report.before_bytes = self._settled(ask)
+                    self._under_load(pool, follower, self._goals)
                     self.report.after_bytes = self._settled(ask)
                 finally:
                     self._over.set()
@@ -172,13 +168,26 @@ class Soak:
         self.report.seconds = time.monotonic() - began
         return self.report
 
-    def _until_enough(self, threads: Sequence[Future[None]]) -> None:
+    def _under_load(self, pool: ThreadPoolExecutor, follower: Future[None], goals: Goals) -> None:
+        """Clients and the killer at work until these goals are reached."""
+        began = time.monotonic()
+        self._over.clear()
+        self._wanted = [(version, BURST) for version in random.Random(self._seed).sample(self._versions, WANTED)]
+        workers = [pool.submit(self._client, number) for number in range(CLIENTS)]
+        workers.append(pool.submit(self._kill))
+        self._until_enough([*workers, follower], goals)
+        self._over.set()
+        for worker in workers:
+            worker.result()
+        self.report.load_seconds = time.monotonic() - began
+
+    def _until_enough(self, threads: Sequence[Future[None]], goals: Goals) -> None:
         """Returns when the goals are reached, when one of the threads has ended before, or when it is hopeless."""
         reached, since = -1, time.monotonic()
         while not self._over.is_set() and not wait(threads, timeout=0.2, return_when=FIRST_COMPLETED).done:
             now = time.monotonic()
             with self._turn:
-                left = {name: goal - self.report.counts[name] for name, goal in asdict(self._goals).items()}
+                left = {name: goal - self.report.counts[name] for name, goal in asdict(goals).items()}
                 if all(count <= 0 for count in left.values()):
                     return
                 total = sum(self.report.counts.values())
@@ -438,8 +447,9 @@ def _send(pid: int) -> bool:
     return True
 
 
-def soak(data_dir: Path, goals: Goals, seed: int, limit_seconds: float) -> Report:
-    """One platform of its own in `data_dir`, soaked until the goals are reached, or given up at the limit."""
+def soak(data_dir: Path, goals: Goals, seed: int, limit_seconds: float, soak_in: int = 0) -> Report:
+    """One platform of its own in `data_dir`, soaked until the goals are reached, or given up at the limit. The first
+    `soak_in` swaps do not count: they fill what the platform remembers of its past, a thousand transitions for one."""
     settings = {
         "REGISTRY_MODEL_ROOTS": json.dumps([str(small_models(1, MODEL_SEED)[0].parent.parent)]),
         "LIFECYCLE_MINIMUM_RESIDENCY_SECONDS": "0.2",
@@ -453,7 +463,7 @@ def soak(data_dir: Path, goals: Goals, seed: int, limit_seconds: float) -> Repor
     up.launch()
     try:
         up.wait_ready(PATIENCE_SECONDS)
-        return Soak(up, goals, seed, limit_seconds).run()
+        return Soak(up, goals, seed, limit_seconds, soak_in).run()
     finally:
         up.stop()
 
@@ -499,11 +509,12 @@ def main() -> int:
     parser.add_argument("--answered", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--evidence", type=Path, default=ROOT / "docs" / "evidence", help="folder for the page")
+    parser.add_argument("--soak-in", type=int, default=300, help="swaps before memory is measured; they do not count")
     parser.add_argument("--hours", type=float, default=2.0, help="the most that it may take")
     given = parser.parse_args()
     goals = Goals(given.swaps, given.kills, given.cancelled, given.answered)
     with tempfile.TemporaryDirectory(prefix="mm-soak-") as folder:
-        report = soak(Path(folder) / "data", goals, given.seed, 3600 * given.hours)
+        report = soak(Path(folder) / "data", goals, given.seed, 3600 * given.hours, given.soak_in)
     page = evidence(report)
     given.evidence.mkdir(parents=True, exist_ok=True)
     path = given.evidence / f"soak-{datetime.now(UTC):%Y%m%d-%H%M}.md"

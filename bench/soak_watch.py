@@ -27,6 +27,7 @@ from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 INTERVAL_SECONDS = 0.1
 PATIENCE_SECONDS = {"overcharged": 30.0, "overused": 15.0, "leaked": 15.0, "doubled": 15.0, "silent": 20.0}
 """What may pass by itself does so even where much else wants the processors."""
+MIB = 1024 * 1024
 FAMILY_EVERY = 10
 """The processes of the platform are looked for in every tenth sample: that reads all of /proc."""
 
@@ -42,6 +43,8 @@ class Watch:
         self._pids: set[int] = set()
         self._workers: set[int] = set()
         """Every pid that was a replica's."""
+        self._read: dict[int, tuple[int, int]] = {}
+        """By pid: resident and private bytes when both were read."""
         self.samples = 0
         self.violations: dict[str, list[str]] = {}
         self.most: dict[str, int] = {"charged_bytes": 0, "private_bytes": 0, "replicas": 0}
@@ -60,7 +63,8 @@ class Watch:
         over = {"host": f"{host.charged_bytes} of {host.budget_bytes}"}
         self._judge("overcharged", over if host.charged_bytes > host.budget_bytes else {})
         now_there = {replica.pid for replica in replicas if replica.pid}
-        private = sum(private_bytes(pid) for pid in now_there)
+        self._read = {pid: self._read[pid] for pid in self._read.keys() & now_there}
+        private = sum(self._private(pid) for pid in now_there)
         self._judge("overused", {"host": f"{private} of {host.budget_bytes}"} if private > host.budget_bytes else {})
         self._pids = {pid for pid in self._pids | now_there if alive(pid)}
         self._judge("leaked", {str(pid): f"pid {pid}" for pid in self._pids - now_there})
@@ -73,6 +77,14 @@ class Watch:
             ("replicas", len(replicas)),
         ):
             self.most[name] = max(self.most[name], value)
+
+    def _private(self, pid: int) -> int:
+        """Read again when its resident memory has moved: the kernel walks all that a worker has, for 10 ms."""
+        resident = resident_bytes(pid)
+        before = self._read.get(pid)
+        if before is None or abs(resident - before[0]) > MIB:
+            before = self._read[pid] = resident, private_bytes(pid)
+        return before[1]
 
     def own_bytes(self) -> int:
         """Private memory of the platform's own processes, the database's aside, without pages of files: whether those
@@ -117,6 +129,13 @@ def private_bytes(pid: int, *, files: bool = True) -> int:
         return 0
     figures = (line.split() for line in lines if line.startswith(kinds))
     return sum(int(figure[1]) for figure in figures) * 1024
+
+
+def resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
 
 
 def alive(pid: int) -> bool:
