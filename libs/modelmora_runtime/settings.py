@@ -76,7 +76,9 @@ class PlatformSettings(Section):
     )
     default_deadline_seconds: Seconds = Field(60, description="Deadline of a call that brings none.")
     max_deadline_seconds: Seconds = Field(600, description="Longest deadline of a call; a longer one is cut to it.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is shown; logs/ has info as well.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is shown; logs/ has info as well."
+    )
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON.")
     token_file: AbsolutePath | None = Field(
         None, description="File of token hashes; default <data_dir>/tokens.json where it exists."
