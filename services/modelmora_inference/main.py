@@ -16,6 +16,7 @@ from modelmora.errors import DatabaseUnavailable, ModelMoraError, VersionNotFoun
 from modelmora.inference.v1 import inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
+from modelmora_runtime.audit import Audit, to_registry
 from modelmora_runtime.auth import OPERATORS, READERS
 from modelmora_runtime.db import Database
 from modelmora_runtime.health import tell_if_broken
@@ -193,6 +194,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
             stack.push_async_callback(database.close)
             rules = RunnerRules(jobs=settings.max_jobs, claim_seconds=settings.job_claim_seconds)
             await stack.enter_async_context(_jobs(JobRunner(store, dispatchers, rules), store, news, weights, platform))
+        audit = await stack.enter_async_context(_audit(platform))
         platform.health.set(NAME, "healthy")
         platform.health.beyond = readiness.by_name
         yield Mounted(
@@ -221,6 +223,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                         "WatchInferenceJob": READERS,
                         "GetInferenceResult": READERS,
                     },
+                    audit=audit,
                 ),
                 Service(
                     full_name=oip_service.FULL_NAME,
@@ -239,6 +242,18 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                 *_tei(servicer, settings, dispatchers, stream_rules, platform),
             ]
         )
+
+
+@asynccontextmanager
+async def _audit(platform: Platform) -> AsyncIterator[Audit]:
+    audit = Audit(to_registry(platform.peers))
+    trying = asyncio.create_task(audit.run(), name="audit")
+    try:
+        yield audit
+    finally:
+        trying.cancel()
+        await asyncio.wait((trying,))
+        await audit.close()
 
 
 def _tei(

@@ -169,7 +169,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
                 Service(
                     "modelmora.registry.v1.RegistryHoldService",
                     add_RegistryHoldServiceServicer_to_server,
-                    RegistryHoldServicer(holds, store, locks, verifier, watching),
+                    RegistryHoldServicer(holds, store, locks, verifier, watching, entries),
                     HOLD_ACCESS,
                 ),
             ]

@@ -31,7 +31,7 @@ from modelmora_runtime.host import EngineCard
 
 from modelmora_registry import domain, listing, metadata, selection
 from modelmora_registry.artifacts import Artifacts
-from modelmora_registry.audit_service import AuditRpcs
+from modelmora_registry.audit_service import AuditRecordRpcs, AuditRpcs
 from modelmora_registry.audit_store import AuditStore
 from modelmora_registry.domain import (
     EmptySource,
@@ -112,6 +112,7 @@ HOLD_ACCESS: Mapping[str, frozenset[Role]] = {
     "AcquireHold": SERVICES,
     "ReleaseHold": SERVICES,
     "RecordFingerprint": SERVICES,
+    "RecordAuditEntries": SERVICES,
 }
 
 _MODEL_FIELDS: Mapping[str, Kind] = {
@@ -533,9 +534,12 @@ class RegistryServicer(AuditRpcs, LinkRpcs, LockRpcs, registry_pb2_grpc.Registry
         await asyncio.shield(removing)
 
 
-class RegistryHoldServicer(FingerprintRpcs, registry_pb2_grpc.RegistryHoldServiceServicer):
-    def __init__(self, holds: Holds, store: Store, locks: LockStore, verifier: Verifier, watching: Watching) -> None:
+class RegistryHoldServicer(FingerprintRpcs, AuditRecordRpcs, registry_pb2_grpc.RegistryHoldServiceServicer):
+    def __init__(
+        self, holds: Holds, store: Store, locks: LockStore, verifier: Verifier, watching: Watching, audit: AuditStore
+    ) -> None:
         self._holds = holds
+        self._audit = audit
         self._watching = watching
         self._store = store
         self._locks = locks

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from modelmora.errors import DatabaseUnavailable, VersionExists
+from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora_registry.service import ACCESS, HOLD_ACCESS
 from modelmora_runtime import audit
@@ -58,6 +59,14 @@ NAME = "models/acme/mini/versions/1"
             "modelLocks/a",
         ),
         (pb.VerifyModelLockRequest(yaml="…"), None, ""),
+        (lifecycle_pb2.UnloadModelRequest(model=NAME), lifecycle_pb2.UnloadModelResponse(), NAME),
+        (
+            lifecycle_pb2.LoadModelRequest(model="acme/mini"),
+            lifecycle_pb2.LoadModelResponse(
+                replica=lifecycle_pb2.Replica(name="replicas/01890a5d", model_version=NAME)
+            ),
+            NAME,
+        ),
         (b"too long to be read", None, ""),
     ],
 )

@@ -1003,6 +1003,16 @@ class ListAuditEntriesResponse(_message.Message):
     next_page_token: str
     def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
+class RecordAuditEntriesRequest(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[AuditEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ...) -> None: ...
+
+class RecordAuditEntriesResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class AuditEntry(_message.Message):
     __slots__ = ("uid", "create_time", "subject", "tenant", "method", "resource", "status", "reason", "peer")
     UID_FIELD_NUMBER: _ClassVar[int]

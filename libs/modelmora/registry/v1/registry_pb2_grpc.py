@@ -1651,6 +1651,11 @@ class RegistryHoldServiceStub(object):
                 request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintRequest.SerializeToString,
                 response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintResponse.FromString,
                 _registered_method=True)
+        self.RecordAuditEntries = channel.unary_unary(
+                '/modelmora.registry.v1.RegistryHoldService/RecordAuditEntries',
+                request_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordAuditEntriesRequest.SerializeToString,
+                response_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordAuditEntriesResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryHoldServiceServicer(object):
@@ -1688,6 +1693,15 @@ class RegistryHoldServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordAuditEntries(self, request, context):
+        """Records who called admin RPCs of another context, beside those of the registry: there is one record, with one bound
+        and one list (ListAuditEntries). Each uid is written once, however often it comes, so a caller repeats what was not
+        answered. At most 100 at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryHoldServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1705,6 +1719,11 @@ def add_RegistryHoldServiceServicer_to_server(servicer, server):
                     servicer.RecordFingerprint,
                     request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintRequest.FromString,
                     response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintResponse.SerializeToString,
+            ),
+            'RecordAuditEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordAuditEntries,
+                    request_deserializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordAuditEntriesRequest.FromString,
+                    response_serializer=modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordAuditEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1789,6 +1808,33 @@ class RegistryHoldService(object):
             '/modelmora.registry.v1.RegistryHoldService/RecordFingerprint',
             modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintRequest.SerializeToString,
             modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordFingerprintResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordAuditEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelmora.registry.v1.RegistryHoldService/RecordAuditEntries',
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordAuditEntriesRequest.SerializeToString,
+            modelmora_dot_registry_dot_v1_dot_registry__pb2.RecordAuditEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,
