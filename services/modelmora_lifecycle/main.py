@@ -25,6 +25,7 @@ from modelmora.errors import (
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 from modelmora_runtime import machine, pids
+from modelmora_runtime.audit import Audit, to_registry
 from modelmora_runtime.auth import OPERATORS, READERS, SERVICES
 from modelmora_runtime.db import Database
 from modelmora_runtime.health import tell_if_broken
@@ -230,10 +231,12 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     )
     report("duty")("unknown", duty.reason)
     report_models("healthy", "")
+    audit = Audit(to_registry(platform.peers))
     await node.begin()
     chores = {
         "node lock": serve_node(duty, node, orders, database, store, settings.node, report("duty")),
         "orders": orders.fulfil(),
+        "audit": audit.run(),
         "tuner": tuner.run(duty),
         "conversions": conversions.run(),
     }
@@ -244,9 +247,10 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         tell_if_broken(task, partial(report("chores"), "degraded"))
     servicer = LifecycleServicer(node, registry, duty, orders, tuner, store, settings.node, platform.stopping)
     try:
-        yield Mounted(services(servicer, LifecycleLeaseServicer(node, registry, duty)))
+        yield Mounted(services(servicer, LifecycleLeaseServicer(node, registry, duty), audit))
     finally:
         servicer.close()
+        await audit.close()
         await tuner.close()
         await node.close(_STOP_GRACE_SECONDS)
         await launcher.close()
@@ -260,7 +264,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
             await database.close()
 
 
-def services(servicer: LifecycleServicer, leases: LifecycleLeaseServicer) -> list[Service]:
+def services(servicer: LifecycleServicer, leases: LifecycleLeaseServicer, audit: Audit) -> list[Service]:
     """Both services with the roles that each RPC needs."""
     return [
         Service(
@@ -290,6 +294,7 @@ def services(servicer: LifecycleServicer, leases: LifecycleLeaseServicer) -> lis
                 "WatchTuning": READERS,
                 "ListTunings": READERS,
             },
+            audit,
         ),
         Service(
             "modelmora.lifecycle.v1.LifecycleLeaseService",
