@@ -16,6 +16,10 @@ import grpc
 import pytest_asyncio
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection_pb2
+from integration.lifecycle_rig import eventually
+from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
+from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
+from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 from modelmora.status import error_from_rpc
 from modelmora_app import host_commands
 from modelmora_runtime import auth
@@ -65,6 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     "modelmora.registry.v1.RegistryHoldService/AcquireHold": INSIDE,
     "modelmora.registry.v1.RegistryHoldService/ReleaseHold": INSIDE,
     "modelmora.registry.v1.RegistryHoldService/RecordFingerprint": INSIDE,
+    "modelmora.registry.v1.RegistryHoldService/RecordAuditEntries": INSIDE,
     "modelmora.lifecycle.v1.LifecycleService/LoadModel": RUNS_IT,
     "modelmora.lifecycle.v1.LifecycleService/UnloadModel": RUNS_IT,
     "modelmora.lifecycle.v1.LifecycleService/GetReplica": EVERY,
@@ -262,3 +267,46 @@ async def test_every_rpc_lets_in_whom_it_should_and_nobody_else(target: str, dat
                 else:
                     assert (code, seen) == (grpc.StatusCode.PERMISSION_DENIED, "PermissionDenied"), (name, role)
         assert asked == len(methods) * 7 >= 200
+
+
+async def test_admin_rpcs_of_all_contexts_are_in_one_record(target: str, data_dir: Path) -> None:
+    path = data_dir / "tokens.json"
+    admin = bearer(auth.create_token(path, role="admin", subject="root"))
+    ann = bearer(auth.create_token(path, role="operator", subject="ann"))
+    bob = bearer(auth.create_token(path, role="client", subject="bob"))
+    version = "models/acme/none/versions/1"
+    async with grpc.aio.insecure_channel(target) as channel:
+        lifecycle: Any = lifecycle_pb2_grpc.LifecycleServiceStub(channel)  # type: ignore[no-untyped-call]
+        inference: Any = inference_pb2_grpc.InferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        registry: Any = registry_pb2_grpc.RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
+        unload = lifecycle_pb2.UnloadModelRequest(model=version)
+        told = []
+        for method, call, request, who in (
+            ("lifecycle.v1.LifecycleService/UncordonNode", lifecycle.UncordonNode, {}, ann),
+            ("lifecycle.v1.LifecycleService/UnloadModel", lifecycle.UnloadModel, unload, ann),
+            ("lifecycle.v1.LifecycleService/UnloadModel", lifecycle.UnloadModel, unload, bob),
+            ("", lifecycle.ListReplicas, lifecycle_pb2.ListReplicasRequest(), ann),
+            (
+                "inference.v1.InferenceService/SetTenantWeight",
+                inference.SetTenantWeight,
+                inference_pb2.SetTenantWeightRequest(tenant="acme", weight=2),
+                ann,
+            ),
+        ):
+            try:
+                await call(request or lifecycle_pb2.UncordonNodeRequest(), metadata=who, timeout=30)
+                code = grpc.StatusCode.OK
+            except grpc.aio.AioRpcError as error:
+                code = error.code()
+            if method:
+                told.append((method, "ann" if who == ann else "bob", code.name))
+        # An answer waits for the record, but not for long.
+        ask = registry_pb2.ListAuditEntriesRequest(filter='subject = "ann" OR subject = "bob"')
+        listed = await eventually(
+            lambda: registry.ListAuditEntries(ask, metadata=admin, timeout=10),
+            lambda answer: len(answer.entries) >= len(told),
+        )
+        found = listed.entries
+        assert sorted((e.method.removeprefix("modelmora."), e.subject, e.status) for e in found) == sorted(told)
+        assert [code for _, who, code in told if who == "bob"] == ["PERMISSION_DENIED"]
+        assert {e.resource for e in found} >= {version, "acme"}
