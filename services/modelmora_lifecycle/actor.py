@@ -546,7 +546,7 @@ class Node:
         for uid, taken in sample.private.items():
             worker = self._workers.get(uid)
             if worker is not None and worker.took(taken[HOST], free_bytes):
-                self.scheduler.measured(uid, sample.peak[uid], now)
+                self.scheduler.measured(uid, sample.peak[uid], now, worker.batch_tokens)
         ended = dict.fromkeys(before.shared.keys() - sample.shared.keys(), Shared({}))
         for owner, shared in {**ended, **sample.shared}.items():
             self.scheduler.charge_shared(owner, _in_steps(shared.memory, _SHARED_STEP_BYTES), now, shared.users)

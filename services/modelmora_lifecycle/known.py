@@ -37,6 +37,8 @@ class Known:
     """Why it is not in memory, for people."""
     wait_until: float | None = None
     """When a wait for memory is expected to be over."""
+    waits_within: object = None
+    """The bounds of memory within which it was found that it has to wait; None: it was not."""
     dismissed: bool = False
     """Unloaded by name, or not to be loaded at all: its residency rests until someone wants it again."""
     short_since: float | None = None
@@ -65,10 +67,13 @@ class Known:
             self.facts, self.setup = facts, setup_of(facts)
             self.load_seconds = self.measured.typical_load_seconds if self.measured else None
 
-    def need(self, prediction: Prediction, ledger: Ledger) -> dict[str, int]:
-        """Bytes to reserve for one more replica: its own, and what it shares with nobody yet."""
+    def need(
+        self, prediction: Prediction, ledger: Ledger, server: Vector | None = None, forked: bool = False
+    ) -> dict[str, int]:
+        """Bytes to reserve for one more replica: its own, what it shares with nobody yet, and the `server` that it is
+        the first to need. `forked`: from a fork server, that one or another."""
         shared = (memory for owner, memory in self.shared.items() if owner not in ledger.charges)
-        return plus(prediction.before_load(self.facts, self.measured), *shared)
+        return plus(prediction.before_load(self.facts, self.measured, forked), *shared, server or {})
 
     def failed(self, now: float, delay_seconds: float, error: ModelMoraError | None) -> None:
         self.retry_at, self.error = now + delay_seconds, error

@@ -32,6 +32,7 @@ class Lease:
     replica: str = ""
     """Uid of the replica that it was granted; empty while it waits."""
     in_flight: int = 0
+    """Changed by `Leases.work` alone."""
     grace_until: float | None = None
     """Set once it was asked to yield."""
     report: Report = field(default_factory=Report)
@@ -45,7 +46,12 @@ class Leases:
     def __init__(self) -> None:
         self._all: dict[str, Lease] = {}
         self._waiting: dict[str, dict[str, Lease]] = {}
+        self._lanes: dict[str, dict[int, dict[str, Lease]]] = {}
+        """Those who wait by version and priority, first come first: thousands may wait for one version, and only the
+        first of each priority can be the most urgent."""
         self._holding: dict[str, dict[str, Lease]] = {}
+        self._busy: dict[str, dict[int, int]] = {}
+        """By replica and priority: how many of its leases have something in flight."""
         self._deadlines: list[tuple[float, str]] = []
         """A heap. Leases that are over or granted leave it when their time comes."""
 
@@ -61,6 +67,7 @@ class Leases:
     def wait(self, lease: Lease) -> None:
         self._all[lease.uid] = lease
         self._waiting.setdefault(lease.version, {})[lease.uid] = lease
+        self._lanes.setdefault(lease.version, {}).setdefault(lease.priority, {})[lease.uid] = lease
         self.expire_at(lease, lease.deadline)
 
     def expire_at(self, lease: Lease, deadline: float) -> None:
@@ -68,6 +75,24 @@ class Leases:
         lease.deadline = deadline
         if deadline < ENDLESS:
             heapq.heappush(self._deadlines, (deadline, lease.uid))
+
+    def raise_priority(self, lease: Lease, priority: int) -> None:
+        """Of one that waits; nothing happens when it is as urgent already."""
+        if priority > lease.priority:
+            self._leave_lane(lease)
+            lease.priority = priority
+            lane = self._lanes.setdefault(lease.version, {}).setdefault(priority, {})
+            lane[lease.uid] = lease
+            for later in [other for other in lane.values() if other.arrival > lease.arrival]:
+                lane[later.uid] = lane.pop(later.uid)
+
+    def _leave_lane(self, lease: Lease) -> None:
+        lanes = self._lanes[lease.version]
+        del lanes[lease.priority][lease.uid]
+        if not lanes[lease.priority]:
+            del lanes[lease.priority]
+            if not lanes:
+                del self._lanes[lease.version]
 
     def grant(self, lease: Lease, replica: str) -> None:
         self.end(lease)
@@ -77,6 +102,10 @@ class Leases:
 
     def end(self, lease: Lease) -> None:
         del self._all[lease.uid]
+        if lease.replica:
+            self.work(lease, 0)
+        else:
+            self._leave_lane(lease)
         place, key = (self._holding, lease.replica) if lease.replica else (self._waiting, lease.version)
         del place[key][lease.uid]
         if not place[key]:
@@ -92,11 +121,34 @@ class Leases:
     def waiters(self, version: str) -> list[Lease]:
         return list(self._waiting.get(version, {}).values())
 
+    def foremost(self, version: str) -> list[Lease]:
+        """Of those that wait for a version, the first of each priority."""
+        return [next(iter(lane.values())) for lane in self._lanes.get(version, {}).values()]
+
     def held(self, replica: str) -> list[Lease]:
         return list(self._holding.get(replica, {}).values())
 
     def count_held(self, replica: str) -> int:
         return len(self._holding.get(replica, ()))
+
+    def work(self, lease: Lease, in_flight: int) -> None:
+        """One that holds a replica has so many requests in flight."""
+        more = (in_flight > 0) - (lease.in_flight > 0)
+        lease.in_flight = in_flight
+        if more:
+            busy = self._busy.setdefault(lease.replica, {})
+            busy[lease.priority] = busy.get(lease.priority, 0) + more
+            if not busy[lease.priority]:
+                del busy[lease.priority]
+                if not busy:
+                    del self._busy[lease.replica]
+
+    def count_busy(self, replica: str) -> int:
+        return sum(self._busy[replica].values()) if replica in self._busy else 0
+
+    def busy_priority(self, replica: str) -> int:
+        """The highest of those at work on a replica; 0 when nobody is."""
+        return max(self._busy[replica]) if replica in self._busy else 0
 
     def next_to_expire(self) -> Lease | None:
         """Of those that wait and have a deadline, the one whose deadline is first."""
@@ -114,5 +166,10 @@ class Leases:
         other._all = {uid: copy(lease) for uid, lease in self._all.items()}
         other._waiting = {key: {uid: other._all[uid] for uid in page} for key, page in self._waiting.items()}
         other._holding = {key: {uid: other._all[uid] for uid in page} for key, page in self._holding.items()}
+        other._lanes = {
+            version: {priority: {uid: other._all[uid] for uid in lane} for priority, lane in lanes.items()}
+            for version, lanes in self._lanes.items()
+        }
+        other._busy = {replica: dict(counts) for replica, counts in self._busy.items()}
         other._deadlines = list(self._deadlines)
         return other

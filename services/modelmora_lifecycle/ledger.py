@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from modelmora.errors import InvalidArgument, MemoryBusy
 
@@ -118,9 +119,9 @@ def bounds(devices: Mapping[str, Device], budgets: Mapping[str, Budget], share: 
     return Bounds(ceiling, spare, total, {n: d.limited_by for n, d in devices.items()}, tuple(warnings))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ledger:
-    """An immutable page: every change gives the next one."""
+    """An immutable page: every change gives the next one. What follows from it is reckoned once."""
 
     ceiling: Vector
     """What could be ours at best: the memory that exists, less a reserve."""
@@ -136,34 +137,34 @@ class Ledger:
     users: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """By shared owner: who uses it. Owners that are not named here stand for themselves."""
 
-    @property
+    @cached_property
     def budget(self) -> dict[str, int]:
         return {
             device: max(0, top - max(0, self.foreign.get(device, 0) - self.spare.get(device, 0)))
             for device, top in self.ceiling.items()
         }
 
-    @property
+    @cached_property
     def charged(self) -> dict[str, int]:
         return plus(*self.charges.values())
 
-    @property
+    @cached_property
     def free(self) -> dict[str, int]:
         """Budget less charges; negative where workers took more than was predicted or others took our place."""
         return minus(self.budget, self.charged)
 
-    @property
+    @cached_property
     def overdraft(self) -> dict[str, int]:
         """Bytes charged beyond the budget, by device; empty when all is well."""
         budget = self.budget
         return {device: b - budget.get(device, 0) for device, b in self.charged.items() if b > budget.get(device, 0)}
 
-    @property
+    @cached_property
     def exists(self) -> Vector:
         """Bytes by device: the most that there can be of it."""
         return {device: self.total.get(device, A_PETABYTE) for device in self.ceiling}
 
-    @property
+    @cached_property
     def standing(self) -> dict[str, int]:
         """Shared charges without users: no eviction gives them back."""
         return plus(*(charge for owner, charge in self.charges.items() if "/" in owner and owner not in self.users))

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -180,16 +180,17 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         platform.health.set(MODELS, level, reason)  # type: ignore[arg-type]
         report("models")("degraded" if level == "unhealthy" else level, reason)
 
+    families = {name: card.family for name, card in platform.engines.items()}
     conversions = Conversions(platform.settings.data_dir / "conversions")
     node = Node(
-        rules=rules(settings),
+        rules=rules(settings, families),
         worker_rules=WorkerRules(
             launch_timeout_seconds=settings.launch_timeout_seconds,
             load_timeout_seconds=settings.load_timeout_seconds,
             load_bytes_per_second=settings.load_bytes_per_second,
             watch_interval_seconds=settings.watch_interval_seconds,
             unresponsive_seconds=settings.unresponsive_seconds,
-            families={name: card.family for name, card in platform.engines.items()},
+            families=families,
             cache_path=conversions.path_of,
             probe_interval_seconds=settings.probe_interval_seconds,
             probe_timeout_seconds=settings.probe_timeout_seconds,
@@ -213,7 +214,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
             idle_ttl_seconds=settings.idle_ttl_seconds,
             load_concurrency=settings.load_concurrency,
         ),
-        rules(settings),
+        rules(settings, families),
     )
 
     def deleted(version: str) -> None:
@@ -305,7 +306,8 @@ def services(servicer: LifecycleServicer, leases: LifecycleLeaseServicer, audit:
     ]
 
 
-def rules(settings: Settings) -> Rules:
+def rules(settings: Settings, families: Mapping[str, str]) -> Rules:
+    """`families`: engine to the family of its fork server."""
     cores = machine.cpu_cores()
     return Rules(
         minimum_residency_seconds=settings.minimum_residency_seconds,
@@ -316,6 +318,7 @@ def rules(settings: Settings) -> Rules:
         crash_window_seconds=settings.crash_window_seconds,
         cpu_cores=cores,
         cpu_limited=cores < (os.cpu_count() or cores),
+        families={engine: family for engine, family in families.items() if family},
         scaling=Scaling(idle_seconds=settings.scale_down_idle_seconds),
         prediction=Prediction(
             engine_overhead_bytes=settings.engine_overhead_bytes,

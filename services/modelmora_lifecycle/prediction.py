@@ -2,13 +2,15 @@
 
 Bytes, the best source first:
 
-    measured    by this very version in the same setup: bytes right after its loads, plus the growth in use
+    measured    by this very version in the same setup, right after its last load
     declared    by the owner of the version; also the least that is ever charged
     predicted   the weights by the headers of their files, else the size of all files; plus what the engine takes
 
-Growth in use is mostly activations, so it goes with the largest batch. When the engine takes larger batches than were
-seen, the growth is extrapolated per token, but never beyond `batch_growth_limit` times what was seen: an allocator that
-keeps 20 MB after its first batch of ten tokens does not need 30 GB for a full one.
+That is what a load leaves behind, the same each time. What requests add to it is another matter, for it goes with the
+workload: the allowance, which is reserved beside it. It is mostly activations, so it goes with the largest batch: when
+the engine takes larger batches than were seen, the growth is extrapolated per token, but never beyond
+`batch_growth_limit` times what was seen: an allocator that keeps 20 MB after its first batch of ten tokens does not
+need 30 GB for a full one. And it fades from load to load: what one long text once took is not reserved for ever.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from statistics import median
 from typing import Literal
 
 from modelmora_lifecycle.domain import HOST, MIB, EngineLimits, StartMode, VersionFacts
-from modelmora_lifecycle.ledger import Vector, largest, minus, plus, positive
+from modelmora_lifecycle.ledger import Vector, largest, plus, positive
 
 LOADS_KEPT = 5
+GROWTH_KEPT = 0.9
+"""So much of the growth in use is remembered at the next load."""
 Source = Literal["measured", "declared", "predicted"]
 
 
@@ -54,12 +58,12 @@ class Measured:
     """As the engine told; with other limits everything is measured anew."""
     loading: Vector = field(default_factory=dict)
     """Highest while loading, bytes by device."""
-    steady: Vector = field(default_factory=dict)
-    """Highest right after a load."""
-    peak: Vector = field(default_factory=dict)
-    """Highest ever after a load."""
+    base: Vector = field(default_factory=dict)
+    """Right after the last load and its warm-up; empty before the first one."""
+    growth: Vector = field(default_factory=dict)
+    """Highest beyond that in use, of late."""
     batch_tokens: int = 0
-    """Of the largest batch behind `peak`; 0: unknown."""
+    """Of the largest batch behind `growth`; 0: unknown."""
     start_mode: StartMode | None = None
     load_seconds: tuple[float, ...] = ()
     """Of the last loads in `start_mode`, oldest first."""
@@ -70,15 +74,21 @@ class Measured:
         earlier = self.load_seconds if mode is self.start_mode else ()
         return replace(
             before,
-            steady=largest(before.steady, memory),
-            peak=largest(before.peak, memory),
+            base=dict(memory),
+            growth={device: int(b * GROWTH_KEPT) for device, b in before.growth.items()},
             start_mode=mode,
             load_seconds=(*earlier, seconds)[-LOADS_KEPT:],
         )
 
-    def in_use(self, memory: Vector, batch_tokens: int) -> Measured:
-        """With `memory` seen after batches of at most `batch_tokens`."""
-        return replace(self, peak=largest(self.peak, memory), batch_tokens=max(self.batch_tokens, batch_tokens))
+    def in_use(self, growth: Vector, batch_tokens: int) -> Measured:
+        """With so much more than right after its load seen, after batches of at most `batch_tokens`."""
+        growth = largest(self.growth, positive(growth))
+        return replace(self, growth=growth, batch_tokens=max(self.batch_tokens, batch_tokens))
+
+    @property
+    def peak(self) -> dict[str, int]:
+        """The most that it takes in use, as far as was seen."""
+        return plus(self.base, self.growth)
 
     def while_loading(self, memory: Vector) -> Measured:
         return replace(self, loading=largest(self.loading, memory))
@@ -97,6 +107,8 @@ class Prediction:
     weight_factor: float = 1.05
     engine_overhead_bytes: int = 350 * MIB
     """Libraries and buffers of an engine that reads files."""
+    fork_overhead_bytes: int = 64 * MIB
+    """The same of a fork: the libraries are charged to its fork server."""
     bare_overhead_bytes: int = 32 * MIB
     """A worker whose engine needs no files."""
     growth_factor: float = 1.1
@@ -105,48 +117,52 @@ class Prediction:
     """The most that growth in use is extrapolated to larger batches."""
 
     def source(self, facts: VersionFacts, measured: Measured | None) -> Source:
-        if measured is not None and measured.peak:
+        if measured is not None and measured.base:
             return "measured"
         return "declared" if facts.declared.get(HOST, 0) > 0 else "predicted"
 
-    def expected(self, facts: VersionFacts, measured: Measured | None) -> dict[str, int]:
-        """Bytes by device that a loaded worker is expected to take at most, without room above."""
-        if measured is not None and measured.peak:
-            return plus(measured.peak, self._further_growth(measured))
+    def expected(self, facts: VersionFacts, measured: Measured | None, forked: bool = False) -> dict[str, int]:
+        """Bytes by device that a worker is expected to have right after its load. `forked`: from a fork server."""
+        if measured is not None and measured.base:
+            return dict(measured.base)
+        overhead_bytes = self.fork_overhead_bytes if forked else self.engine_overhead_bytes
         if facts.declared.get(HOST, 0) > 0:
             return dict(facts.declared)
         if facts.weight_bytes > 0:
-            host = int(facts.weight_bytes * self.weight_factor) + self.engine_overhead_bytes
+            host = int(facts.weight_bytes * self.weight_factor) + overhead_bytes
         elif facts.artifact_bytes > 0:
-            host = int(facts.artifact_bytes * self.artifact_factor) + self.engine_overhead_bytes
+            host = int(facts.artifact_bytes * self.artifact_factor) + overhead_bytes
         else:
             host = self.bare_overhead_bytes
         return {**facts.declared, HOST: host}
 
-    def before_load(self, facts: VersionFacts, measured: Measured | None) -> dict[str, int]:
+    def server(self, facts: VersionFacts) -> dict[str, int]:
+        """Bytes by device that a fork server never seen is expected to take."""
+        return {HOST: self.engine_overhead_bytes if facts.artifact_bytes > 0 else self.bare_overhead_bytes}
+
+    def before_load(self, facts: VersionFacts, measured: Measured | None, forked: bool = False) -> dict[str, int]:
         """Bytes by device to reserve for a load: never less than this very version took before, loading or loaded, nor
         than its owner declared."""
         if measured is None:
-            return self.expected(facts, None)
-        if not measured.peak:
-            return largest(self.expected(facts, None), measured.loading)
+            return self.expected(facts, None, forked)
+        if not measured.base:
+            return largest(self.expected(facts, None, forked), measured.loading)
         return largest(self.after_load(facts, measured), measured.loading)
 
     def after_load(self, facts: VersionFacts, measured: Measured) -> dict[str, int]:
-        """Bytes by device to charge once something was measured."""
-        taken = self.expected(facts, measured)
+        """Bytes by device to charge once something was measured: with what requests add, and room above."""
+        taken = plus(self.expected(facts, measured), self.allowance(measured))
         return {
             device: max(facts.declared.get(device, 0), int(taken.get(device, 0) * self.growth_factor))
             for device in {**facts.declared, **taken}
         }
 
-    def _further_growth(self, measured: Measured) -> dict[str, int]:
-        """The activation allowance: what batches larger than those seen may take beyond the peak."""
+    def allowance(self, measured: Measured) -> dict[str, int]:
+        """Bytes by device for what requests add: the growth that was seen, by the token, times the tokens that a batch
+        may have."""
         seen, largest_batch = measured.batch_tokens, measured.limits.max_batch_tokens
-        if seen <= 0 or largest_batch <= seen:
-            return {}
-        factor = min(largest_batch / seen, self.batch_growth_limit) - 1.0
-        return {device: int(b * factor) for device, b in positive(minus(measured.peak, measured.steady)).items()}
+        factor = min(largest_batch / seen, self.batch_growth_limit) if 0 < seen < largest_batch else 1.0
+        return {device: int(b * factor) for device, b in measured.growth.items()}
 
 
 def nonsense(memory: Mapping[str, int], exists: Vector) -> str:

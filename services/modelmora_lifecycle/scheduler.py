@@ -40,7 +40,7 @@ like any other, in the same order, with nobody to tell.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
@@ -62,6 +62,7 @@ from modelmora.errors import (
 )
 
 from modelmora_lifecycle.domain import (
+    HOST,
     EngineLimits,
     EngineProfile,
     Footprint,
@@ -86,7 +87,7 @@ from modelmora_lifecycle.eviction import (
     relief,
     verdicts,
 )
-from modelmora_lifecycle.known import KnownVersions
+from modelmora_lifecycle.known import Known, KnownVersions
 from modelmora_lifecycle.leases import ENDLESS, Lease, Leases
 from modelmora_lifecycle.ledger import Bounds, Ledger, Vector, covers, largest, least, minus, plus, positive
 from modelmora_lifecycle.placement import Notes, Placement, PlacementOutcome
@@ -123,6 +124,8 @@ class Rules:
     """That we may use; 0: unknown."""
     cpu_limited: bool = False
     """The machine has more."""
+    families: Mapping[str, str] = field(default_factory=dict)
+    """Engine to the family of its fork server; who is not named is spawned."""
     policy: Policy = field(default_factory=Policy)
     prediction: Prediction = field(default_factory=Prediction)
     scaling: Scaling = field(default_factory=Scaling)
@@ -183,6 +186,8 @@ class Scheduler:
         self.rules = rules
         self.next_wake: float | None = None
         """When `tick` has to be called if no event comes before."""
+        self.tells = True
+        """Whether those who wait are to hear how long they will."""
         self._effects = effects
         self._new_uid = new_uid
         self._replicas: dict[str, Replica] = {}
@@ -207,6 +212,8 @@ class Scheduler:
         self._told: dict[str, tuple[float | None, str]] = {}
         """By version: when its waiters were told that it will be ready, and why it is not."""
         self._untold: list[Lease] = []
+        self._servers: dict[str, Vector] = {}
+        """What fork servers took when they were seen last, by owner."""
         self._clock = 0.0
         """The ageing clock of gdsf: the highest score ever evicted."""
         self._overdrawn_since: float | None = None
@@ -249,8 +256,7 @@ class Scheduler:
 
     def leases(self, uid: str) -> tuple[int, int]:
         """How many leases a replica has, and how many of them are busy."""
-        held = self._leases.held(uid)
-        return len(held), sum(lease.in_flight > 0 for lease in held)
+        return self._leases.count_held(uid), self._leases.count_busy(uid)
 
     def unstable(self, now: float) -> dict[str, int]:
         """Versions that keep failing, with how often in a row; not those that nobody tries any more."""
@@ -305,8 +311,9 @@ class Scheduler:
         twin, notes = self._imagine()
         twin._decided.pop(facts.name, None)
         lease = "explained"
+        need = twin._need(twin._known.see(facts, twin._in_use_versions))
         twin.want(lease, facts, priority=priority, deadline=ENDLESS, now=now)
-        placement = twin._placement(facts, lease, notes, now)
+        placement = twin._placement(facts, lease, notes, now, need, self.ledger)
         if placement.outcome is PlacementOutcome.FITS and self._of(facts.name, (ReplicaState.LOADING,)):
             return replace(placement, reason="it is being loaded")
         return placement
@@ -358,9 +365,28 @@ class Scheduler:
                 )
                 self._effects.refused(lease, later.refusal or loading)
                 return ""
+        joins = self._only_joins(asked)
         self._wait(asked)
-        self._step(now)
+        if joins:
+            self._untold.remove(asked)
+            if self.tells:
+                self._tell_one(asked, now)
+            if deadline < ENDLESS:
+                self.next_wake = min(deadline, ENDLESS if self.next_wake is None else self.next_wake)
+        else:
+            self._step(now)
         return next((r.uid for r in self._of(facts.name, _COUNTED)), "")
+
+    def _only_joins(self, lease: Lease) -> bool:
+        """Whether it only makes a queue longer: others wait for the same version, one of them as urgent and before it,
+        and they have been told how things are. Then it changes nothing for anybody."""
+        return (
+            (lease.version in self._told or not self.tells)
+            and not lease.pin
+            and not self._untold
+            and any(other.priority >= lease.priority for other in self._leases.foremost(lease.version))
+            and not self._of(lease.version, (ReplicaState.LOADED,))
+        )
 
     def in_use(self, lease: str, in_flight: int, waiting_entries: int, oldest_wait_seconds: float, now: float) -> None:
         """A holder has so many requests in flight, and so many waiting beyond them, the oldest for so long. Nothing
@@ -368,7 +394,8 @@ class Scheduler:
         held = self._leases.get(lease)
         if held is None or not held.replica:
             return
-        was_busy, held.in_flight = held.in_flight > 0, max(0, in_flight)
+        was_busy, priority = held.in_flight > 0, self._leases.busy_priority(held.replica)
+        self._leases.work(held, max(0, in_flight))
         held.report = Report(max(0, waiting_entries), oldest_wait_seconds, now)
         scales = self._scales(held.version) and (
             waiting_entries > 0 or self._known[held.version].pressure != NO_PRESSURE
@@ -376,19 +403,33 @@ class Scheduler:
         if was_busy == (held.in_flight > 0) and not scales:
             return
         self._touch(held.replica, now, used=not was_busy and held.in_flight > 0)
-        # The most frequent event of all. Unless someone waits for memory or this replica is to go, nothing can follow.
+        # The most frequent event of all. Who begins to work makes nobody's way free, nor does who ends while others of
+        # its replica are at work and as urgent; else nothing can follow unless someone waits for memory or this replica
+        # is to go.
         state = self._replicas[held.replica].state
+        as_busy = held.in_flight > 0 or 0 < priority <= self._leases.busy_priority(held.replica)
+        if as_busy and not scales and state is ReplicaState.LOADED:
+            return
         if scales or state is not ReplicaState.LOADED or self._leases.wanted() or self._promised or self._time_counts():
             self._step(now)
 
     def release(self, lease: str, now: float) -> None:
         """A holder or waiter has gone. Nothing happens when the lease is over."""
         gone = self._leases.get(lease)
-        if gone is not None:
-            self._drop(gone)
-            if gone.replica:
-                self._touch(gone.replica, now)
-            self._step(now)
+        if gone is None:
+            return
+        priority = self._leases.busy_priority(gone.replica)
+        self._drop(gone)
+        if gone.replica:
+            self._touch(gone.replica, now)
+            # As above; and a holder that waits for one more lease may get this one.
+            if (
+                self._replicas[gone.replica].state is ReplicaState.LOADED
+                and 0 < priority <= self._leases.busy_priority(gone.replica)
+                and not self._leases.is_wanted(gone.version)
+            ):
+                return
+        self._step(now)
 
     def unload(self, version: str, *, force: bool, now: float) -> list[str]:
         """Drains every replica of a version; the answer is their uids. What keeps it in memory (a pin, a minimum) rests
@@ -487,7 +528,7 @@ class Scheduler:
         told = f"the node is cordoned: {reason}" if reason else "the node is cordoned"
         going = [r.uid for r in self._replicas.values() if r.state in _IN_MEMORY]
         if going:
-            self._decide(Trigger.DRAIN, going, told, now)
+            self._tell_why(Trigger.DRAIN, going, told, now)
         for replica in self.replicas():
             self._send_away(replica, told, now)
         self._step(now)
@@ -539,6 +580,8 @@ class Scheduler:
         self.ledger = self.ledger.settle(uid, self.rules.prediction.after_load(known.facts, known.measuring()))
         for owner, memory in known.shared.items():
             self.ledger = self.ledger.share(owner, memory, {uid, *self.ledger.users.get(owner, ())})
+        if replica.start_mode is StartMode.SPAWNED:
+            self._forget_server(replica)
         self._set(
             replica.to(
                 ReplicaState.LOADED,
@@ -617,9 +660,10 @@ class Scheduler:
             return
         if not replica.loaded_time or (covers(replica.peak, memory) and batch_tokens <= known.measuring().batch_tokens):
             return
-        known.measure(known.measuring().in_use(memory, batch_tokens))
+        known.measure(known.measuring().in_use(minus(memory, replica.footprint), batch_tokens))
         self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
-        charge = largest(self.ledger.charge_of(uid), self.rules.prediction.after_load(known.facts, known.measuring()))
+        taken = self.rules.prediction.after_load(known.facts, known.measuring())
+        charge = largest(self.ledger.charge_of(uid), memory, taken)
         self.ledger = self.ledger.settle(uid, charge)
         self._squeeze = Trigger.OVERDRAFT
         self._step(now)
@@ -630,6 +674,8 @@ class Scheduler:
         it is charged nothing, and no eviction is expected to free it."""
         users = list(users)
         before = self.ledger
+        if not users and owner.startswith("fork-servers/"):
+            users, memory = self._server_seen(owner, memory)
         self.ledger = self.ledger.share(owner, memory, users)
         for uid in users:
             # What a dead fork server left to its workers goes with them: the next load does not bring it back.
@@ -718,7 +764,8 @@ class Scheduler:
         ]
         # Those without memory go before those that load, the newest first.
         for replica in sorted(coming, key=lambda r: r.state is ReplicaState.LOADING):
-            if len(self._of(replica.version, _COUNTED)) <= self._goal(replica.version):
+            one = len(self._versions[replica.version]) == 1 and self._leases.is_wanted(replica.version)
+            if (one and not self._resting()) or len(self._of(replica.version, _COUNTED)) <= self._goal(replica.version):
                 continue
             if replica.state is ReplicaState.LOADING:
                 self._fail(replica, "cancelled: nobody waits for it", now)
@@ -812,11 +859,11 @@ class Scheduler:
                 continue
             there = next(iter(self._of(version, (ReplicaState.UNLOADED,))), None)
             if there is not None and there.uid in self._promised:
-                need = self._promised[there.uid]
+                need = least(self._promised[there.uid], self._need(known))
                 if covers(self.ledger.free, need) and self._may_load(need) and self._start(there, need, now):
                     return
                 continue
-            need = known.need(self.rules.prediction, self.ledger)
+            need = self._need(known)
             available = least(room, rest)
             if covers(available, need):
                 room, rest = minus(room, need), minus(rest, need)
@@ -831,6 +878,13 @@ class Scheduler:
                 continue
             if candidates is None:
                 candidates = self._candidates(kept)
+                pinned = plus(*(c.charge for c in candidates if c.pinned))
+                bounds = (self.ledger.ceiling, self.ledger.standing, pinned)
+            # Hundreds may wait. When all that could go is spoken for, who has been told to wait waits on.
+            spoken_for = rest.get(HOST, 0) <= 0 and not any(c.evictable and not c.pinned for c in candidates)
+            if there is not None and known.waits_within == bounds and spoken_for:
+                continue
+            known.waits_within = None
             outcome = self._plan(short, need, available, candidates, now)
             if isinstance(outcome, Impossible) or (isinstance(outcome, Wait) and short.kind == "scaled"):
                 self._hinder(short, there, outcome)
@@ -846,7 +900,7 @@ class Scheduler:
                 candidates = None
                 room, rest = plus(room, change), plus(rest, change)
                 continue
-            known.note = f"waiting for memory: {outcome.reason}"
+            known.note, known.waits_within = f"waiting for memory: {outcome.reason}", bounds
             if outcome.until is not None:
                 self._wakes.append(outcome.until)
                 known.wait_until = outcome.until
@@ -890,7 +944,7 @@ class Scheduler:
                 continue
             profile = self._known[replica.version].facts.profile
             reason = f"replaced: its profile is {profile.backend}/{profile.precision} now"
-            self._decide(Trigger.PROFILE, [uid], reason, now)
+            self._tell_why(Trigger.PROFILE, [uid], reason, now)
             self._send_away(replica, reason, now)
         if self._time_counts():
             for replica in self.replicas():
@@ -902,7 +956,7 @@ class Scheduler:
                 if end > now:
                     self._wakes.append(end)
                 else:
-                    self._decide(trigger, [replica.uid], reason, now)
+                    self._tell_why(trigger, [replica.uid], reason, now)
                     self._drain(replica, reason, now, grace=0.0)
                     self._leaving.add(replica.uid)
 
@@ -921,7 +975,7 @@ class Scheduler:
                 grown = positive(minus(self.ledger.charge_of(replica.uid), replica.granted))
                 if replica.state is ReplicaState.LOADING and any(device in short for device in grown):
                     reason = "cancelled: it needs more than was predicted and is planned again"
-                    self._decide(self._overdraft_trigger, [replica.uid], reason, now, short)
+                    self._tell_why(self._overdraft_trigger, [replica.uid], reason, now, short)
                     self._fail(replica, reason, now)
                     return
         assert self._overdrawn_since is not None
@@ -933,7 +987,7 @@ class Scheduler:
         else:
             going = relief(short, candidates, self.rules.policy, now, busy=True)
         if going:
-            self._decide(self._overdraft_trigger, going, _SQUEEZES[self._overdraft_trigger], now, short)
+            self._tell_why(self._overdraft_trigger, going, _SQUEEZES[self._overdraft_trigger], now, short)
         for uid in going:
             self._drain(self._replicas[uid], "memory is overdrawn", now, grace=self.rules.holder_grace_seconds)
             self._leaving.add(uid)
@@ -945,7 +999,7 @@ class Scheduler:
             if device in replica.peak
         )
         reason = f"it took {figures}, and memory is overdrawn"
-        self._decide(Trigger.OVERDRAFT, [replica.uid], reason, now, short)
+        self._tell_why(Trigger.OVERDRAFT, [replica.uid], reason, now, short)
         if replica.state is ReplicaState.LOADING:
             self.load_failed(replica.uid, LoadFailed(f"stopped: {reason}", model_version=replica.version), now)
         else:
@@ -968,6 +1022,9 @@ class Scheduler:
 
     def _tell(self, now: float) -> None:
         """Waiters hear why they wait and how long they still will; again only when that has changed."""
+        if not self.tells:
+            self._untold.clear()
+            return
         for version in [version for version in self._told if not self._leases.is_wanted(version)]:
             del self._told[version]
         fresh, self._untold = self._untold, []
@@ -1012,7 +1069,7 @@ class Scheduler:
             lease = Lease(uid, version, priority, deadline, now, visit=True, quiet=True)
             self._wait(lease)
             return lease
-        lease.priority = max(lease.priority, priority)
+        self._leases.raise_priority(lease, priority)
         if deadline > lease.deadline:
             self._leases.expire_at(lease, deadline)
         return lease
@@ -1028,9 +1085,17 @@ class Scheduler:
     def _start(self, replica: Replica, need: Vector, now: float) -> bool:
         """Whether a victim came back that was not needed: who is short of replicas has to be asked again then, or one
         of its version is loaded beside it."""
-        self.ledger = self.ledger.reserve(replica.uid, need)
-        self._promised.pop(replica.uid, None)
         known = self._known[replica.version]
+        owner, _ = self._server(known)
+        # Who was promised its place when there was a fork server has nothing for a new one.
+        own = least(need, known.need(self.rules.prediction, self.ledger, forked=bool(owner)))
+        server = positive(minus(need, own))
+        self.ledger = self.ledger.reserve(replica.uid, own)
+        if server:
+            self.ledger = self.ledger.share(owner, server, {replica.uid})
+        elif owner in self.ledger.users:
+            self.ledger = self.ledger.share(owner, self.ledger.charges[owner], {replica.uid, *self.ledger.users[owner]})
+        self._promised.pop(replica.uid, None)
         residency = self.residency(replica.version)
         cores, limited = self.rules.cpu_cores, self.rules.cpu_limited
         cpu_threads = threads(cores, residency.max_replicas, known.facts.cpu_threads, limited)
@@ -1041,14 +1106,48 @@ class Scheduler:
                 now,
                 start_time=now,
                 cpu_threads=cpu_threads,
-                predicted=self.rules.prediction.expected(known.facts, known.measured),
+                predicted=self.rules.prediction.expected(known.facts, known.measured, bool(owner)),
                 need_source=self.rules.prediction.source(known.facts, known.measured),
-                granted=dict(need),
+                granted=own,
             )
         )
         facts = replace(known.facts, cpu_threads=cpu_threads)
-        self._effects.start(self._replicas[replica.uid], facts, need)
+        self._effects.start(self._replicas[replica.uid], facts, own)
         return self._give_up_claims(replica.uid, now)
+
+    def _server(self, known: Known) -> tuple[str, dict[str, int]]:
+        """The owner of the fork server that its next worker comes from, empty when it is spawned; and the bytes of that
+        server where nobody has started it yet."""
+        family = self.rules.families.get(known.facts.engine, "")
+        if not family or (known.measured is not None and known.measured.start_mode is StartMode.SPAWNED):
+            return "", {}
+        owner = f"fork-servers/{family}"
+        if owner in self.ledger.charges:
+            return owner, {}
+        return owner, dict(self._servers.get(owner) or self.rules.prediction.server(known.facts))
+
+    def _need(self, known: Known) -> dict[str, int]:
+        """Bytes by device to reserve for one more replica, and for the fork server that it would start."""
+        owner, server = self._server(known)
+        return known.need(self.rules.prediction, self.ledger, server, bool(owner))
+
+    def _server_seen(self, owner: str, memory: Vector) -> tuple[list[str], Vector]:
+        """Whom to charge how much for a fork server: what was reserved for it stands while the first load from it goes
+        on, for it has not imported everything yet; then it stands for itself."""
+        loading = [uid for uid in self.ledger.users.get(owner, ()) if self._replicas[uid].state is ReplicaState.LOADING]
+        if loading:
+            return loading, largest(memory, self.ledger.charges[owner])
+        if memory:
+            self._servers[owner] = dict(memory)
+        return [], memory
+
+    def _forget_server(self, replica: Replica) -> None:
+        """It was spawned after all: what was reserved for a fork server is in its own bytes."""
+        owner = f"fork-servers/{self.rules.families.get(replica.engine, '')}"
+        users = self.ledger.users.get(owner, frozenset())
+        if replica.uid in users:
+            others = users - {replica.uid}
+            self.ledger = self.ledger.share(owner, self.ledger.charges[owner] if others else {}, others)
 
     def _claim(self, victim: Replica, by: str, version: str, now: float) -> None:
         self._clock = max(self._clock, self.rules.policy.score(self._candidate(victim, set())))
@@ -1193,7 +1292,7 @@ class Scheduler:
             rank, priority = (ENDLESS, ENDLESS), 0.0
             kind: Literal["asked", "kept", "scaled"] = "scaled"
             aging = self.rules.policy.aging_seconds_per_point
-            waits = [(lease.arrival, lease.priority) for lease in self._leases.waiters(version)] if not there else []
+            waits = [(lease.arrival, lease.priority) for lease in self._leases.foremost(version)] if not there else []
             if known.short_since is not None:
                 kind = "kept"
                 waits.append((known.short_since, LOW_PRIORITY))
@@ -1242,7 +1341,7 @@ class Scheduler:
             self._decided[version] = told
         return outcome
 
-    def _decide(
+    def _tell_why(
         self, trigger: Trigger, going: Sequence[str], reason: str, now: float, short: Vector = _NOTHING
     ) -> None:
         """Tells that these go though nothing is to be placed, as things are before they do. `short`: the bytes that
@@ -1260,15 +1359,14 @@ class Scheduler:
         return [self._candidate(r, kept) for r in self._replicas.values() if r.uid in self.ledger.charges]
 
     def _candidate(self, replica: Replica, kept: set[str]) -> Candidate:
-        busy = [lease.priority for lease in self._leases.held(replica.uid) if lease.in_flight > 0]
         end, _, _ = self._stay_until(replica)
         return Candidate(
             uid=replica.uid,
             charge=self.ledger.charge_of(replica.uid),
             evictable=replica.state is ReplicaState.LOADED and replica.uid not in kept,
             pinned=replica.pinned or self._to_be_pinned(replica) or replica.uid in self._protected(replica.version),
-            busy=bool(busy),
-            busy_priority=max(busy, default=0),
+            busy=self._leases.count_busy(replica.uid) > 0,
+            busy_priority=self._leases.busy_priority(replica.uid),
             last_used_time=replica.last_used_time,
             resident_until=replica.loaded_time + max(self.rules.minimum_residency_seconds, replica.load_seconds),
             version=replica.version,
@@ -1387,24 +1485,26 @@ class Scheduler:
         twin._replicas, twin._residencies = dict(self._replicas), dict(self._residencies)
         twin._promised, twin._decided, twin._told = dict(self._promised), dict(self._decided), dict(self._told)
         twin._leaving, twin._ending, twin._invited = set(self._leaving), set(self._ending), set(self._invited)
+        twin._servers = dict(self._servers)
         twin._sick_since, twin._outdated, twin._wakes = dict(self._sick_since), dict(self._outdated), []
         return twin, notes
 
-    def _placement(self, facts: VersionFacts, lease: str, notes: Notes, now: float) -> Placement:
-        """What became of `lease`, for people."""
+    def _placement(
+        self, facts: VersionFacts, lease: str, notes: Notes, now: float, need: Vector, before: Ledger
+    ) -> Placement:
+        """What became of `lease`, for people. `need`, `before`: of a load of it, and the ledger, as things are."""
         known = self._known[facts.name]
         replica = notes.grants.get(lease) or next(iter(self._of(facts.name, _COUNTED)), None)
         decision = next(
             (d for d in reversed(notes.decisions) if d.version == facts.name and d.trigger is Trigger.PLACEMENT), None
         )
-        need = known.need(self.rules.prediction, self.ledger)
-        if replica is not None and replica.uid in self.ledger.charges:
-            need = dict(self.ledger.charge_of(replica.uid))
+        if replica is not None and replica.uid in before.charges:
+            need = before.charge_of(replica.uid)
         outcome, reason, ready_in = self._fate(facts.name, replica, lease, notes, now)
         if decision is not None:
             judged = decision.verdicts()
         else:
-            asked = Need(need, self.ledger.free, self.ledger.ceiling, self.ledger.budget, 0.0)
+            asked = Need(need, before.free, self.ledger.ceiling, self.ledger.budget, 0.0)
             judged = verdicts(asked, self._candidates(set()), Plan(()), self.rules.policy, now)
         judged = tuple(v for v in judged if replica is None or v.candidate.uid != replica.uid)
         if replica is not None:
@@ -1418,7 +1518,7 @@ class Scheduler:
             ready_in,
             need,
             self.rules.prediction.source(facts, known.measured),
-            decision.need.available if decision is not None else self.ledger.free,
+            decision.need.available if decision is not None else before.free,
             self.ledger.budget,
             self.ledger.freed_by(c.uid for c in free),
             judged,

@@ -111,6 +111,7 @@ class _World:
         self._waits: list[float] = []
         self._result = SimulationResult(rules.policy.name)
         self._scheduler = Scheduler(Ledger(ceiling=dict(budget)), rules, self, self._uid)
+        self._scheduler.tells = False
 
     def play(self, events: Sequence[AcquireEvent], abandoned: Callable[[], bool]) -> SimulationResult:
         upcoming = 0

@@ -24,6 +24,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from modelmora_lifecycle.domain import EngineLimits, StartMode
 from modelmora_lifecycle.eviction import Decision, Impossible, Trigger
+from modelmora_lifecycle.ledger import minus, positive
 from modelmora_lifecycle.prediction import Measured, Setup
 
 log = logging.getLogger(__name__)
@@ -292,7 +293,8 @@ def measured_row(measured: Measured) -> dict[str, Any]:
         "memory": dict(measured.peak),
         "learned": {
             "loading": dict(measured.loading),
-            "steady": dict(measured.steady),
+            "base": dict(measured.base),
+            "growth": dict(measured.growth),
             "batch_tokens": measured.batch_tokens,
             "limits": limits,
             "start_mode": measured.start_mode.value if measured.start_mode else None,
@@ -304,13 +306,15 @@ def measured_row(measured: Measured) -> dict[str, Any]:
 
 def _measured_of(row: sa.RowMapping) -> Measured:
     learned = row["learned"]
+    # Of before growth was told apart: `memory` was the highest ever, `steady` the highest right after a load.
+    base = learned.get("base", learned.get("steady", row["memory"]))
     return Measured(
         version=row["model_version"],
         setup=Setup(row["engine"], row["profile"], row["device"]),
         limits=EngineLimits(**learned.get("limits", {})),
         loading=learned.get("loading", {}),
-        steady=learned.get("steady", row["memory"]),
-        peak=row["memory"],
+        base=base,
+        growth=learned.get("growth", positive(minus(row["memory"], base))),
         batch_tokens=learned.get("batch_tokens", 0),
         start_mode=StartMode(learned["start_mode"]) if learned.get("start_mode") else None,
         load_seconds=tuple(learned.get("load_seconds", (row["load_seconds"],))),

@@ -43,6 +43,7 @@ _AFTER_DRAIN_SECONDS = 2.0
 _AFTER_TERM_SECONDS = 2.0
 _KEY_SECONDS = 5.0
 _FINGERPRINT_SECONDS = 120.0
+_FINGERPRINT_AFTER_SECONDS = 0.5
 _PROBE_TEXT = "a real question"
 _PAIRED = frozenset({common_pb2.TASK_TYPE_RERANKING, common_pb2.TASK_TYPE_QUESTION_ANSWERING})
 """Tasks that take two texts."""
@@ -139,6 +140,8 @@ class Worker:
     ) -> None:
         self.uid = uid
         self.endpoint = ""
+        self.batch_tokens = 0
+        """Of the largest batch that it has computed; 0: unknown."""
         self._facts = facts
         self._need = need
         self._launcher = launcher
@@ -342,8 +345,11 @@ class Worker:
             golden = await self._hold.golden()
             if golden is None:
                 return
+            # Whoever had it loaded is served first, also while this is computed.
+            await asyncio.sleep(_FINGERPRINT_AFTER_SECONDS)
             request = worker_pb2.InferRequest(
                 task_type=self._facts.task_type,  # type: ignore[arg-type]
+                rank=-1,
                 texts=[
                     worker_pb2.TextEntry(text=text, pair=pair, truncate=True, normalize=True, raw_scores=True)
                     for text, pair in zip(golden.texts, golden.pairs or repeat(""), strict=False)
@@ -381,6 +387,7 @@ class Worker:
 
     def _count(self, reply: worker_pb2.WatchReply) -> None:
         self._counted = (reply.batches, reply.entries)
+        self.batch_tokens = reply.batch_tokens
         told = self._told
         self._told = (max(told[0], reply.batches - self._own[0]), max(told[1], reply.entries - self._own[1]))
         BATCHES.inc(self._told[0] - told[0])

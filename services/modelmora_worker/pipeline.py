@@ -121,6 +121,8 @@ class Pipeline:
         # Counted by the compute thread alone; read from any.
         self.batches = 0
         self.entries = 0
+        self.batch_tokens = 0
+        """Of the largest batch so far."""
         self.compute_seconds = 0.0
         self.computing_since: float | None = None
 
@@ -278,6 +280,8 @@ class Pipeline:
         tokenise_seconds = batch.tokenise_seconds
         pending = deque(batch.prepared.micro_batches)
         self.batches += 1
+        if batch.rows_of is None:
+            self.batch_tokens = max(self.batch_tokens, sum(sum(micro.input_tokens) for micro in pending))
         while pending:
             if batch.cancelled:
                 batch.fail(errors.Cancelled())

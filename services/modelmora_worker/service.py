@@ -348,6 +348,7 @@ class WorkerService:
             in_flight=work.in_flight,
             batches=work.batches,
             entries=work.entries,
+            batch_tokens=work.batch_tokens,
         )
         reply.compute.FromNanoseconds(round(work.compute_seconds * 1e9))
         since = work.computing_since

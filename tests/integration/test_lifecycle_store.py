@@ -21,8 +21,8 @@ def measured(version: str, memory_bytes: int, profile: str = "") -> Measured:
         Setup("echo", profile),
         EngineLimits(max_batch_tokens=512),
         loading={"host": 2 * memory_bytes},
-        steady={"host": memory_bytes},
-        peak={"host": memory_bytes},
+        base={"host": memory_bytes},
+        growth={"host": 5},
         batch_tokens=70,
         start_mode=StartMode.FORKED,
         load_seconds=(0.4, 0.5, 9.0),
@@ -129,7 +129,7 @@ async def test_the_tables_of_orders_and_measurements_go_down_and_up_again(databa
         await database.migrate("modelmora_lifecycle", "0001")
         await database.migrate("modelmora_lifecycle", "0002")
         (left,) = await store.measurements()
-        assert (left.version, left.peak, left.setup.devices) == ("v", {"host": 10}, "host")
+        assert (left.version, left.peak, left.setup.devices) == ("v", {"host": 15}, "host")
         assert left.typical_load_seconds == 0.5
     finally:
         await database.close()

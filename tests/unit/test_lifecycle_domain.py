@@ -140,5 +140,5 @@ def facts(artifact_bytes: int = 0, **declared: int) -> VersionFacts:
 def test_a_load_is_predicted_from_what_is_known(
     known: VersionFacts, measured: dict[str, int], before: dict[str, int]
 ) -> None:
-    taken = Measured(known.name, setup_of(known), steady=measured, peak=measured) if measured else None
+    taken = Measured(known.name, setup_of(known), base=measured) if measured else None
     assert Prediction().before_load(known, taken) == before

@@ -617,7 +617,7 @@ def test_what_a_dead_fork_server_left_is_not_asked_for_again(node: Node) -> None
 
 
 def test_who_would_not_wait_is_told_when_and_the_version_is_loaded_for_later(node: Node) -> None:
-    node.scheduler.remember(Measured("a", setup_of(version("a")), peak={HOST: 30}, load_seconds=(4.0, 40.0, 6.0)))
+    node.scheduler.remember(Measured("a", setup_of(version("a")), base={HOST: 30}, load_seconds=(4.0, 40.0, 6.0)))
     node.want("x", version("a"), if_loaded=True, deadline=node.clock.now + 0.5)
     error = node.error_of("x")
     assert isinstance(error, ModelLoading)
@@ -655,7 +655,7 @@ def test_the_time_to_ready_counts_what_is_ahead(node: Node) -> None:
 
 def test_waiters_hear_of_news_only(node: Node) -> None:
     node.workers["a"] = FakeWorker(load_seconds=20.0)
-    node.scheduler.remember(Measured("a", setup_of(version("a")), peak={HOST: 30}, load_seconds=(20.0,)))
+    node.scheduler.remember(Measured("a", setup_of(version("a")), base={HOST: 30}, load_seconds=(20.0,)))
     node.want("x", version("a"))
     for number in range(50):
         node.want(f"y{number}", version("b", 10))

@@ -284,6 +284,37 @@ def test_waiters_are_served_by_priority_then_arrival_and_age(node: Node) -> None
     assert node.started() == ["a", "medium", "low", "high"]
 
 
+def test_an_urgent_want_makes_its_version_urgent(node: Node) -> None:
+    node.want("p", version("p"), priority=30)
+    node.run_for(3.0)
+    node.use("p")
+    node.want("a", version("a"), priority=10)
+    node.want("b", version("b"), priority=20)
+    node.want("late", version("a"), priority=30)
+    node.release("p")
+    node.run_for(1.2)
+    assert node.granted_to("late") == node.granted_to("a") is not None
+    assert not node.granted_to("b")
+
+
+@pytest.mark.parametrize("end", ["use", "release"])
+def test_who_waits_behind_work_more_urgent_goes_on_when_the_last_of_it_ends(node: Node, end: str) -> None:
+    for lease in ("p", "q"):
+        node.want(lease, version("p"), priority=30)
+        node.run_for(3.0)
+        node.use(lease)
+    for lease in ("a", "behind"):
+        node.want(lease, version("a"), priority=10)
+    ends = {"use": lambda lease: node.use(lease, 0), "release": node.release}
+    ends[end]("p")
+    assert node.states("a") == [S.UNLOADED]
+    assert node.states("p") == [S.LOADED]
+    ends[end]("q")
+    assert node.states("p") == [S.DRAINING]
+    node.run_for(1.2)
+    assert node.granted_to("a") == node.granted_to("behind") is not None
+
+
 def test_low_priority_does_not_displace_busy_high_priority_until_it_has_waited(node: Node) -> None:
     node.want("x", version("a"), priority=30)
     node.run_for(5.0)

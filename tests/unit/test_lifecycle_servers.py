@@ -1,0 +1,99 @@
+"""What is reserved for the fork server that a load starts: once, and not for ever."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import FakeClock, FakeEffects, FakeWorker
+from modelmora_lifecycle.domain import HOST, MIB, StartMode, VersionFacts
+from modelmora_lifecycle.placement import PlacementOutcome
+from modelmora_lifecycle.scheduler import Rules
+
+FOREVER = float("inf")
+SERVER = "fork-servers/torch"
+OWN = (84 + 64) * MIB
+
+
+def version(name: str) -> VersionFacts:
+    return VersionFacts(name, "torch", artifact_bytes=90 * MIB, weight_bytes=80 * MIB)
+
+
+class Node(FakeEffects):
+    def want(self, facts: VersionFacts) -> str:
+        return self.scheduler.want(
+            f"lease of {facts.name}", facts, priority=20, deadline=FOREVER, now=self.clock.now, visit=True
+        )
+
+    def server_has(self, memory_bytes: int) -> None:
+        self.scheduler.charge_shared(SERVER, {HOST: memory_bytes} if memory_bytes else {}, self.clock.now)
+
+    def charges(self) -> dict[str, int]:
+        return {owner: charge[HOST] for owner, charge in self.scheduler.ledger.charges.items()}
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node(FakeClock(), {HOST: 1000 * MIB}, Rules(families={"torch": "torch"}))
+
+
+def test_the_first_load_reserves_its_fork_server_once(node: Node) -> None:
+    uid = node.want(version("a"))
+    assert node.charges() == {uid: OWN, SERVER: 350 * MIB}
+    node.server_has(20 * MIB)
+    assert node.charges() == {uid: OWN, SERVER: 350 * MIB}, "it imports"
+    node.run_for(2.0)
+    node.server_has(280 * MIB)
+    assert node.charges()[SERVER] == 280 * MIB
+    assert node.scheduler.ledger.standing == {HOST: 280 * MIB}
+    second = node.want(version("b"))
+    assert node.charges()[second] == OWN
+
+
+def test_two_first_loads_share_what_is_reserved(node: Node) -> None:
+    first, second = node.want(version("a")), node.want(version("b"))
+    assert node.charges() == {first: OWN, second: OWN, SERVER: 350 * MIB}
+    node.crash(first)
+    assert node.charges() == {second: OWN, SERVER: 350 * MIB}
+    node.crash(second)
+    assert node.charges() == {}
+
+
+def test_what_a_load_needs_is_explained_with_the_fork_server_that_it_starts(node: Node) -> None:
+    placement = node.scheduler.explain(version("a"), 20, node.clock.now)
+    assert placement.outcome is PlacementOutcome.FITS
+    assert placement.need == {HOST: OWN + 350 * MIB}
+    assert placement.free == {HOST: 1000 * MIB}, "as it is, not as it will be"
+    node.want(version("a"))
+    node.run_for(2.0)
+    node.server_has(280 * MIB)
+    other = node.scheduler.explain(version("b"), 20, node.clock.now)
+    assert other.need == {HOST: OWN}
+    assert other.free == node.scheduler.ledger.free
+    node.scheduler.configure(node.rules, {HOST: 450 * MIB}, node.clock.now)
+    node.server_has(0)
+    gone = node.scheduler.explain(version("c"), 20, node.clock.now)
+    assert gone.outcome is not PlacementOutcome.FITS
+    assert gone.need == {HOST: OWN + 280 * MIB}, "as large as it was when it was seen last"
+
+
+def test_who_is_spawned_after_all_has_its_libraries_itself(node: Node) -> None:
+    node.workers["a"] = FakeWorker(memory={HOST: 400 * MIB})
+    uid = node.want(version("a"))
+    node.scheduler.launched(uid, 7, node.clock.now, StartMode.SPAWNED)
+    node.run_for(2.0)
+    assert node.charges() == {uid: 440 * MIB}
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    assert node.charges() == {}
+    assert node.charges() | {node.want(version("a")): 440 * MIB} == node.charges()
+
+
+def test_a_place_that_was_promised_beside_a_fork_server_stands_when_it_is_gone(node: Node) -> None:
+    node.want(version("a"))
+    node.run_for(5.0)
+    node.server_has(280 * MIB)
+    node.want(VersionFacts("filler", "echo", declared={HOST: 500 * MIB}))
+    node.run_for(5.0)
+    uid = node.want(version("b"))
+    node.server_has(0)
+    node.run_for(1.0)
+    assert node.charges()[uid] > 0
