@@ -29,7 +29,7 @@ import grpc.aio
 from modelmora import bulk, errors, jobs, requests, tensors
 from modelmora.client import CONNECTED_SECONDS, LONG_SECONDS, WATCH_SECONDS, Connection
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
-from modelmora.jobs import AsyncEmbedJob, JobResult
+from modelmora.jobs import AsyncJob, JobOptions, JobResult
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.observability.v1 import observability_pb2, observability_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -325,34 +325,124 @@ class AsyncClient(Connection):
         normalize: bool | None = None,
         truncate: bool | None = None,
         dimensions: int | None = None,
-        precision: str | None = None,
-        priority: str | int | None = None,
-        job_timeout: float | None = None,
-        result_ttl: float | None = None,
-        request_id: str | None = None,
         timeout: float | None = None,
-    ) -> AsyncEmbedJob:
+        **options: Unpack[JobOptions],
+    ) -> AsyncJob:
         """Turns up to 2048 texts into vectors without anybody waiting on the line: see `wait` and `result` of what it
-        returns. The job fails if it has not ended after `job_timeout` seconds (24 h); its results are kept for
-        `result_ttl` seconds (24 h). The default priority is low. QuotaExceeded, QueueFull.
-        """
+        returns. The options are those of `modelmora.jobs.JobOptions`: `precision`, `priority` (low by default),
+        `job_timeout` and `result_ttl` in seconds (24 h each), `request_id`. QuotaExceeded, QueueFull."""
         request = jobs.create_request(
             model,
-            texts,
+            "embed",
+            inference_pb2.EmbedTask,
+            texts=texts,
             normalize=normalize,
             truncate=truncate,
             dimensions=dimensions,
-            precision=precision,
-            priority=priority,
-            job_timeout=job_timeout,
-            result_ttl=result_ttl,
-            request_id=request_id or str(uuid.uuid4()),
+            **options,
         )
-        return AsyncEmbedJob(self, (await self._call(self.inference.CreateInferenceJob, request, timeout)).job)
+        return AsyncJob(self, (await self._call(self.inference.CreateInferenceJob, request, timeout)).job)
 
-    async def job(self, name: str, *, timeout: float | None = None) -> AsyncEmbedJob:
+    async def create_classify_job(
+        self,
+        model: str,
+        texts: Sequence[str],
+        *,
+        pairs: Sequence[str] = (),
+        truncate: bool | None = None,
+        raw_scores: bool | None = None,
+        top_n: int | None = None,
+        timeout: float | None = None,
+        **options: Unpack[JobOptions],
+    ) -> AsyncJob:
+        """Gives up to 2048 texts labels in the background, as `classify` does; the rest as in `create_embed_job`."""
+        request = jobs.create_request(
+            model,
+            "classify",
+            inference_pb2.ClassifyTask,
+            texts=texts,
+            pairs=pairs,
+            truncate=truncate,
+            raw_scores=raw_scores,
+            top_n=top_n,
+            **options,
+        )
+        return AsyncJob(self, (await self._call(self.inference.CreateInferenceJob, request, timeout)).job)
+
+    async def create_rerank_job(
+        self,
+        model: str,
+        inputs: Sequence[tuple[str, Sequence[str]]],
+        *,
+        truncate: bool | None = None,
+        raw_scores: bool | None = None,
+        top_n: int | None = None,
+        timeout: float | None = None,
+        **options: Unpack[JobOptions],
+    ) -> AsyncJob:
+        """Sorts texts for up to 100 queries in the background: `inputs` are (query, texts), each done as `rerank` does;
+        the rest as in `create_embed_job`."""
+        request = jobs.create_request(
+            model,
+            "rerank",
+            inference_pb2.RerankTask,
+            inputs=jobs.rerank_inputs(inputs),
+            truncate=truncate,
+            raw_scores=raw_scores,
+            top_n=top_n,
+            **options,
+        )
+        return AsyncJob(self, (await self._call(self.inference.CreateInferenceJob, request, timeout)).job)
+
+    async def create_answer_question_job(
+        self,
+        model: str,
+        inputs: Sequence[tuple[str, str]],
+        *,
+        top_n: int | None = None,
+        max_answer_tokens: int | None = None,
+        timeout: float | None = None,
+        **options: Unpack[JobOptions],
+    ) -> AsyncJob:
+        """Answers up to 100 questions in the background: `inputs` are (question, context), each done as
+        `answer_question` does; the rest as in `create_embed_job`."""
+        request = jobs.create_request(
+            model,
+            "answer_question",
+            inference_pb2.AnswerQuestionTask,
+            inputs=jobs.question_inputs(inputs),
+            top_n=top_n,
+            max_answer_tokens=max_answer_tokens,
+            **options,
+        )
+        return AsyncJob(self, (await self._call(self.inference.CreateInferenceJob, request, timeout)).job)
+
+    async def create_predict_job(
+        self,
+        model: str,
+        inputs: Sequence[Mapping[str, TensorLike]],
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        outputs: Sequence[str] = (),
+        timeout: float | None = None,
+        **options: Unpack[JobOptions],
+    ) -> AsyncJob:
+        """Does a model's task for up to 100 sets of named inputs in the background, each as `predict` does; the rest
+        as in `create_embed_job`."""
+        request = jobs.create_request(
+            model,
+            "predict",
+            inference_pb2.PredictTask,
+            inputs=jobs.predict_inputs(inputs),
+            parameters=requests.options_of(parameters, "predict.parameters"),
+            outputs=outputs,
+            **options,
+        )
+        return AsyncJob(self, (await self._call(self.inference.CreateInferenceJob, request, timeout)).job)
+
+    async def job(self, name: str, *, timeout: float | None = None) -> AsyncJob:
         """A job that was made earlier, by its name `jobs/{uid}`. JobNotFound."""
-        return AsyncEmbedJob(self, await self.get_job(name, timeout=timeout))
+        return AsyncJob(self, await self.get_job(name, timeout=timeout))
 
     async def get_job(self, name: str, *, timeout: float | None = None) -> inference_pb2.InferenceJob:
         """JobNotFound."""

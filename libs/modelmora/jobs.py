@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from modelmora import errors, requests
+from google.protobuf.message import Message
+
+from modelmora import errors, requests, tensors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2
 
@@ -43,7 +46,8 @@ class JobResult:
 
     job: inference_pb2.InferenceJob
     results: Sequence[inference_pb2.InferenceResult]
-    """By index; of a partial result some are left out. Vectors are bytes; see `rows`."""
+    """By index; of a partial result some are left out. Each has `embed`, `classify`, `rerank`, `answer_question`,
+    `predict` or `error`, with `usage` and `timings`. Vectors are bytes, see `rows`; tensors too, see `predictions`."""
 
     @cached_property
     def errors(self) -> dict[int, errors.ModelMoraError]:
@@ -64,6 +68,14 @@ class JobResult:
                     row.byteswap()
         return found
 
+    def predictions(self) -> dict[int, dict[str, Any]]:
+        """Of a job that predicts: the outputs of each input that has them by name, as in `Prediction.outputs`."""
+        return {
+            one.index: {output.name: tensors.value_of(output.tensor) for output in one.predict.outputs}
+            for one in self.results
+            if one.WhichOneof("outcome") == "predict"
+        }
+
     @property
     def vectors(self) -> FloatArray:
         """float32 [inputs, dimensions], see `FloatArray`. Raises the first input's error when one has failed, and
@@ -80,7 +92,7 @@ class JobResult:
         return numpy.array([rows[index] for index in sorted(rows)], dtype=numpy.float32)
 
 
-class EmbedJob:
+class Job:
     """A job of `Client`. `message` is what is known of it."""
 
     def __init__(self, client: Client, message: inference_pb2.InferenceJob) -> None:
@@ -117,8 +129,8 @@ class EmbedJob:
         return self.message
 
 
-class AsyncEmbedJob:
-    """A job of `AsyncClient`: the methods of `EmbedJob`, awaited."""
+class AsyncJob:
+    """A job of `AsyncClient`: the methods of `Job`, awaited."""
 
     def __init__(self, client: AsyncClient, message: inference_pb2.InferenceJob) -> None:
         self._client = client
@@ -149,38 +161,64 @@ class AsyncEmbedJob:
         return self.message
 
 
+class JobOptions(TypedDict, total=False):
+    """How a job is done; what is absent or None is left to the server."""
+
+    precision: str | None
+    """`exact` demands the engine's exact profile."""
+    priority: str | int | None
+    """low (the default for jobs), medium or high."""
+    job_timeout: float | None
+    """Seconds until it fails if it has not ended. Default: 24 h."""
+    result_ttl: float | None
+    """Seconds that its results are kept after its end. Default: 24 h."""
+    request_id: str | None
+    """Makes the call safe to repeat; by default one is made up."""
+
+
 def create_request(
     model: str,
-    texts: Sequence[str],
+    task: str,
+    cls: type[Message],
     *,
-    normalize: bool | None,
-    truncate: bool | None,
-    dimensions: int | None,
-    precision: str | None,
-    priority: str | int | None,
-    job_timeout: float | None,
-    result_ttl: float | None,
-    request_id: str,
+    precision: str | None = None,
+    priority: str | int | None = None,
+    job_timeout: float | None = None,
+    result_ttl: float | None = None,
+    request_id: str | None = None,
+    **fields: Any,
 ) -> inference_pb2.CreateInferenceJobRequest:
+    """A job of one task, the field of the request with this name, from the task's own fields and JobOptions."""
+    content: dict[str, Any] = {task: requests.build(cls, _at=task, precision=precision or "", **fields)}
     request = requests.build(
         inference_pb2.CreateInferenceJobRequest,
         model=model,
-        embed=requests.build(
-            inference_pb2.EmbedTask,
-            _at="embed",
-            texts=texts,
-            normalize=normalize,
-            truncate=truncate,
-            dimensions=dimensions,
-            precision=precision or "",
-        ),
         priority=requests.priority_value(priority),
-        request_id=request_id,
+        request_id=request_id or str(uuid.uuid4()),
+        **content,
     )
     for field, seconds in (("timeout", job_timeout), ("result_ttl", result_ttl)):
         if seconds is not None:
             _set_seconds(request, field, seconds)
     return request
+
+
+def rerank_inputs(inputs: Sequence[tuple[str, Sequence[str]]]) -> list[inference_pb2.RerankInput]:
+    return [
+        requests.build(inference_pb2.RerankInput, _at=f"rerank.inputs[{n}]", query=query, texts=texts)
+        for n, (query, texts) in enumerate(inputs)
+    ]
+
+
+def question_inputs(inputs: Sequence[tuple[str, str]]) -> list[inference_pb2.QuestionInput]:
+    return [
+        requests.build(inference_pb2.QuestionInput, _at=f"answer_question.inputs[{n}]", question=one, context=other)
+        for n, (one, other) in enumerate(inputs)
+    ]
+
+
+def predict_inputs(inputs: Sequence[Mapping[str, Any]]) -> list[inference_pb2.PredictInput]:
+    return [inference_pb2.PredictInput(inputs=tensors.named_tensors(one)) for one in inputs]
 
 
 def list_request(

@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "predict": ("tasks", "Do any model's task with named inputs: texts, files."),
     "tokenize": ("tasks", "Show what a model's tokenizer makes of texts."),
     "describe": ("tasks", "Show what a model takes and gives."),
-    "jobs": ("jobs", "Embed many texts in the background: create, watch, cancel, fetch."),
+    "jobs": ("jobs", "Do tasks with many inputs in the background: create, watch, cancel, fetch."),
     "queue": ("queue", "Show what waits, and why a call waits."),
     "health": ("health", "Show how every component is."),
     "info": ("health", "Show versions, devices and storage."),

@@ -1,8 +1,9 @@
-"""`modelmora jobs …`: texts to vectors in the background."""
+"""`modelmora jobs …`: tasks with many inputs in the background."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,26 +14,56 @@ from modelmora.jobs import JobResult, check_succeeded
 from modelmora_app.cli import show
 from modelmora_app.cli.bars import bar
 from modelmora_app.cli.session import Session, remote, seconds_of
+from modelmora_app.cli.tasks import listed, read_file
 
+OF_TASKS = {
+    "embed": {"normalize", "truncate", "dimensions"},
+    "classify": {"truncate", "top_n", "raw_scores"},
+    "rerank": {"truncate", "top_n", "raw_scores"},
+    "answer": {"top_n"},
+    "predict": set[str](),
+}
+"""Which options the tasks have."""
+COMMON = {"priority", "precision", "job_timeout", "result_ttl", "request_id"}
+TASKS = tuple(OF_TASKS)
 STATES = ("pending", "queued", "running", "cancelling", "succeeded", "failed", "cancelled")
 
 
 @click.group("jobs")
 def jobs() -> None:
-    """Embed many texts in the background. A JOB is a name, jobs/UID, or the UID alone."""
+    """Do a task with many inputs in the background. A JOB is a name, jobs/UID, or the UID alone."""
 
 
 @jobs.command("create")
 @click.argument("model")
 @click.argument("texts", nargs=-1)
-@click.option("--file", type=click.File("r", encoding="utf-8"), help="One text for each line; - reads standard input.")
+@click.option(
+    "--task", type=click.Choice(TASKS), default="embed", show_default=True, help="What to do with the inputs."
+)
+@click.option("--file", type=click.File("r", encoding="utf-8"), help="One input for each line; - reads standard input.")
+@click.option("--query", help="What the texts of a rerank job answer.")
+@click.option("--question", help="What is looked for in the texts of an answer job.")
 @click.option("--priority", type=click.Choice(["low", "medium", "high"]), help="Default: low.")
 @click.option("--dimensions", type=click.IntRange(min=1), help="Keep the first n dimensions.")
-@click.option("--no-normalize", is_flag=True, help="Leave the vectors as long as they come.")
-@click.option("--no-truncate", is_flag=True, help="Texts over the model's limit get an error instead of being cut.")
-@click.option("--exact", is_flag=True, help="Demand the engine's exact profile.")
-@click.option("--within", callback=seconds_of, metavar="TIME", help="It fails when it has not ended by then. [24h]")
-@click.option("--keep", callback=seconds_of, metavar="TIME", help="So long are its results kept. [24h]")
+@click.option(
+    "--no-normalize", "normalize", flag_value=False, default=None, help="Leave the vectors as long as they come."
+)
+@click.option(
+    "--no-truncate",
+    "truncate",
+    flag_value=False,
+    default=None,
+    help="Texts over the model's limit get an error instead of being cut.",
+)
+@click.option(
+    "--top", "top_n", type=click.IntRange(min=1), help="Only the best n labels, texts or answers of each input."
+)
+@click.option("--raw", "raw_scores", is_flag=True, default=None, help="Scores as the model gives them.")
+@click.option("--exact", "precision", flag_value="exact", help="Demand the engine's exact profile.")
+@click.option(
+    "--within", "job_timeout", callback=seconds_of, metavar="TIME", help="It fails when it has not ended by then. [24h]"
+)
+@click.option("--keep", "result_ttl", callback=seconds_of, metavar="TIME", help="So long are its results kept. [24h]")
 @click.option("--request-id", help="Makes this command safe to repeat.")
 @click.option("--wait", is_flag=True, help="Return when it has ended.")
 @remote
@@ -40,39 +71,71 @@ def create(
     session: Session,
     model: str,
     texts: tuple[str, ...],
+    task: str,
     file: IO[str] | None,
-    priority: str | None,
-    dimensions: int | None,
-    no_normalize: bool,
-    no_truncate: bool,
-    exact: bool,
-    within: float | None,
-    keep: float | None,
-    request_id: str | None,
+    query: str | None,
+    question: str | None,
     wait: bool,
+    **options: Any,
 ) -> None:
-    """Accept TEXTS, at most 2048, to be turned into vectors."""
-    asked = [*texts, *(line.rstrip("\n") for line in file or () if line.strip())]
-    if not asked:
+    """Accept inputs, to be done in the background.
+
+    TEXTS, or the lines of --file, are up to 2048 inputs to embed or classify. Of the other tasks, up to 100 inputs, a
+    line is JSON: {"query": "…", "texts": ["…"]} to rerank, {"question": "…", "context": "…"} to answer, and tensors by
+    name to predict, {"texts": ["…"]} or {"images": ["@cat.png"]}. With --query the TEXTS are one input to rerank, with
+    --question each of them is a context.
+    """
+    lines = [*texts, *(line.rstrip("\n") for line in file or () if line.strip())]
+    if not lines:
         raise click.UsageError("Give texts, or --file.")
-    job = session.client.create_embed_job(
-        model,
-        asked,
-        normalize=False if no_normalize else None,
-        truncate=False if no_truncate else None,
-        dimensions=dimensions,
-        priority=priority,
-        precision="exact" if exact else None,
-        job_timeout=within,
-        result_ttl=keep,
-        request_id=request_id,
-    ).message
+    asked = {name: value for name, value in options.items() if value is not None}
+    client = session.client
+    if wrong := set(asked) - COMMON - OF_TASKS[task]:
+        raise click.UsageError(f"A job to {task} has no option {', '.join(sorted(wrong))}.")
+    if task == "embed":
+        made = client.create_embed_job(model, lines, **asked)
+    elif task == "classify":
+        made = client.create_classify_job(model, lines, **asked)
+    elif task == "rerank":
+        inputs = [(query, lines)] if query is not None else [_fields(line, "query", "texts") for line in lines]
+        made = client.create_rerank_job(model, inputs, **asked)
+    elif task == "answer":
+        pairs = [(question, line) if question is not None else _fields(line, "question", "context") for line in lines]
+        made = client.create_answer_question_job(model, pairs, **asked)
+    else:
+        made = client.create_predict_job(model, [_tensors(line) for line in lines], **asked)
+    job = made.message
     if wait:
         _watch(session, job.name)
     elif session.as_json:
         show.print_json(job)
     else:
-        click.echo(f"{job.name}: {job.progress.inputs} texts for {show.short(job.model_version)}")
+        click.echo(f"{job.name}: {job.progress.inputs} inputs for {show.short(job.model_version)}")
+
+
+def _fields(line: str, *names: str) -> tuple[Any, ...]:
+    found = _object(line)
+    if found.keys() != set(names):
+        raise click.UsageError(f"A line is an object with {' and '.join(names)}, not {line[:60]!r}.")
+    return tuple(found[name] for name in names)
+
+
+def _tensors(line: str) -> dict[str, list[str | bytes]]:
+    """Tensors by name; a text that begins with @ names a file."""
+    return {
+        name: [read_file(one[1:]) if isinstance(one, str) and one.startswith("@") else one for one in values]
+        for name, values in _object(line).items()
+    }
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise click.UsageError(f"A line is a JSON object, not {line[:60]!r}.")
+    return found
 
 
 @jobs.command("list")
@@ -154,7 +217,7 @@ def result(session: Session, job: str, partial: bool, output: Path | None) -> No
         return
     if output is None:
         show.table(
-            ["#>", "tokens>", "vector"],
+            ["#>", "tokens>", "result"],
             [
                 [
                     str(line["index"]),
@@ -207,23 +270,41 @@ def _print(session: Session, job: inference_pb2.InferenceJob) -> None:
 
 
 def _lines(found: JobResult) -> list[dict[str, Any]]:
-    rows = found.rows()
-    return [
-        {"index": one.index, "error": {"reason": one.error.reason, "message": one.error.message}}
-        if one.WhichOneof("outcome") == "error"
-        else {
-            "index": one.index,
-            "embedding": rows[one.index].tolist(),
-            "input_tokens": one.embed.input_tokens,
-            "truncated": one.embed.truncated,
-        }
-        for one in found.results
-    ]
+    rows, predictions = found.rows(), found.predictions()
+    return [_line(one, rows, predictions) for one in found.results]
+
+
+def _line(
+    one: inference_pb2.InferenceResult, rows: Mapping[int, Any], predictions: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any]:
+    outcome = one.WhichOneof("outcome")
+    line: dict[str, Any] = {"index": one.index}
+    if outcome == "error":
+        return line | {"error": {"reason": one.error.reason, "message": one.error.message}}
+    line["input_tokens"] = one.usage.input_tokens
+    if outcome == "embed":
+        return line | {"embedding": rows[one.index].tolist(), "truncated": one.embed.truncated}
+    if outcome == "classify":
+        return line | {"labels": show.as_json(one.classify.labels), "truncated": one.classify.truncated}
+    if outcome == "rerank":
+        return line | {"ranked": show.as_json(one.rerank.ranked)}
+    if outcome == "answer_question":
+        return line | {"answers": show.as_json(one.answer_question.answers)}
+    outputs = {name: listed(value) for name, value in predictions[one.index].items()}
+    return line | {"outputs": outputs, "labels": list(one.predict.labels)}
 
 
 def _begin(line: dict[str, Any]) -> str:
-    values = line["embedding"]
-    return " ".join(f"{value:+.3f}" for value in values[:4]) + (" …" if len(values) > 4 else "")
+    if "embedding" in line:
+        values = line["embedding"]
+        return " ".join(f"{value:+.3f}" for value in values[:4]) + (" …" if len(values) > 4 else "")
+    if "ranked" in line:
+        return "  ".join(f"#{one['index']} {one['score']:.4f}" for one in line["ranked"][:5])
+    if "answers" in line:
+        return "  ".join(f"{one['text']} {one['score']:.4f}" for one in line["answers"][:3])
+    if "outputs" in line:
+        return "  ".join(f"{name} {str(values)[:60]}" for name, values in line["outputs"].items())
+    return "  ".join(f"{one['label']} {one['score']:.4f}" for one in line["labels"][:5])
 
 
 def _answered(job: inference_pb2.InferenceJob) -> int:

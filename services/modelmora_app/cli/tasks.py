@@ -147,7 +147,7 @@ def predict(
     tensors: dict[str, list[str | bytes]] = {}
     for given in inputs:
         name, value = _pair(given)
-        tensors.setdefault(name, []).append(_read(value[1:]) if value.startswith("@") else value)
+        tensors.setdefault(name, []).append(read_file(value[1:]) if value.startswith("@") else value)
     told = session.client.predict(
         model,
         tensors,
@@ -155,7 +155,7 @@ def predict(
         outputs=outputs,
         **options,
     )
-    values = {output.name: _listed(told[output.name]) for output in told.message.outputs}
+    values = {output.name: listed(told[output.name]) for output in told.message.outputs}
     if session.as_json:
         answer = show.as_json(told.message)
         for output, shown in zip(told.message.outputs, answer.get("outputs", []), strict=True):
@@ -242,7 +242,8 @@ def _pair(given: str) -> tuple[str, str]:
     return name, value
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """What @PATH on the command line stands for."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -257,7 +258,7 @@ def _json(value: str) -> Any:
         return value
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
     """Nested lists, with texts where bytes are UTF-8."""
     rows = value.tolist() if hasattr(value, "tolist") else value
     return [row.decode(errors="replace") if isinstance(row, bytes) else row for row in rows]
