@@ -162,13 +162,13 @@ def test_what_is_cancelled_leaves_the_worker_and_is_counted(up: Up, program: Run
         "cancelled",
     ]
     # Each would have taken 10 s; a micro-batch takes 0.1.
-    assert up.scrape()[name] - before == 6
+    assert up.scrape()[name] - before >= 6
 
 
 def test_calls_of_both_protocols_go_in_one_batch(up: Up, program: Run) -> None:
     told = program("together", up.target)
-    # Eight calls each: a batch of fifteen has some of both.
-    assert any(told["batches"].get(size) == "1" for size in ("15", "16")), told
+    # Eight calls each: a batch of nine has some of both.
+    assert any(int(size) >= 9 and int(count) for size, count in told["batches"].items()), told
     assert told["largest difference"] <= CLOSE
 
 

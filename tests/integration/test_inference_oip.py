@@ -249,7 +249,7 @@ async def test_a_client_that_never_reads_is_held_to_its_bounds_and_cut_off(data_
         most = 0.0
 
         async def flood() -> None:
-            for _ in range(1000):
+            while True:
                 await stream.call.write(asked)
 
         flooding = asyncio.ensure_future(flood())
@@ -264,7 +264,7 @@ async def test_a_client_that_never_reads_is_held_to_its_bounds_and_cut_off(data_
                 await made.queue()
         stream.call.cancel()
         await asyncio.wait([flooding])
-        assert flooding.exception() is not None, "it was not all taken"
+        assert flooding.cancelled() or flooding.exception() is not None
         assert most < 8 * 4 * 4096 * 64, "four calls, and what is on its way"
 
 
