@@ -105,6 +105,8 @@ class VersionFacts:
     weight_bytes: int = 0
     """Of the weights by the headers of their files; 0 where nobody has read them."""
     task_type: int = 0
+    takes_images: bool = False
+    """Image files instead of texts."""
     cpu_threads: int = 0
     """0: as many as the engine likes. What `Effects.start` is given has the number that was decided."""
     declared: Mapping[str, int] = field(default_factory=dict)

@@ -588,6 +588,7 @@ def facts_of(version: registry_pb2.ModelVersion) -> VersionFacts:
         artifact_digest=version.artifact.digest,
         weight_bytes=sum(version.metadata.weight_bytes.values()),
         task_type=version.task_type,
+        takes_images=version.metadata.modality == "image",
         cpu_threads=required.cpu_threads,
         declared={device: memory_bytes for device, memory_bytes in declared.items() if memory_bytes > 0},
         profile=EngineProfile(profile.backend, profile.precision, dict(profile.library_versions), profile.batch_rule),

@@ -45,6 +45,13 @@ _KEY_SECONDS = 5.0
 _FINGERPRINT_SECONDS = 120.0
 _FINGERPRINT_AFTER_SECONDS = 0.5
 _PROBE_TEXT = "a real question"
+_PROBE_IMAGE = (
+    b"BM"
+    + struct.pack("<IHHI", 54 + 16, 0, 0, 54)
+    + struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 24, *[0] * 6)
+    + bytes(range(16))
+)
+"""Four pixels as a bitmap, the one format that is written without a library."""
 _PAIRED = frozenset({common_pb2.TASK_TYPE_RERANKING, common_pb2.TASK_TYPE_QUESTION_ANSWERING})
 """Tasks that take two texts."""
 _SCORED = _PAIRED | {common_pb2.TASK_TYPE_CLASSIFICATION}
@@ -442,11 +449,7 @@ class Worker:
     async def _ask_probe(self) -> str:
         request = worker_pb2.InferRequest(
             task_type=self._facts.task_type,  # type: ignore[arg-type]
-            texts=[
-                worker_pb2.TextEntry(
-                    text=_PROBE_TEXT, truncate=True, pair=_PROBE_TEXT if self._facts.task_type in _PAIRED else ""
-                )
-            ],
+            texts=[probe_of(self._facts)],
         )
         try:
             replies = await self._infer(request)
@@ -510,6 +513,13 @@ _HEALTH = {
     common_pb2.HEALTH_STATE_DEGRADED: HealthState.DEGRADED,
     common_pb2.HEALTH_STATE_UNHEALTHY: HealthState.UNHEALTHY,
 }
+
+
+def probe_of(facts: VersionFacts) -> worker_pb2.TextEntry:
+    """Something that every version of this task can answer."""
+    if facts.takes_images:
+        return worker_pb2.TextEntry(data=_PROBE_IMAGE)
+    return worker_pb2.TextEntry(text=_PROBE_TEXT, truncate=True, pair=_PROBE_TEXT if facts.task_type in _PAIRED else "")
 
 
 def nonsense_limits(reply: worker_pb2.LoadReply) -> str:

@@ -19,6 +19,8 @@ import numpy
 import pytest
 from modelmora import errors
 from modelmora.worker.v1 import worker_pb2
+from modelmora_lifecycle.domain import VersionFacts
+from modelmora_lifecycle.workers import probe_of
 from modelmora_worker.engines import base, image_files
 from modelmora_worker.engines.images import ImagesEngine
 from PIL import Image
@@ -336,3 +338,10 @@ def test_a_head_that_the_files_do_not_have_is_not_made_up(folder, tmp_path):
     spec = base.EngineSpec("transformers_images", artifact_path=str(tmp_path / "headless"), task="classification")
     with pytest.raises(errors.InvalidModelFiles, match="no weights for classifier"):
         ImagesEngine().load(spec, lambda *_: None)
+
+
+def test_what_lifecycle_asks_to_see_whether_a_worker_lives_is_an_image(load, folder):
+    probe = probe_of(VersionFacts("models/a/b/versions/1", "transformers_images", takes_images=True))
+    for kind in KINDS:
+        (found,) = scores(load(folder(kind)), [probe.data]).values()
+        assert numpy.isfinite(found).all()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from modelmora.worker.v1 import worker_pb2
 from modelmora_lifecycle.domain import MIB, VersionFacts
-from modelmora_lifecycle.workers import ENTRIES, Worker, WorkerRules, nonsense_limits
+from modelmora_lifecycle.workers import ENTRIES, Worker, WorkerRules, nonsense_limits, probe_of
 
 RULES = WorkerRules(growth_factor=1.5, engine_slack_bytes=300 * MIB, bare_slack_bytes=30 * MIB)
 
@@ -56,3 +58,11 @@ def test_what_lifecycle_asks_itself_is_not_counted_as_use() -> None:
     assert ENTRIES._value.get() - before == 5
     worker._count(worker_pb2.WatchReply(batches=4, entries=9))
     assert ENTRIES._value.get() - before == 8
+
+
+def test_a_worker_of_images_is_asked_for_an_image() -> None:
+    facts = VersionFacts("models/a/b/versions/1", "transformers_images", task_type=3)
+    assert (probe_of(facts).text, probe_of(facts).data) == ("a real question", b"")
+    asked = probe_of(replace(facts, takes_images=True))
+    assert asked.text == ""
+    assert asked.data.startswith(b"BM")
