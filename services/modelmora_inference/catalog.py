@@ -122,7 +122,8 @@ class Catalog:
             last.stale = True
             return last.facts
         except (errors.NotFound, errors.FailedPrecondition, errors.InvalidArgument) as error:
-            self._keep(reference, None, error, REFUSED_SECONDS)
+            # A copy: the frames of the lookup, some 30 KB, hang on the error itself for as long as it is kept.
+            self._keep(reference, None, error.copy(), REFUSED_SECONDS)
             raise
         self._keep(reference, facts, None, seconds)
         return facts

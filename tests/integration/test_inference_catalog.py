@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from modelmora import errors
@@ -150,3 +152,23 @@ async def test_what_was_wrong_is_forgotten() -> None:
     catalog.forget("a/b")
     registry.version = 2
     assert (await catalog.find("a/b", 1)).name == "a/b/2"
+
+
+async def test_a_refusal_is_kept_without_what_the_lookup_held() -> None:
+    class Stub:
+        """What a lookup has in its hands."""
+
+    held: list[weakref.ref[Stub]] = []
+
+    async def look_up(reference: str) -> tuple[VersionFacts, float]:
+        stub = Stub()
+        held.append(weakref.ref(stub))
+        raise errors.ModelNotFound(name=reference)
+
+    catalog = Catalog(look_up)
+    for reference in ("a/b", "a/b"):
+        with pytest.raises(errors.ModelNotFound):
+            await catalog.find(reference, 1)
+    await asyncio.sleep(0)  # the lookup's task lets go of its result
+    gc.collect()
+    assert [one() for one in held] == [None]
