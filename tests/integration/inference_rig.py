@@ -242,6 +242,7 @@ class Resolver(registry_pb2_grpc.RegistryServiceServicer):
         self.task_type = common_pb2.TASK_TYPE_TXT2EMBED
         self.task_types: dict[str, common_pb2.TaskType] = {}
         """Of the versions that do something else."""
+        self.metadata: dict[str, registry_pb2.ModelMetadata] = {}
         self.fail_with: errors.ModelMoraError | None = None
         self.cache_ttl_seconds = 5.0
 
@@ -254,6 +255,8 @@ class Resolver(registry_pb2_grpc.RegistryServiceServicer):
             raise errors.ModelNotFound(name=request.reference)
         version = registry_pb2.ModelVersion(name=name, task_type=self.task_types.get(name, self.task_type))
         version.artifact.digest = DIGEST
+        if name in self.metadata:
+            version.metadata.CopyFrom(self.metadata[name])
         response = registry_pb2.ResolveModelResponse(model_version=version)
         response.cache_ttl.FromNanoseconds(int(self.cache_ttl_seconds * 1e9))
         return response

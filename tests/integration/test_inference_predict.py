@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from integration.inference_rig import DIGEST, Rig, rig, version_of
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2 as pb
+from modelmora.registry.v1 import registry_pb2
+from modelmora_inference.dispatcher import UNKNOWN_IMAGE_TOKENS
 from modelmora_inference.predict import packed
 from modelmora_worker.engines.echo import vector
 
@@ -23,8 +26,9 @@ MODELS = {
     "acme/sorter": {"labels": 4},
     "acme/reader": {},
     "acme/talker": {},
+    "acme/seer": {"labels": 2, "max_batch_entries": 2},
 }
-RANKER, SORTER, READER, TALKER = "acme/ranker", "acme/sorter", "acme/reader", "acme/talker"
+RANKER, SORTER, READER, TALKER, SEER = (f"acme/{name}" for name in ("ranker", "sorter", "reader", "talker", "seer"))
 
 
 @pytest.fixture
@@ -34,6 +38,8 @@ async def tasks(data_dir: Path) -> AsyncIterator[Rig]:
         made.resolver.task_types[version_of(SORTER)] = common_pb2.TASK_TYPE_CLASSIFICATION
         made.resolver.task_types[version_of(READER)] = common_pb2.TASK_TYPE_QUESTION_ANSWERING
         made.resolver.task_types[version_of(TALKER)] = common_pb2.TASK_TYPE_TXT2TXT
+        made.resolver.task_types[version_of(SEER)] = common_pb2.TASK_TYPE_CLASSIFICATION
+        made.resolver.metadata[version_of(SEER)] = registry_pb2.ModelMetadata(modality="image", labels=["cat", "dog"])
         yield made
 
 
@@ -45,7 +51,7 @@ def texts_of(name: str, *texts: str) -> pb.NamedTensor:
 
 async def predict(tasks: Rig, model: str, *inputs: pb.NamedTensor, **fields: Any) -> pb.PredictResponse:
     parameters = fields.pop("parameters", {})
-    request = pb.PredictRequest(model=model, inputs=inputs, **fields)
+    request = pb.PredictRequest(model=model, **{"inputs": inputs, **fields})
     request.parameters.update(parameters)
     answer: pb.PredictResponse = await tasks.stub.Predict(request, timeout=20)
     return answer
@@ -148,3 +154,63 @@ async def test_an_engines_error_names_the_element_of_the_tensor(tasks: Rig) -> N
     with pytest.raises(errors.InvalidArgument) as wide:
         await predict(tasks, "acme/echo", texts_of("texts", "x"), parameters={"dimensions": 9})
     assert [violation.field for violation in wide.value.fields] == ["parameters.dimensions"]
+
+
+async def test_a_model_of_images_is_described_without_a_load_and_takes_nothing_else(tasks: Rig) -> None:
+    told = await tasks.stub.DescribeModel(pb.DescribeModelRequest(model=SEER), timeout=9)
+    assert [(one.name, one.datatype, list(one.shape)) for one in told.inputs] == [("images", "BYTES", [-1])]
+    assert [(one.name, one.datatype, list(one.shape)) for one in told.outputs] == [("scores", "FP32", [-1, 2])]
+    assert list(told.labels) == ["cat", "dog"]
+    for call in (
+        tasks.stub.Classify(pb.ClassifyRequest(model=SEER, texts=["a text"]), timeout=20),
+        tasks.stub.Tokenize(pb.TokenizeRequest(model=SEER, texts=["a text"]), timeout=20),
+    ):
+        with pytest.raises(errors.TaskNotSupported, match="images"):
+            await call
+    with pytest.raises(errors.InvalidArgument) as caught:
+        await predict(tasks, SEER, texts_of("texts", "a text"))
+    assert [violation.field for violation in caught.value.fields] == ["inputs[0].name", "inputs"]
+    assert not tasks.lessor.launches
+
+
+async def test_an_image_counts_what_a_model_sees_of_it_and_not_what_its_file_weighs(tasks: Rig) -> None:
+    images = texts_of("images", *("x" * size for size in (100_000, 10, 200_000)))
+    async with tasks.lessor.loads_wait(version_of(SEER)):
+        call = asyncio.ensure_future(predict(tasks, SEER, images))
+        async with asyncio.timeout(10):
+            while not (levels := (await tasks.stub.GetQueue(pb.GetQueueRequest(model=SEER))).queues[0].levels):
+                pass
+        (level,) = [level for level in levels if level.entries]
+        assert (level.entries, level.tokens) == (3, 3 * UNKNOWN_IMAGE_TOKENS)
+        assert level.bytes > 300_000
+    answer = await call
+    assert list(named(answer)["scores"].shape) == [3, 2]
+
+
+CALLS: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("no model", {"model": ""}, ["model"]),
+    ("model of the wrong form", {"model": "x" * 401}, ["model"]),
+    ("negative priority", {"priority": -1}, ["priority"]),
+    ("unknown priority", {"priority": 15}, ["priority"]),
+    ("unknown precision", {"precision": "int8"}, ["precision"]),
+    ("unknown policy", {"cold_policy": 9}, ["cold_policy"]),
+    ("long request id", {"request_id": "x" * 201}, ["request_id"]),
+    ("no timeout", {"timeout": Duration()}, ["timeout"]),
+    ("long timeout", {"timeout": Duration(seconds=601)}, ["timeout"]),
+    ("fallback of the wrong form", {"fallback_model": "x" * 401}, ["fallback_model"]),
+    ("outputs of another task", {"outputs": ["scores"]}, ["outputs[0]"]),
+    ("parameters of another task", {"parameters": {"raw_scores": True}}, ["parameters.raw_scores"]),
+]
+
+
+async def test_bad_calls_are_refused_at_the_field_and_nothing_is_loaded(tasks: Rig) -> None:
+    for name, fields, paths in CALLS:
+        with pytest.raises(errors.InvalidArgument) as caught:
+            await predict(tasks, **{"model": "acme/echo", **fields}, inputs=[texts_of("texts", "a")])
+        assert [violation.field for violation in caught.value.fields] == paths, name
+    torn = texts_of("texts", "a", "b")
+    torn.tensor.data = torn.tensor.data[:-1]
+    with pytest.raises(errors.InvalidArgument) as caught:
+        await predict(tasks, "acme/echo", torn)
+    assert [violation.field for violation in caught.value.fields] == ["inputs[0].tensor.data"]
+    assert not tasks.lessor.launches
