@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from modelmora_lifecycle import memory
 from modelmora_lifecycle.memory import Meter, Process
+from modelmora_worker import service
 
 MIB = 1024 * 1024
 SIZE = 64 * MIB
@@ -190,3 +191,28 @@ def test_only_mapped_files_of_the_folder_count(weights: Path, tmp_path: Path) ->
         sum(mapped[at] for at in range(0, len(mapped), 4096))
         assert memory.mapped_bytes(os.getpid(), str(weights.parent)) == (0, 0)
         assert memory.mapped_bytes(os.getpid(), str(tmp_path))[0] == 8 * MIB
+
+
+def test_of_mapped_files_what_was_written_to_is_anonymous_and_what_a_fork_has_too_is_shared(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(8 * MIB))
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE) as mapped:
+        sum(mapped[at] for at in range(0, 8 * MIB, 4096))
+        assert memory.mapped_bytes(os.getpid(), str(tmp_path)) == (8 * MIB, 8 * MIB) == own_mapped(tmp_path, 0)
+        for at in range(0, 2 * MIB, 4096):
+            mapped[at] = 1
+        assert memory.mapped_bytes(os.getpid(), str(tmp_path)) == (6 * MIB, 6 * MIB) == own_mapped(tmp_path, 2)
+        with (tmp_path / "file").open("rb") as again, mmap.mmap(again.fileno(), 0, prot=mmap.PROT_READ) as twice:
+            # The same pages a second time: nobody has them alone any more.
+            sum(twice[at] for at in range(7 * MIB, 8 * MIB, 4096))
+            resident, private = memory.mapped_bytes(os.getpid(), str(tmp_path))
+            assert (resident, private) == (7 * MIB, 5 * MIB)
+
+
+def own_mapped(folder: Path, written_mib: int) -> tuple[int, int]:
+    """The same by `smaps`, and by the worker's own reading."""
+    found = service._mapped_bytes(str(folder))
+    with open("/proc/self/smaps", "rb") as file:
+        (mapping,) = [one for one in file.read().split(b"VmFlags:") if os.fsencode(folder) in one]
+    figures = {line.split(b":")[0]: int(line.split()[1]) * 1024 for line in mapping.splitlines() if b" kB" in line}
+    assert figures[b"Anonymous"] == written_mib * MIB
+    return figures[b"Rss"] - figures[b"Anonymous"], found
