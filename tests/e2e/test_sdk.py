@@ -45,6 +45,26 @@ def test_five_thousand_texts_come_back_in_order(client: modelmora.Client) -> Non
         assert numpy.array_equal(answer.vectors[number], client.embed("demo/echo", texts[number]))
 
 
+def test_a_stream_of_inputs_is_embedded_as_calls_are(up: Up, client: modelmora.Client) -> None:
+    texts = [f"text number {number}" for number in range(300)]
+    expected = client.embed("demo/echo", texts)
+    assert numpy.array_equal(numpy.stack(list(client.stream_embed("demo/echo", iter(texts)))), expected)
+    batches = (texts[start : start + 64] for start in range(0, 300, 64))
+    assert numpy.array_equal(numpy.concatenate(list(client.stream_embed("demo/echo", batches))), expected)
+    found = client.stream_embed_detailed("demo/echo", ["fine", " ", "fine too"], return_errors=True)
+    assert [type(one) for _, one in found] == [
+        modelmora.requests.Embeddings,
+        errors.InvalidArgument,
+        modelmora.requests.Embeddings,
+    ]
+
+    async def ask() -> list[numpy.ndarray]:
+        async with modelmora.AsyncClient(up.target) as other:
+            return [vector async for vector in other.stream_embed("demo/echo", texts)]
+
+    assert numpy.array_equal(numpy.stack(asyncio.run(ask())), expected)
+
+
 def test_options_reach_the_model(client: modelmora.Client) -> None:
     assert client.embed("demo/echo", ["a"], dimensions=3).shape == (1, 3)
     assert float(numpy.linalg.norm(client.embed("demo/echo", "a", dimensions=3))) == pytest.approx(1, abs=1e-5)

@@ -159,6 +159,35 @@ def test_a_tenant_within_its_share_is_always_taken_in_and_loses_nothing(
             queue.withdraw(chance.sample(queue.waiting(), len(queue) // 2))
 
 
+def test_two_that_are_above_their_share_do_not_push_each_other_out() -> None:
+    queue = queue_of()
+    queue.push(entries("a", 50), 0.0)
+    queue.push(entries("b", 40), 0.0)
+    queue.push(entries("c", 10), 0.0)
+    with pytest.raises(QueueFull):
+        queue.push(entries("b", 1), 0.0)
+    assert len(queue.push(entries("c", 20), 0.0)) == 20
+    assert held(queue, "c") == 30
+
+
+def test_nobody_within_its_share_leaves_when_what_is_above_is_on_workers() -> None:
+    queue = queue_of(9)
+    worker = Worker(BatchLimits(max_entries=7, max_tokens=100, max_batches=1))
+    queue.push(entries("a", 7), 0.0)
+    assert queue.pop_batch(worker, 0.0).batch is not None
+    queue.push(entries("c", 2), 0.0)
+    with pytest.raises(QueueFull):
+        queue.push(entries("b", 1), 0.0)
+    assert held(queue, "c") == 2
+
+
+def test_no_more_leave_than_make_room_under_all_bounds() -> None:
+    queue = EntryQueue(Bounds(10, 100, 1000), Aging(), budget=ByteBudget(1000))
+    queue.push(entries("a", 10, tokens=10, size_bytes=100), 0.0)
+    assert len(queue.push(entries("b", 2, tokens=10, size_bytes=100), 0.0)) == 2
+    assert len(queue.push(entries("b", 1, tokens=25, size_bytes=100), 0.0)) == 3
+
+
 def test_nobody_leaves_for_one_that_is_above_its_share() -> None:
     waiting = {"a": [("a", 1)] * 10}
     assert who_leaves("b", 6, 6, 10, {"a": 10}, lambda _: 1.0, lambda one: iter(waiting[one])) is None

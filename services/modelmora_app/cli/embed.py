@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import IO
 
 import click
-from modelmora.requests import Embeddings
+from modelmora.requests import Embeddings, EmbedOptions
 
 from modelmora_app.cli import show
 from modelmora_app.cli.session import Session, remote
@@ -31,6 +33,7 @@ from modelmora_app.cli.session import Session, remote
 @click.option("--fallback", metavar="MODEL", help="Answers while MODEL is not in memory.")
 @click.option("--request-id", help="Names the call for `modelmora queue --request`.")
 @click.option("--prompt", metavar="NAME", help="One of the model's prompts, to go before each text.")
+@click.option("--lines", is_flag=True, help="One JSON object for each text, as soon as it is known: for any number.")
 @remote
 def embed(
     session: Session,
@@ -46,24 +49,28 @@ def embed(
     fallback: str | None,
     request_id: str | None,
     prompt: str | None,
+    lines: bool,
 ) -> None:
     """Turn TEXTS into vectors, one for each."""
-    asked = [*texts, *(line.rstrip("\n") for line in file or () if line.strip())]
+    options: EmbedOptions = {
+        "normalize": False if no_normalize else None,
+        "truncate": False if no_truncate else None,
+        "dimensions": dimensions,
+        "priority": priority,
+        "precision": "exact" if exact else None,
+        "cold": cold,
+        "fallback": fallback,
+        "request_id": request_id,
+        "prompt": prompt,
+    }
+    given = chain(texts, (line.rstrip("\n") for line in file or () if line.strip()))
+    if lines:
+        print_lines(session, model, given, options)
+        return
+    asked = list(given)
     if not asked:
         raise click.UsageError("Give texts, or --file.")
-    answer = session.client.embed_detailed(
-        model,
-        asked,
-        normalize=False if no_normalize else None,
-        truncate=False if no_truncate else None,
-        dimensions=dimensions,
-        priority=priority,
-        precision="exact" if exact else None,
-        cold=cold,
-        fallback=fallback,
-        request_id=request_id,
-        prompt=prompt,
-    )
+    answer = session.client.embed_detailed(model, asked, **options)
     if session.as_json:
         show.print_json(
             {
@@ -80,6 +87,13 @@ def embed(
         )
     else:
         print_answer(asked, answer)
+
+
+def print_lines(session: Session, model: str, texts: Iterable[str], options: EmbedOptions) -> None:
+    for _, answer in session.client.stream_embed_detailed(model, texts, **options):
+        assert isinstance(answer, Embeddings)
+        one = {"embedding": answer.rows()[0].tolist(), "input_tokens": answer.input_tokens[0]}
+        click.echo(json.dumps(one | {"truncated": answer.truncated[0]}))
 
 
 def print_answer(texts: Sequence[str], answer: Embeddings) -> None:

@@ -34,6 +34,9 @@ class InferenceServiceStub(object):
     (QueueFull) with RetryInfo; DEADLINE_EXCEEDED; UNAVAILABLE (WorkerUnavailable, LoadFailed, ModelLoading) with RetryInfo.
     A cancelled call leaves the queue at once, and a worker at its next micro-batch.
 
+    A queue that is full is shared by the weights of tenants: a call of a tenant that holds no more than its share of it is
+    taken in, and the newest, least urgent calls of the tenant that is furthest above its own share end with QueueFull.
+
     Who goes first. Requests of one priority share a model by the weights of their tenants, charged in compute time;
     within a tenant the earlier goes first. A MEDIUM or LOW request lets more urgent ones pass for a fixed time only: a
     request is overtaken only by requests that arrive within the greater of its priority's offset (HIGH 0 s, MEDIUM 30 s,
@@ -150,6 +153,9 @@ class InferenceServiceServicer(object):
     (QueueFull) with RetryInfo; DEADLINE_EXCEEDED; UNAVAILABLE (WorkerUnavailable, LoadFailed, ModelLoading) with RetryInfo.
     A cancelled call leaves the queue at once, and a worker at its next micro-batch.
 
+    A queue that is full is shared by the weights of tenants: a call of a tenant that holds no more than its share of it is
+    taken in, and the newest, least urgent calls of the tenant that is furthest above its own share end with QueueFull.
+
     Who goes first. Requests of one priority share a model by the weights of their tenants, charged in compute time;
     within a tenant the earlier goes first. A MEDIUM or LOW request lets more urgent ones pass for a fixed time only: a
     request is overtaken only by requests that arrive within the greater of its priority's offset (HIGH 0 s, MEDIUM 30 s,
@@ -198,8 +204,13 @@ class InferenceServiceServicer(object):
     def StreamEmbed(self, request_iterator, context):
         """Embed for bulk: calls are sent one after another without waiting for answers, and each is answered as soon as it is
         done, in any order, under the id it came with. What is wrong with one call is answered in its place; the stream goes
-        on. At most 64 calls (a setting) are open at once: beyond that nothing is read until one is answered. When the
-        client closes its side, what is open is answered first; when it cancels, all of it is withdrawn.
+        on. At most 64 calls (a setting) are open at once, or 32 MiB of them: beyond that nothing is read until one is
+        answered and the answer taken. Each has the time that its `timeout` says, from when it is read, by default 60 s. When
+        the client closes its side, what is open is answered first; when it cancels, all of it is withdrawn.
+
+        UNAVAILABLE with RetryInfo, once what is open is answered: the platform stops (ShuttingDown), or nothing came for 300 s
+        (a setting), or the stream is an hour old. Send what was not answered in another stream. A client that takes no answer
+        for 300 s is cut off.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -418,6 +429,9 @@ class InferenceService(object):
     FAILED_PRECONDITION (TaskNotSupported, VersionNotReady, NeverFits, RequestCrashedWorker); RESOURCE_EXHAUSTED
     (QueueFull) with RetryInfo; DEADLINE_EXCEEDED; UNAVAILABLE (WorkerUnavailable, LoadFailed, ModelLoading) with RetryInfo.
     A cancelled call leaves the queue at once, and a worker at its next micro-batch.
+
+    A queue that is full is shared by the weights of tenants: a call of a tenant that holds no more than its share of it is
+    taken in, and the newest, least urgent calls of the tenant that is furthest above its own share end with QueueFull.
 
     Who goes first. Requests of one priority share a model by the weights of their tenants, charged in compute time;
     within a tenant the earlier goes first. A MEDIUM or LOW request lets more urgent ones pass for a fixed time only: a
