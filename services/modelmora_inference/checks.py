@@ -13,6 +13,7 @@ from modelmora.inference.v1 import inference_pb2
 from modelmora_inference.domain import MAX_TEXT_CHARACTERS, MAX_TEXTS, MAX_TIMEOUT_SECONDS, Priority
 
 MAX_REQUEST_ID_CHARACTERS = 200
+MAX_PROMPT_NAME_CHARACTERS = 200
 MAX_ANSWERS = 20
 MAX_ANSWER_TOKENS = 512
 DEFAULT_ANSWER_TOKENS = 30

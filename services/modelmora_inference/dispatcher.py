@@ -100,7 +100,8 @@ class Call:
     operation: worker_pb2.Operation = worker_pb2.OPERATION_UNSPECIFIED
     input_field: str = "texts[]"
     """Of the request: where its entries come from, for errors of a single one; `[]`: one of several."""
-    dimensions_field: str = "dimensions"
+    options_at: str = ""
+    """Where in the request its options are: `parameters.`, or nothing."""
     prompt: str = ""
     """Name of the prompt that goes before the texts it embeds; empty: the model's default."""
     if_loaded: bool = False
@@ -835,12 +836,12 @@ class Dispatcher:
         if isinstance(error, errors.InvalidArgument):
             # A row's error names no field; of a call's fields only these can be wrong in the engine's eyes.
             if 0 < self.embedding_dimensions < call.dimensions:
-                path = call.dimensions_field
+                path = f"{call.options_at}dimensions"
             elif call.prompt and error.message.startswith("prompt_name: "):
-                path = "prompt_name"
+                path = f"{call.options_at}prompt_name"
             else:
                 path = call.path_of(entry.index)
-            description = error.message.removeprefix(f"{path}: ")
+            description = error.message.removeprefix(f"{path}: ").removeprefix("prompt_name: ")
             error = type(error)(f"{path}: {description}", fields=[errors.FieldViolation(path, description)])
         self._version_counts.refused(time.monotonic() - call.arrival)
         call.end(error)

@@ -396,6 +396,7 @@ def _call_of(held: _Held, first: JobInput) -> Call:
         normalize=first.normalize,
         truncate=first.truncate,
         dimensions=first.dimensions,
+        prompt=first.prompt,
         exact=first.exact,
         done=asyncio.get_running_loop().create_future(),
         task_type=job.task_type,  # type: ignore[arg-type]

@@ -48,7 +48,7 @@ STATES: Mapping[int, JobState] = {
 }
 NUMBERS = {state: number for number, state in STATES.items()}
 _PRIORITIES = frozenset(common_pb2.Priority.values())
-_EMBED_FIELDS = ("normalize", "truncate", "dimensions", "precision")
+_EMBED_FIELDS = ("normalize", "truncate", "dimensions")
 
 
 class JobNews:
@@ -243,10 +243,13 @@ class JobRpcs:
         return found
 
     def _wrong_embed_task(self, request: pb.CreateInferenceJobRequest) -> list[FieldViolation]:
-        call = pb.EmbedRequest(model=request.model, texts=request.embed.texts)
+        task = request.embed
+        call = pb.EmbedRequest(
+            model=request.model, texts=task.texts, precision=task.precision, prompt_name=task.prompt_name
+        )
         for name in _EMBED_FIELDS:
-            if name == "precision" or request.embed.HasField(name):
-                setattr(call, name, getattr(request.embed, name))
+            if task.HasField(name):
+                setattr(call, name, getattr(task, name))
         return [
             violation
             if violation.field == "model"

@@ -67,6 +67,7 @@ class JobInput:
     truncate: bool = True
     normalize: bool = True
     dimensions: int = 0
+    prompt: str = ""
 
 
 def kind_of(request: pb.CreateInferenceJobRequest) -> str:
@@ -184,6 +185,7 @@ def read(kind: str, options: bytes, payload: bytes, first: int, facts: VersionFa
                 truncate=_flag(task, "truncate"),
                 normalize=_flag(task, "normalize"),
                 dimensions=task.dimensions,
+                prompt=task.prompt_name,
             )
             for n, text in enumerate(task.texts)
         ]
@@ -272,7 +274,15 @@ def _predicting(index: int, request: pb.PredictRequest, facts: VersionFacts, exa
         return pb.InferenceResult(predict=pb.PredictResult(outputs=outputs, labels=labels))
 
     return JobInput(
-        index, asked.inputs, asked.element, result, exact, asked.truncate, asked.normalize, asked.dimensions
+        index,
+        asked.inputs,
+        asked.element,
+        result,
+        exact,
+        asked.truncate,
+        asked.normalize,
+        asked.dimensions,
+        asked.prompt,
     )
 
 

@@ -23,6 +23,7 @@ from modelmora_inference.checks import (
     DEFAULT_ANSWER_TOKENS,
     MAX_ANSWER_TOKENS,
     MAX_ANSWERS,
+    MAX_PROMPT_NAME_CHARACTERS,
     MAX_VIOLATIONS,
     invalid,
     wrong_call,
@@ -61,6 +62,7 @@ class Asked:
     normalize: bool = True
     truncate: bool = True
     dimensions: int = 0
+    prompt: str = ""
     contexts: Sequence[str] = ()
     """Where answers are looked for, of questions."""
 
@@ -113,8 +115,9 @@ def read(request: pb.PredictRequest, facts: VersionFacts, max_call_bytes: int, d
     if facts.task_type == common_pb2.TASK_TYPE_TXT2EMBED:
         normalize, truncate = parameters.flag("normalize", True), parameters.flag("truncate", True)
         kept = parameters.count("dimensions", 0, dimensions or 2**31 - 1)
+        prompt = parameters.word("prompt_name", MAX_PROMPT_NAME_CHARACTERS)
         texts = _texts(values, at, "texts", found)
-        asked = Asked(texts, _path(at, "texts"), normalize, truncate, kept)
+        asked = Asked(texts, _path(at, "texts"), normalize, truncate, kept, prompt)
     elif facts.task_type == common_pb2.TASK_TYPE_QUESTION_ANSWERING:
         top_n = parameters.count("top_n", 1, MAX_ANSWERS)
         most = parameters.count("max_answer_tokens", DEFAULT_ANSWER_TOKENS, MAX_ANSWER_TOKENS)
@@ -259,6 +262,15 @@ class _Parameters:
             return int(number)
         self._wrong(name, f"a whole number, 1 to {most}" if most < 2**31 - 1 else "a whole number, at least 1")
         return default
+
+    def word(self, name: str, most: int) -> str:
+        value = self._take(name)
+        if value is None:
+            return ""
+        if value.WhichOneof("kind") == "string_value" and len(value.string_value) <= most:
+            return str(value.string_value)
+        self._wrong(name, f"a text of at most {most} characters")
+        return ""
 
     def refuse_others(self) -> None:
         others = sorted(set(self._given) - set(self._taken))

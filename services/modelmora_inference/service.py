@@ -22,7 +22,14 @@ from modelmora_runtime.telemetry import current_span
 
 from modelmora_inference.cache import ResponseCache
 from modelmora_inference.catalog import Catalog
-from modelmora_inference.checks import MAX_REQUEST_ID_CHARACTERS, PRIORITIES, invalid, wrong_call, wrong_texts
+from modelmora_inference.checks import (
+    MAX_PROMPT_NAME_CHARACTERS,
+    MAX_REQUEST_ID_CHARACTERS,
+    PRIORITIES,
+    invalid,
+    wrong_call,
+    wrong_texts,
+)
 from modelmora_inference.dispatcher import Call, Dispatcher, Dispatchers
 from modelmora_inference.domain import (
     MAX_TIMEOUT_SECONDS,
@@ -41,7 +48,6 @@ from modelmora_inference.weight_store import TenantWeights
 log = logging.getLogger(__name__)
 
 MAX_REFERENCE_CHARACTERS = 400
-MAX_PROMPT_NAME_CHARACTERS = 200
 REQUEST_ID_KEY = "x-request-id"
 READY_IN_KEY = "modelmora-ready-in"
 """Trailing metadata of a call that met a cold model: the estimate in seconds."""

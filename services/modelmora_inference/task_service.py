@@ -106,7 +106,7 @@ class TaskRpcs:
             wanted = read(request, facts, self._max_call_bytes, widest)
             call = call_for(asked, facts, facts.task_type, if_loaded)  # type: ignore[arg-type]
             call.normalize, call.truncate, call.dimensions = wanted.normalize, wanted.truncate, wanted.dimensions
-            call.input_field, call.dimensions_field = wanted.element, "parameters.dimensions"
+            call.prompt, call.input_field, call.options_at = wanted.prompt, wanted.element, "parameters."
             await self._run(asked, facts, call, wanted.inputs)
             outputs = written(wanted, facts, call.rows, call.labels, request.outputs)
             response = pb.PredictResponse(outputs=outputs, labels=call.labels)

@@ -121,6 +121,8 @@ BAD: list[tuple[str, VersionFacts, pb.PredictRequest, list[str]]] = [
     ),
     ("no context", READS, request(named("question", b"a")), ["inputs"]),
     ("a blank context", READS, request(named("question", b"a"), named("context", b"\t")), [element(1, 0)]),
+    ("a prompt that is no name", EMBEDS, request(T, prompt_name=3), ["parameters.prompt_name"]),
+    ("a prompt without end", EMBEDS, request(T, prompt_name="x" * 201), ["parameters.prompt_name"]),
     ("an option of no task", EMBEDS, request(T, colour="red"), ["parameters.colour"]),
     ("an option of another task", EMBEDS, request(T, raw_scores=True), ["parameters.raw_scores"]),
     ("an option for cutting images", SEES, request(named("images", b"x"), truncate=False), ["parameters.truncate"]),
@@ -168,8 +170,9 @@ def test_what_no_task_takes_is_refused_before_the_model_is_known():
 
 
 def test_good_tensors_become_what_the_worker_is_asked():
-    asked = read(request(T, normalize=False, truncate=False, dimensions=3), EMBEDS, MOST_BYTES, 8)
+    asked = read(request(T, normalize=False, truncate=False, dimensions=3, prompt_name="query"), EMBEDS, MOST_BYTES, 8)
     assert (list(asked.inputs), asked.normalize, asked.truncate, asked.dimensions) == (["a", "b"], False, False, 3)
+    assert asked.prompt == "query"
     asked = read(request(named("query", b"q"), T, raw_scores=True, truncate=False), RANKS, MOST_BYTES)
     assert [(one.text, one.pair, one.raw_scores, one.truncate) for one in asked.inputs] == [
         ("q", "a", True, False),
