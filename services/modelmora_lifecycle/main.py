@@ -250,7 +250,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     try:
         yield Mounted(services(servicer, LifecycleLeaseServicer(node, registry, duty), audit))
     finally:
-        servicer.close()
+        await servicer.close()
         await audit.close()
         await tuner.close()
         await node.close(_STOP_GRACE_SECONDS)

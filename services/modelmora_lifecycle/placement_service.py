@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime, timedelta
-from threading import Event
 from typing import Any
 from uuid import UUID
 
@@ -18,12 +16,13 @@ from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
 from modelmora_runtime import ids, protomap
 from modelmora_runtime.interceptors import deadline_seconds
 
+from modelmora_lifecycle import simulator
 from modelmora_lifecycle.duty import Servicer
 from modelmora_lifecycle.eviction import POLICIES, Trigger
 from modelmora_lifecycle.ledger import Vector, plus, positive
 from modelmora_lifecycle.messages import memory_messages, page_size, read_filter, read_token, write_token
 from modelmora_lifecycle.placement import Placement
-from modelmora_lifecycle.simulation import EVENTS_LIMIT, AcquireEvent, SimulationResult, simulate
+from modelmora_lifecycle.simulation import EVENTS_LIMIT
 from modelmora_lifecycle.store import Acquired, LifecycleStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -37,9 +36,7 @@ class PlacementServicer(Servicer):
     """Decides nothing itself: it asks the scheduler, the store, and simulation.py."""
 
     _store: LifecycleStore | None
-    _simulations: ThreadPoolExecutor
-    """One thread."""
-    _simulation: asyncio.Future[list[SimulationResult]] | None = None
+    _simulation: asyncio.Task[pb.SimulatePlacementResponse] | None = None
     """The one that runs, or ran last."""
 
     async def ExplainPlacement(
@@ -88,25 +85,15 @@ class PlacementServicer(Servicer):
         budget = read_budget(request.budget) or dict(self._node.scheduler.ledger.ceiling)
         rules = self._node.scheduler.rules
 
-        left = Event()
-
-        def run() -> list[SimulationResult]:
-            events = [read_event(event) for event in request.events]
-            policies = [replace(rules.policy, name=name) for name in names]
-            return [simulate(events, policy, budget, rules, left.is_set) for policy in policies]
-
-        self._simulation = asyncio.get_running_loop().run_in_executor(self._simulations, run)
+        self._simulation = asyncio.create_task(simulator.run(request, names, budget, rules), name="simulation")
         try:
             # A little before the call's own end, so that the caller hears why.
             async with asyncio.timeout(deadline_seconds(context) * 0.95):
-                results = await asyncio.shield(self._simulation)
+                return await self._simulation
         except TimeoutError:
             raise DeadlineExceeded(
                 "the simulation takes longer than the call: give fewer events or more time"
             ) from None
-        finally:
-            left.set()  # a thread cannot be cancelled: it sees that nobody waits for it
-        return pb.SimulatePlacementResponse(results=[result_message(result) for result in results])
 
     def _kept(self) -> LifecycleStore:
         if self._store is None:
@@ -203,14 +190,6 @@ def event_message(event: Acquired, first: datetime) -> pb.AcquireEvent:
     )
 
 
-def read_event(message: pb.AcquireEvent) -> AcquireEvent:
-    memory = {item.device: item.memory_bytes for item in message.memory}
-    priority = message.priority or common_pb2.PRIORITY_MEDIUM
-    return AcquireEvent(
-        message.at_seconds, message.model_version, priority, message.use_seconds, memory, message.load_seconds
-    )
-
-
 def read_budget(items: Iterable[common_pb2.DeviceMemory]) -> dict[str, int]:
     """Raises InvalidArgument at `budget[i]`."""
     budget: dict[str, int] = {}
@@ -221,7 +200,3 @@ def read_budget(items: Iterable[common_pb2.DeviceMemory]) -> dict[str, int]:
             raise InvalidArgument.at(f"budget[{index}].memory_bytes", "must be above 0")
         budget[item.device] = item.memory_bytes
     return budget
-
-
-def result_message(result: SimulationResult) -> pb.SimulationResult:
-    return pb.SimulationResult(**asdict(result))

@@ -6,7 +6,6 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any
@@ -64,10 +63,12 @@ class LifecycleServicer(PlacementServicer, OrdersServicer, TuningServicer, lifec
         self._store = store
         self._node_name = node_name
         self._stopping = stopping
-        self._simulations = ThreadPoolExecutor(1, "simulation")
 
-    def close(self) -> None:
-        self._simulations.shutdown(wait=False, cancel_futures=True)
+    async def close(self) -> None:
+        """No simulation is left."""
+        if self._simulation is not None:
+            self._simulation.cancel()
+            await asyncio.wait((self._simulation,))
 
     async def LoadModel(
         self, request: lifecycle_pb2.LoadModelRequest, context: grpc.aio.ServicerContext[Any, Any]

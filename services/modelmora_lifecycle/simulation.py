@@ -56,19 +56,8 @@ class SimulationResult:
     loaded_bytes: int = 0
 
 
-class Abandoned(Exception):
-    """Nobody waits for the result any more."""
-
-
-def simulate(
-    events: Sequence[AcquireEvent],
-    policy: Policy,
-    budget: Vector,
-    rules: Rules,
-    abandoned: Callable[[], bool] = lambda: False,
-) -> SimulationResult:
+def simulate(events: Sequence[AcquireEvent], policy: Policy, budget: Vector, rules: Rules) -> SimulationResult:
     """What the trace costs with this policy, budget and these rules; the same arguments give the same answer.
-    Abandoned once `abandoned` says so: it is asked all the time, from the thread that simulates.
     InvalidArgument, with the index, for events out of order, of negative or endless time, or more than 100,000."""
     if len(events) > EVENTS_LIMIT:
         raise InvalidArgument.at("events", f"{len(events)} are too many; at most {EVENTS_LIMIT}")
@@ -84,7 +73,7 @@ def simulate(
         last = event.at_seconds
     # The trace tells what was measured: nothing is to be added to it.
     prediction = replace(rules.prediction, growth_factor=1.0, bare_overhead_bytes=0)
-    return _World(replace(rules, policy=policy, prediction=prediction), budget).play(events, abandoned)
+    return _World(replace(rules, policy=policy, prediction=prediction), budget).play(events)
 
 
 @dataclass(slots=True)
@@ -113,11 +102,9 @@ class _World:
         self._scheduler = Scheduler(Ledger(ceiling=dict(budget)), rules, self, self._uid)
         self._scheduler.tells = False
 
-    def play(self, events: Sequence[AcquireEvent], abandoned: Callable[[], bool]) -> SimulationResult:
+    def play(self, events: Sequence[AcquireEvent]) -> SimulationResult:
         upcoming = 0
         while upcoming < len(events) or self._uses:
-            if abandoned():
-                raise Abandoned
             moments = [self._due[0][0]] if self._due else []
             if upcoming < len(events):
                 moments.append(events[upcoming].at_seconds)

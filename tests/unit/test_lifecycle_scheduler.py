@@ -290,7 +290,9 @@ def test_an_urgent_want_makes_its_version_urgent(node: Node) -> None:
     node.use("p")
     node.want("a", version("a"), priority=10)
     node.want("b", version("b"), priority=20)
+    assert node.states("p") == [S.LOADED]
     node.want("late", version("a"), priority=30)
+    assert node.states("p") == [S.DRAINING], "at once"
     node.release("p")
     node.run_for(1.2)
     assert node.granted_to("late") == node.granted_to("a") is not None

@@ -9,7 +9,7 @@ from modelmora.errors import InvalidArgument
 from modelmora_lifecycle.domain import HOST
 from modelmora_lifecycle.eviction import POLICIES, Policy
 from modelmora_lifecycle.scheduler import Rules
-from modelmora_lifecycle.simulation import EVENTS_LIMIT, STOP_SECONDS, Abandoned, AcquireEvent, simulate
+from modelmora_lifecycle.simulation import EVENTS_LIMIT, STOP_SECONDS, AcquireEvent, simulate
 
 GIB = 2**30
 LRU = Policy()
@@ -42,18 +42,6 @@ def test_who_has_to_yield_gets_the_rest_of_its_time_later() -> None:
 def test_what_never_fits_is_counted_and_waits_for_nothing() -> None:
     result = simulate([event(0.0, "a", gib=3), event(1.0, "b")], LRU, {HOST: 2 * GIB}, Rules())
     assert (result.never_fit, result.misses, result.loaded_bytes) == (1, 1, GIB)
-
-
-def test_a_simulation_that_nobody_waits_for_ends_where_it_is() -> None:
-    asked = []
-
-    def abandoned() -> bool:
-        asked.append(True)
-        return len(asked) > 7
-
-    with pytest.raises(Abandoned):
-        simulate(random_trace(1), LRU, {HOST: 5 * GIB}, Rules(), abandoned)
-    assert len(asked) == 8
 
 
 def random_trace(seed: int, count: int = 150) -> list[AcquireEvent]:
