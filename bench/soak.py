@@ -111,6 +111,8 @@ class Report:
         for name, goal in asdict(self.goals).items():
             if self.counts[name] < goal:
                 found.append(f"only {self.counts[name]} {name}, not {goal}")
+        if not self.counts["kills of fork servers"]:
+            found.append("no fork server was killed")
         if 3 * self.counts["answered by real engines"] < self.counts["answered"]:
             found.append(f"only {self.counts['answered by real engines']} answers came from real engines")
         return found
@@ -383,9 +385,7 @@ class Soak:
             if not due:
                 self._over.wait(0.05)
                 continue
-            if self.report.counts["kills"] % 8 == 7:
-                self._kill_fork_server(chance)
-            else:
+            if self.report.counts["kills"] % 8 != 7 or not self._kill_fork_server(chance):
                 self._kill_worker(chance)
             self._over.wait(chance.uniform(0.05, 0.3))
 
@@ -408,16 +408,18 @@ class Soak:
             if _send(replica.pid):
                 self.report.counts["kills"] += 1
 
-    def _kill_fork_server(self, chance: random.Random) -> None:
+    def _kill_fork_server(self, chance: random.Random) -> bool:
+        """Whether there was one."""
         able = sorted(fork_servers(os.fsencode(self._up.data_dir)).keys() - {r.pid for r in self._replicas()})
         if not able:
-            return
+            return False
         pid = chance.choice(able)
         with self._turn:
             self._killed.add(pid)
             if _send(pid):
                 self.report.counts["kills"] += 1
                 self.report.counts["kills of fork servers"] += 1
+        return True
 
     def _follow(self, watched: Any) -> None:
         """Counts swaps, and workers that end and were killed by nobody, until the stream is cancelled."""

@@ -162,12 +162,16 @@ def words(pid: int) -> str:
 
 
 def platform_pids(folder: bytes) -> set[int]:
-    """Living processes whose working folder, command or environment names the data folder."""
+    """Living processes whose working folder, command or environment names the data folder, and all that descend from
+    them: where its path is long, their sockets and working folder are elsewhere. (The soak has looked in vain for fork
+    servers to kill, and never ended.)"""
     found = set()
+    parents = {}
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
         process = Path("/proc") / name
+        parents[int(name)] = parent_of(int(name))
         try:
             facts = [os.fsencode(os.readlink(process / "cwd"))]
             facts += [(process / part).read_bytes() for part in ("cmdline", "environ")]
@@ -175,6 +179,8 @@ def platform_pids(folder: bytes) -> set[int]:
             continue
         if any(folder in fact for fact in facts) and alive(int(name)):
             found.add(int(name))
+    while more := {pid for pid, parent in parents.items() if parent in found and pid not in found and alive(pid)}:
+        found |= more
     return found
 
 
