@@ -325,6 +325,7 @@ class AsyncClient(Connection):
         normalize: bool | None = None,
         truncate: bool | None = None,
         dimensions: int | None = None,
+        prompt: str | None = None,
         timeout: float | None = None,
         **options: Unpack[JobOptions],
     ) -> AsyncJob:
@@ -339,6 +340,7 @@ class AsyncClient(Connection):
             normalize=normalize,
             truncate=truncate,
             dimensions=dimensions,
+            prompt_name=prompt,
             **options,
         )
         return AsyncJob(self, (await self._call(self.inference.CreateInferenceJob, request, timeout)).job)

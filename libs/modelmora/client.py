@@ -422,6 +422,7 @@ class Client(Connection):
         normalize: bool | None = None,
         truncate: bool | None = None,
         dimensions: int | None = None,
+        prompt: str | None = None,
         timeout: float | None = None,
         **options: Unpack[JobOptions],
     ) -> Job:
@@ -436,6 +437,7 @@ class Client(Connection):
             normalize=normalize,
             truncate=truncate,
             dimensions=dimensions,
+            prompt_name=prompt,
             **options,
         )
         return Job(self, self._call(self.inference.CreateInferenceJob, request, timeout).job)

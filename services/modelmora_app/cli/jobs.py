@@ -17,7 +17,7 @@ from modelmora_app.cli.session import Session, remote, seconds_of
 from modelmora_app.cli.tasks import listed, read_file
 
 OF_TASKS = {
-    "embed": {"normalize", "truncate", "dimensions"},
+    "embed": {"normalize", "truncate", "dimensions", "prompt"},
     "classify": {"truncate", "top_n", "raw_scores"},
     "rerank": {"truncate", "top_n", "raw_scores"},
     "answer": {"top_n"},
@@ -45,6 +45,7 @@ def jobs() -> None:
 @click.option("--question", help="What is looked for in the texts of an answer job.")
 @click.option("--priority", type=click.Choice(["low", "medium", "high"]), help="Default: low.")
 @click.option("--dimensions", type=click.IntRange(min=1), help="Keep the first n dimensions.")
+@click.option("--prompt", help="One of the model's prompts, to go before each text.")
 @click.option(
     "--no-normalize", "normalize", flag_value=False, default=None, help="Leave the vectors as long as they come."
 )
