@@ -151,7 +151,7 @@ def test_it_is_made_anew_for_other_files_and_other_libraries(
     found = {converted(model, tmp_path / "cache")[0]}
     (model / "weights").write_bytes(b"other")
     found.add(converted(model, tmp_path / "cache")[0])
-    monkeypatch.setattr(conversions, "version", lambda name: "99.0")
+    monkeypatch.setattr(conversions, "known_version", lambda name: "99.0")
     found.add(converted(model, tmp_path / "cache")[0])
     assert len(found) == len(made) == 3
 

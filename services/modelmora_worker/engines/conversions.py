@@ -14,6 +14,7 @@ program. It ends with its worker.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -54,7 +55,7 @@ def converted(backend: str, folder: Path, cache_path: str, progress: Callable[[]
         return _write(backend, folder, Path(tempfile.mkdtemp(prefix="modelmora-conversion-")), progress), True
     cache = Path(cache_path)
     target = cache / key(backend, folder)
-    if not is_whole(target):
+    if (there := found(backend, folder, cache_path)) is None:
         try:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=cache))
@@ -70,21 +71,34 @@ def converted(backend: str, folder: Path, cache_path: str, progress: Callable[[]
                 raise _storage_error(error) from error
         finally:
             shutil.rmtree(made, ignore_errors=True)
+    return there or target, False
+
+
+def found(backend: str, folder: Path, cache_path: str) -> Path | None:
+    """Where `converted` would find it without writing it; None: nowhere."""
+    target = Path(cache_path) / key(backend, folder)
+    if not cache_path or not is_whole(target):
+        return None
     try:
         os.utime(target / "manifest.json")  # what is used last goes last
     except OSError:
         pass
-    return target, False
+    return target
 
 
 def key(backend: str, folder: Path) -> str:
     """Names a conversion of this folder with the libraries that are here."""
-    facts = [str(FORMAT), backend, *(f"{name} {version(name)}" for name in _LIBRARIES[backend])]
+    facts = [str(FORMAT), backend, *(f"{name} {known_version(name)}" for name in _LIBRARIES[backend])]
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             found = path.stat()
             facts.append(f"{path.relative_to(folder)} {found.st_size} {found.st_mtime_ns}")
     return f"{backend}-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:24]}"
+
+
+@functools.cache
+def known_version(library: str) -> str:
+    return version(library)
 
 
 def is_whole(conversion: Path) -> bool:

@@ -24,7 +24,9 @@ def preload() -> None:
     try:
         _library()
     except ModuleNotFoundError:
-        pass
+        return
+    for name in ("torch", "transformers", "sentence-transformers", "openvino"):
+        conversions.known_version(name)
 
 
 def write(encoder: Any, example: tuple[Any, ...], inputs: Sequence[str], path: Path) -> None:
@@ -41,6 +43,8 @@ class Encoder:
     call."""
 
     def __init__(self, conversion: Path, precision: str, threads: int) -> None:
+        import numpy
+
         library = _library()
         core = library.Core()
         settings = {
@@ -65,7 +69,8 @@ class Encoder:
             compiled.export_model(stream)
             conversions.keep(conversion / name, stream.getvalue())
         self._request = compiled.create_infer_request()
-        self._compiled = compiled
+        # The first pass lays the weights out.
+        self([numpy.ones((1, 8), dtype=numpy.int64)] * len(compiled.inputs))
 
     def __call__(self, arrays: Sequence[Any]) -> Any:
         self._request.infer(list(arrays), share_inputs=True)

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -106,6 +107,12 @@ class SentenceTransformersEngine:
         threads = spec.cpu_threads or usable_cores()
         torch.set_num_threads(threads)
         progress("weights", 0, weights_bytes)
+        opening: Future[Any] | None = None
+        if backend != "torch" and (there := conversions.found(backend, folder, spec.cache_path)) is not None:
+            # Beside the load of the exact model: neither has much for two cores to do.
+            thread = ThreadPoolExecutor(1, "encoder")
+            opening = thread.submit(_BACKENDS[backend][0], there, precision, threads)
+            thread.shutdown(wait=False)
         try:
             self._model = SentenceTransformer(
                 str(folder),
@@ -123,7 +130,7 @@ class SentenceTransformersEngine:
                 told = lambda: progress("converting", 0, weights_bytes)  # noqa: E731
                 conversion, passing = conversions.converted(backend, folder, spec.cache_path, told)
                 try:
-                    encoder = _BACKENDS[backend][0](conversion, precision, threads)
+                    encoder = opening.result() if opening else _BACKENDS[backend][0](conversion, precision, threads)
                     self._fast = PaddedPipeline(self._model, encoder, conversions.inputs_of(conversion))
                 finally:
                     if passing:
