@@ -65,8 +65,10 @@ class Holder:
         self.channel = await WorkerChannel.connect(self.loaded.endpoint, self.loaded.key)
         return self
 
-    async def in_use(self, in_flight: int) -> None:
-        await self.call.write(pb.AcquireRequest(in_use=pb.InUse(in_flight=in_flight)))
+    async def in_use(self, in_flight: int, waiting: int = 0, oldest_seconds: float = 0.0) -> None:
+        told = pb.InUse(in_flight=in_flight, waiting_entries=waiting)
+        told.oldest_wait.FromNanoseconds(int(oldest_seconds * 1e9))
+        await self.call.write(pb.AcquireRequest(in_use=told))
 
     async def embed(self, text: str = "a b c", count: int = 1) -> worker_pb2.InferReply:
         """One batch of the same text through the worker. Raises WorkerUnavailable and what the engine raises."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from fakes import FakeClock, FakeEffects, FakeWorker
 from modelmora_lifecycle.domain import HOST, MIB, StartMode, VersionFacts
+from modelmora_lifecycle.main import Settings, rules
 from modelmora_lifecycle.placement import PlacementOutcome
 from modelmora_lifecycle.scheduler import Rules
+from modelmora_runtime import machine
 
 FOREVER = float("inf")
 SERVER = "fork-servers/torch"
@@ -97,3 +99,11 @@ def test_a_place_that_was_promised_beside_a_fork_server_stands_when_it_is_gone(n
     node.server_has(0)
     node.run_for(1.0)
     assert node.charges()[uid] > 0
+
+
+def test_a_node_knows_its_processors_and_who_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_cores", lambda: 3)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    found = rules(Settings(scale_down_idle_seconds=7.0, crash_window_seconds=5.0), {"torch": "torch", "other": ""})
+    assert (found.cpu_cores, found.cpu_limited, found.families) == (3, True, {"torch": "torch"})
+    assert (found.scaling.idle_seconds, found.crash_window_seconds) == (7.0, 5.0)

@@ -63,7 +63,7 @@ def _progress(session: Session, what: str) -> Iterator[None]:
 @click.option("--no-wait", is_flag=True, help="Answer before its memory is back.")
 @remote
 def unload(session: Session, model: str, force: bool, no_wait: bool) -> None:
-    """Take a model out of memory."""
+    """Take a model out of memory. A pin or a minimum of replicas rests until it is wanted again."""
     replicas = session.client.unload(model, force=force, wait=not no_wait)
     if session.as_json:
         show.print_json(replicas)

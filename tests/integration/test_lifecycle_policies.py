@@ -1,0 +1,147 @@
+"""Who comes and who goes, on real workers: by queue and idleness, side by side, by policy, and in a crash loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from google.protobuf.duration_pb2 import Duration
+from integration.lifecycle_rig import MIB, WAIT_SECONDS, Rig, eventually, rig
+from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
+from modelmora_lifecycle.main import MODELS
+
+
+async def keep(node: Rig, version: str, **how: object) -> None:
+    request = pb.UpdateResidencyRequest(residency=pb.Residency(model_version=version, **how))  # type: ignore[arg-type]
+    request.update_mask.paths.extend(how)
+    await node.lifecycle.UpdateResidency(request, timeout=WAIT_SECONDS)
+
+
+async def decided(node: Rig, trigger: str, count: int = 1) -> list[pb.EvictionDecision]:
+    """The plans it made necessary, oldest first, once there are so many."""
+
+    async def listed() -> list[pb.EvictionDecision]:
+        request = pb.ListEvictionDecisionsRequest(filter=f'trigger = "{trigger}" AND outcome = "plan"')
+        return list((await node.lifecycle.ListEvictionDecisions(request)).decisions)
+
+    return list(reversed(await eventually(listed, lambda found: len(found) >= count)))
+
+
+def victims(decision: pb.EvictionDecision) -> set[str]:
+    return {candidate.model_version for candidate in decision.candidates if candidate.victim}
+
+
+async def loaded(node: Rig, version: str) -> list[pb.Replica]:
+    return await node.replicas(f'model_version = "{version}" AND state = "loaded"')
+
+
+async def test_a_replica_comes_with_the_queue_and_goes_with_idleness(database_url: str, data_dir: Path) -> None:
+    async with rig(database_url, data_dir, scale_down_idle_seconds=0.5) as node:
+        version = await node.echo("acme/busy")
+        await keep(node, version, max_replicas=2)
+        holder = await (await node.acquire(version)).ready()
+        young = True
+        async with asyncio.timeout(WAIT_SECONDS):
+            while len(await loaded(node, version)) < 2:
+                # Between two batches what waits is young: that is no reason to start over.
+                young = not young
+                await holder.in_use(1, 4, 0.1 if young else 3.0)
+                await asyncio.sleep(0.2)
+        await holder.in_use(0)
+        await eventually(lambda: node.replicas(f'model_version = "{version}"'), lambda found: len(found) == 1)
+        (decision,) = await decided(node, "scale_down")
+        assert (decision.model_version, victims(decision)) == (version, {version})
+        assert decision.candidates[0].idle.ToNanoseconds() >= 0.5e9
+        assert (await holder.embed()).rows, "the one that is held stays"
+        await holder.close()
+
+
+async def test_swaps_go_side_by_side_and_loads_no_more_at_a_time_than_the_device_takes(
+    database_url: str, data_dir: Path
+) -> None:
+    async with rig(database_url, data_dir, load_concurrency=1) as node:
+        old = [await node.echo(f"acme/old{n}", memory_bytes=180 * MIB) for n in range(2)]
+        new = [await node.echo(f"acme/new{n}", memory_bytes=180 * MIB, load_seconds=0.3) for n in range(2)]
+        await asyncio.gather(*map(node.load, old))
+        seen: list[tuple[str, int]] = []
+
+        async def follow() -> None:
+            async for event in node.lifecycle.WatchReplicas(pb.WatchReplicasRequest()):
+                seen.append((event.replica.model_version, event.replica.state))
+
+        following = asyncio.create_task(follow())
+        await eventually(lambda: asyncio.sleep(0, seen), lambda found: len(found) >= 2)
+        await asyncio.gather(*map(node.load, new))
+        await eventually(
+            lambda: asyncio.sleep(0, seen), lambda found: all((v, pb.REPLICA_STATE_LOADED) in found for v in new)
+        )
+        following.cancel()
+        draining = [seen.index((version, pb.REPLICA_STATE_DRAINING)) for version in old]
+        there = [seen.index((version, pb.REPLICA_STATE_LOADED)) for version in new]
+        loading = [seen.index((version, pb.REPLICA_STATE_LOADING)) for version in new]
+        assert max(draining) < min(there), "both places are made at once"
+        assert max(loading) > min(there), "one load at a time"
+        plans = await decided(node, "placement", 2)
+        assert [len(victims(plan)) for plan in plans] == [1, 1]
+        assert victims(plans[0]) | victims(plans[1]) == set(old)
+
+
+async def test_each_policy_chooses_whom_it_says(database_url: str, data_dir: Path) -> None:
+    async with rig(database_url, data_dir, eviction_policy="gdsf", minimum_residency_seconds=0.0) as node:
+        # Room for three. The first one is the least recently used, and dear to have again.
+        dear = await node.echo("acme/dear", memory_bytes=120 * MIB, load_seconds=0.5)
+        cheap = [await node.echo(f"acme/cheap{n}", memory_bytes=120 * MIB) for n in range(2)]
+        last = [await node.echo(f"acme/last{n}", memory_bytes=120 * MIB) for n in range(2)]
+        for version, uses in ((dear, 5), (cheap[0], 1), (cheap[1], 1)):
+            holder = await (await node.acquire(version)).ready()
+            for _ in range(uses):
+                await holder.in_use(1)
+                await holder.in_use(0)
+            await holder.finish()
+        await node.load(last[0])
+        (plan,) = await decided(node, "placement")
+        (gone,) = victims(plan)
+        assert (plan.policy, gone in cheap) == ("gdsf", True)
+        scores = {candidate.model_version: candidate.score for candidate in plan.candidates}
+        may_go = {candidate.model_version for candidate in plan.candidates if candidate.evictable}
+        assert scores[gone] == min(scores[version] for version in may_go)
+        assert scores[dear] == max(scores.values())
+        # The one used last would be the last to go; but its keep-alive ends first.
+        request = pb.UpdateNodeRequest(node=pb.Node(policy="ttl"))
+        request.update_mask.paths.append("policy")
+        await node.lifecycle.UpdateNode(request, timeout=WAIT_SECONDS)
+        await keep(node, last[0], keep_alive=Duration(seconds=60))
+        await node.load(last[0])
+
+        async def explained() -> list[str]:
+            request = pb.ExplainPlacementRequest(model=last[1])
+            placement = (await node.lifecycle.ExplainPlacement(request, timeout=WAIT_SECONDS)).placement
+            return [victim.model_version for victim in placement.victims]
+
+        # Once it has been there for as long as its load took.
+        await eventually(explained, lambda found: found == [last[0]])
+        await node.load(last[1])
+        plan = (await decided(node, "placement", 2))[1]
+        assert (plan.policy, victims(plan)) == ("ttl", {last[0]})
+
+
+async def test_a_crash_loop_turns_health_red_and_recovery_green(database_url: str, data_dir: Path) -> None:
+    async with rig(database_url, data_dir, crash_window_seconds=3.0, probe_interval_seconds=0) as node:
+        version = await node.echo("acme/loop")
+        await keep(node, version, pinned=True)
+
+        def health() -> str:
+            return str(node.host.board.components()[MODELS].state)
+
+        async with asyncio.timeout(2 * WAIT_SECONDS):
+            while health() != "unhealthy":
+                for replica in await loaded(node, version):
+                    with suppress(ProcessLookupError):  # it is not told yet that the last one has ended
+                        os.kill(replica.pid, signal.SIGKILL)
+                await asyncio.sleep(0.02)
+        assert "keeps failing" in node.host.board.components()[MODELS].reason
+        await eventually(lambda: asyncio.sleep(0, health()), lambda state: state == "healthy")
+        assert len(await loaded(node, version)) == 1
