@@ -1,0 +1,39 @@
+"""Every RPC of the whole platform under messages nobody would send. See bench/fuzz.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from e2e.rig import no_process_left
+
+from bench.fuzz import INFERENCE, Report, fuzz
+
+PER_RPC = 500
+OTHERS = 0.2
+"""RPCs of the other contexts get so much less in the suite: what they do in the database takes the time."""
+SHORT_SLACK = 0.2
+"""In the short form memory has hardly settled; half a KiB that each message leaves would show."""
+
+
+def judged(report: Report, folder: Path, per_rpc: int, others: int) -> None:
+    no_process_left(folder / "data")
+    assert report.wrong() == []
+    assert report.rpcs >= 100
+    for path, count in report.messages.items():
+        assert count >= (per_rpc if path.startswith(INFERENCE) else others), path
+    assert report.half_closed > 100
+
+
+@pytest.mark.timeout(600)
+def test_no_message_to_any_rpc_breaks_anything(tmp_path: Path) -> None:
+    report = fuzz(tmp_path, PER_RPC, warm_up=150, seed=1, others=OTHERS, slack=SHORT_SLACK)
+    judged(report, tmp_path, PER_RPC, round(PER_RPC * OTHERS))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_hundred_thousand_messages_break_nothing(tmp_path: Path) -> None:
+    report = fuzz(tmp_path, 1000, warm_up=300, seed=2)
+    judged(report, tmp_path, 1000, 1000)
+    assert report.messages.total() >= 100_000
