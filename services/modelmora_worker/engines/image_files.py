@@ -30,6 +30,13 @@ def set_up() -> None:
     Image.init()
 
 
+def blank(width: int, height: int) -> Any:
+    """A grey image, as `decoded` answers."""
+    from PIL import Image
+
+    return Image.new("RGB", (width, height), (127, 127, 127))
+
+
 def size_of(data: bytes) -> tuple[str, int, int]:
     """Format, width and height as the head tells. Raises InvalidArgument where it is that of no image we read."""
     try:

@@ -159,9 +159,7 @@ class ImagesEngine:
 
     def _warm_up(self) -> int:
         """One pass, so that the first request does not pay for what is set up lazily; the tokens of a usual image."""
-        from PIL import Image
-
-        pixels = self._processed(Image.new("RGB", _USUAL_SIZE, (127, 127, 127)))
+        pixels = self._processed(image_files.blank(*_USUAL_SIZE))
         with self._torch.inference_mode():
             self._model(pixel_values=pixels.unsqueeze(0))
         return _tokens(pixels)
