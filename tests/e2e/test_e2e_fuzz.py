@@ -25,6 +25,7 @@ def judged(report: Report, folder: Path, per_rpc: int, others: int) -> None:
     assert report.half_closed > 100
 
 
+@pytest.mark.long  # until a quiet machine has told what it takes; about 47 s of the host's processor time
 @pytest.mark.timeout(600)
 def test_no_message_to_any_rpc_breaks_anything(tmp_path: Path) -> None:
     report = fuzz(tmp_path, PER_RPC, warm_up=150, seed=1, others=OTHERS, slack=SHORT_SLACK)
