@@ -291,6 +291,7 @@ class Dispatcher:
         """Some of a call had to leave for a tenant that is within its share: all of it does."""
         if not call.done.done():
             self._counts.displaced += 1
+            self._version_counts.refused(time.monotonic() - call.arrival)
             call.end(self.queue.refusal(len(call.entries), 0, 0))
         self.withdraw(call)
 

@@ -123,7 +123,7 @@ def test_everything_that_decides_a_row_is_in_its_key() -> None:
 
 
 DECIDES = {"normalize", "truncate", "dimensions", "exact", "task_type", "operation", "prompt"}
-DECIDES_NOTHING = {"priority", "tenant", "arrival", "deadline", "done", "input_field", "dimensions_field", "if_loaded"}
+DECIDES_NOTHING = {"priority", "tenant", "arrival", "deadline", "done", "input_field", "options_at", "if_loaded"}
 ANSWER = {
     *("ready_in_seconds", "entries", "rows", "input_tokens", "truncated", "missing", "started", "tokenise_seconds"),
     *("compute_seconds", "profile", "failed_index", "description", "seen", "timer", "owner", "positions"),
