@@ -261,7 +261,7 @@ def _may_import_grpc(path: PurePosixPath, package: str) -> bool:
     if package == "modelmora_runtime":
         return path.name != "framing.py"
     if package == "modelmora":
-        return path.name in {"client.py", "aio.py", "status.py"}
+        return path.name in {"client.py", "aio.py", "bulk.py", "status.py"}
     if package == "modelmora_app":
         return "cli" in path.parts
     return package in CONTEXT_PACKAGES and (

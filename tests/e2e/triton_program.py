@@ -106,9 +106,7 @@ def basics(target: str, model: str) -> dict[str, Any]:
             (few.as_numpy("vectors"), same_few),
         )
     )
-    classes = client.infer(
-        CLASSES, [texts_input(raw)], outputs=[triton.InferRequestedOutput("scores", class_count=2)]
-    )
+    classes = client.infer(CLASSES, [texts_input(raw)], outputs=[triton.InferRequestedOutput("scores", class_count=2)])
     told["classes"] = [[cell.decode() for cell in row] for row in classes.as_numpy("scores")]
     native_scores = native.classify(CLASSES, texts, top_n=2)
     told["native classes"] = [
