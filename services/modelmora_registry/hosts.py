@@ -61,17 +61,20 @@ class Hosts:
             )
 
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_WRAPPING = [ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96")]
+"""Networks whose last 32 bits are an address of IPv4: NAT64, and the compatible addresses of old."""
 
 
 def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether it is one of the Internet's, also where an IPv6 address only wraps one of IPv4."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in _NAT64:
+        if inner is None and any(address in network for network in _WRAPPING):
             inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
         if inner is not None:
             return is_public(inner)
+        if address.is_site_local:
+            return False
     return address.is_global and not address.is_multicast
 
 
