@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from modelmora.errors import ModelMoraError
+from modelmora.errors import InvalidArgument, ModelMoraError
 from modelmora_runtime.db import Database
 from modelmora_runtime.ids import uuid7
 from prometheus_client import Counter
@@ -256,7 +256,7 @@ class StoreJournal:
     async def _write(self, rows: Sequence[Row]) -> None:
         try:
             await self._store.add(rows)
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, InvalidArgument) as error:
             for row in rows if len(rows) > 1 else ():  # one that the database does not take must not cost the others
                 await self._write([row])
             if len(rows) == 1:

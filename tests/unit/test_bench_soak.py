@@ -11,7 +11,10 @@ from bench import soak_watch
 from bench.soak import Goals, Report
 from bench.soak_watch import Watch
 
-DONE = {"swaps": 60, "kills": 15, "cancelled": 100, "answered": 2000, "answered by real engines": 700}
+DONE = {
+    **{"swaps": 60, "kills": 15, "kills of fork servers": 1, "cancelled": 100},
+    **{"answered": 2000, "answered by real engines": 700},
+}
 
 
 def passed(**changes: Any) -> Report:
@@ -29,6 +32,7 @@ def passed(**changes: Any) -> Report:
         ({"after_bytes": 979}, "-2.1%"),
         ({"watched": {"violations": {"leaked": [1, "pid 7"]}}}, "leaked"),
         ({"counts": Counter({**DONE, "kills": 14})}, "only 14 kills"),
+        ({"counts": Counter({**DONE, "kills of fork servers": 0})}, "no fork server"),
         ({"counts": Counter({**DONE, "answered by real engines": 600})}, "real engines"),
     ],
 )
