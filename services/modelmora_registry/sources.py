@@ -241,7 +241,8 @@ class Sources:
             there = self._s3.list(source.host, source.path, limit=MAX_SOURCE_FILES)
             if problem := file_paths_problem(list(there)):
                 raise error_at(UnsafeFile, at, problem)
-        paths = source.files or metadata.wanted_of(there)
+        # What was pinned is there by its VersionId, also when it was deleted since, or other weights put beside it.
+        paths = source.files or sorted({*metadata.wanted_of(there), *source.object_versions})
         if len(paths) > MAX_SOURCE_FILES:
             raise error_at(UnsafeFile, at, f"more than {MAX_SOURCE_FILES} files")
 

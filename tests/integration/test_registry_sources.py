@@ -398,6 +398,10 @@ async def test_a_bucket_that_keeps_versions_is_read_as_it_was(
     # Also much later, as a lock does that names the source.
     again = await store.plan(ModelSource(url=plan.source.url.model_copy(update={"files": tuple(files)})))
     assert stored(await store.fetch("v", again, {}, Progress())) == files
+    s3.client.delete_object(Bucket="kept", Key=WEIGHTS)
+    much_later = await store.plan(plan.source)
+    assert {file.path: file.version for file in much_later.files} == recorded
+    s3.client.put_object(Bucket="kept", Key=WEIGHTS, Body=b"another", ACL="public-read")
     assert (await store.plan(url_source("s3://kept", WEIGHTS))).total_bytes == len(b"another")
 
 
