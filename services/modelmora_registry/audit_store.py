@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -87,8 +88,14 @@ class AuditStore:
             raise DatabaseUnavailable("the registry's tables are not there yet", retry_after_seconds=1.0)
 
 
+_NO_MODEL = re.compile(r"modelLocks/[^/]+|(jobs|replicas|tunings)/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""Names of what is no model, though they look like `org/repo`."""
+
+
 def resource_name(text: str) -> str:
     """As a resource name, so that one filter finds all that happened to it, however callers wrote it."""
+    if _NO_MODEL.fullmatch(text):
+        return text
     try:
         if "@" in text or "/versions/" in text:
             reference = parse_reference(text)
