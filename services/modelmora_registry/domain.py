@@ -268,8 +268,8 @@ def check_version(text: str, *, at: str = "version") -> str:
 
 def check_new_version(text: str, *, at: str = "version") -> str:
     """A version string for a new version; the reserved aliases are none."""
-    if text in RESERVED_ALIASES:
-        raise InvalidArgument.at(at, f"{text!r} is a reserved alias")
+    if text.lower() in RESERVED_ALIASES:
+        raise InvalidArgument.at(at, f"{text.lower()!r} is a reserved alias")
     return check_version(text, at=at)
 
 

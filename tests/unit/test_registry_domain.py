@@ -100,7 +100,7 @@ def test_what_git_would_not_call_a_reference_is_no_version(text: str) -> None:
         check_version(text)
 
 
-@pytest.mark.parametrize("text", ["latest", "production", "staging"])
+@pytest.mark.parametrize("text", ["latest", "production", "staging", "Latest", "PRODUCTION"])
 def test_reserved_aliases_are_no_names_for_new_versions(text: str) -> None:
     with pytest.raises(InvalidArgument):
         check_new_version(text)
