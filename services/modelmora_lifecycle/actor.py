@@ -317,6 +317,10 @@ class Node:
         self._post(lambda now: self.scheduler.configure(rules, found, now))
         return found.warnings
 
+    async def settled(self) -> None:
+        """Returns when what was asked of it before is in force."""
+        await self._ask(lambda now: None)
+
     def _rebound(self) -> None:
         """What exists has changed: a container's limit, say."""
         devices = self.devices()

@@ -75,6 +75,7 @@ class OrdersServicer(Servicer):
         await self._duty.check()
         changes = read_node(request.node, _mask(request, _NODE_FIELDS), self._node.devices())
         await self._orders.change_node(lambda before: replace(before, **changes), request.node.revision)
+        await self._node.settled()
         return pb.UpdateNodeResponse(node=self._node_message(), warnings=self._orders.warnings)
 
     async def DrainNode(self, request: pb.DrainNodeRequest, context: Context) -> pb.DrainNodeResponse:

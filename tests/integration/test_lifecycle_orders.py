@@ -150,6 +150,8 @@ async def test_budgets_and_policy_change_at_once_and_outlive_a_restart(database_
         assert [(b.device, b.memory_bytes) for b in (await now(node)).budgets] == [("host", 400 * MIB)]
         shared = await settings(node, budgets=[pb.DeviceBudget(device="host", share=0.5)])
         assert shared.node.budgets[0].share == 0.5
+        # The answer has what is in force from now on, not what was before: more than the 400 MiB of the settings.
+        assert shared.node.budgets[0].effective_bytes > 400 * MIB
         total = (await node.lifecycle.GetMemory(pb.GetMemoryRequest())).devices[0].total_bytes
         huge = await settings(node, budgets=[pb.DeviceBudget(device="host", memory_bytes=2 * total)])
         assert len(huge.warnings) == 1
