@@ -76,8 +76,9 @@ Expression = Comparison | Group
 Group.model_rebuild()
 
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_KEY = re.compile(r'(?P<bare>[A-Za-z0-9_-]+)|(?P<quoted>"(?:[^"\\]|\\.)*")', re.S)
-_VALUE = re.compile(r'\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<bare>[^\s"()<>=!:][^\s"()]*))', re.S)
+_QUOTED = r"""(?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+_KEY = re.compile(rf"(?P<bare>[A-Za-z0-9_-]+)|{_QUOTED}", re.S)
+_VALUE = re.compile(rf"""\s*(?:{_QUOTED}|(?P<bare>[^\s"'()<>=!:][^\s"()]*))""", re.S)
 _KEYWORDS = ("AND", "OR", "NOT")
 
 
@@ -173,7 +174,7 @@ class _Parser:
             self._fail(f"{name} has no parts")
         self._at += 1
         found = _KEY.match(self._text, self._at)
-        if found is None or found[0] == '""':
+        if found is None or found[0] in ('""', "''"):
             self._fail(f"a key of {name} is expected")
         self._at = found.end()
         return found["bare"] or _unquoted(found["quoted"])
