@@ -262,7 +262,7 @@ def _classes(request: oip.ModelInferRequest) -> dict[str, int]:
                 raise errors.InvalidArgument.at(path, _no_parameter(name))
             value = getattr(parameter, kind) if kind in _INTEGERS else 0
             if not 1 <= value <= 2**31 - 1:
-                raise errors.InvalidArgument.at(path, "a number of classes, at least 1")
+                raise errors.InvalidArgument.at(path, "a number of classes, 1 to 2147483647")
             wanted[output.name] = value
     return wanted
 
