@@ -11,6 +11,7 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 from modelmora.errors import FailedPrecondition
 
@@ -19,46 +20,74 @@ EVERY = "*"
 
 
 class Hosts:
-    """`allowed`: names, `*.example.org` for all below one, addresses, or EVERY. What is named may have any address."""
+    """`allowed`: names, `*.example.org` for all below one, addresses, each with `:port` or for all ports; or EVERY.
+
+    What is named may have any address.
+    """
 
     def __init__(self, allowed: Iterable[str] = (EVERY,)) -> None:
-        names = [name.lower().strip("[]") for name in allowed]
-        self._every = EVERY in names
-        self._named = frozenset(names) - {EVERY}
+        names = [_host_and_port(name) for name in allowed]
+        self._every = (EVERY, None) in names
+        self._named = frozenset(names) - {(EVERY, None)}
 
-    def check(self, host: str) -> None:
+    def check(self, host: str, port: int) -> None:
         """Raises FailedPrecondition for a host that is neither named nor may be public."""
-        if self._is_named(host):
+        if self._is_named(host, port):
             return
         if not self._every:
-            raise FailedPrecondition(f"the registry may not ask {host} (registry.source_hosts)")
+            raise FailedPrecondition(f"the registry may not ask {_shown(host, port)} (registry.source_hosts)")
         try:
             address = ipaddress.ip_address(host.strip("[]"))
         except ValueError:
             return  # A name: its addresses are looked at when it is connected to.
-        self._check_public(host, address)
+        self._check_public(host, port, address)
 
     def addresses(self, host: str, port: int) -> list[str]:
         """Where to connect to. Raises FailedPrecondition when any address of an unnamed host is not public, OSError
         when it has none."""
-        self.check(host)
+        self.check(host, port)
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
-        if not self._is_named(host):
+        if not self._is_named(host, port):
             for address in addresses:
-                self._check_public(host, ipaddress.ip_address(address))
+                self._check_public(host, port, ipaddress.ip_address(address))
         return addresses
 
-    def _is_named(self, host: str) -> bool:
+    def _is_named(self, host: str, port: int) -> bool:
         name = host.lower().strip("[]").rstrip(".")
         parents = [f"*.{name.split('.', count)[-1]}" for count in range(1, name.count(".") + 1)]
-        return not self._named.isdisjoint([name, *parents])
+        return not self._named.isdisjoint((each, ports) for each in (name, *parents) for ports in (port, None))
 
-    def _check_public(self, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    def _check_public(self, host: str, port: int, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
         if not is_public(address):
             raise FailedPrecondition(
-                f"{host} has an address inside ({address}); name it in registry.source_hosts if it is meant"
+                f"{host} has an address inside ({address}); "
+                f"name {_shown(host, port)} in registry.source_hosts if it is meant"
             )
+
+
+def _host_and_port(text: str) -> tuple[str, int | None]:
+    """What an entry names; without a port all of them. An IPv6 address stands in brackets before a port."""
+    name, _, port = text.lower().rpartition(":")
+    if name and port.isdecimal() and (":" not in name or name.endswith("]")):
+        return name.strip("[]"), int(port)
+    return text.lower().strip("[]"), None
+
+
+def _shown(host: str, port: int) -> str:
+    bare = host.strip("[]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def place_of(url: str) -> tuple[str, int]:
+    """The host that a URL leads to and its port, said or not. Raises ValueError for what leads nowhere."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
+
+
+def entry_of(url: str) -> str:
+    """The entry that names where a URL leads, and no other port there."""
+    return _shown(*place_of(url))
 
 
 _WRAPPING = [ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96")]
@@ -80,10 +109,11 @@ def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 def guarded(client: Any, hosts: Hosts) -> Any:
     """An httpx2 client that asks no other hosts, redirects included. Where a proxy connects, names are its affair."""
-    client.event_hooks = {
-        **client.event_hooks,
-        "request": [*client.event_hooks.get("request", ()), lambda request: hosts.check(request.url.host)],
-    }
+
+    def check(request: Any) -> None:
+        hosts.check(*place_of(str(request.url)))
+
+    client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks.get("request", ()), check]}
     # There is no public way to say how the client's own transport connects.
     pool = client._transport._pool
     pool._network_backend = _Connecting(pool._network_backend, hosts)

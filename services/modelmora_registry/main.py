@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from modelmora.errors import DatabaseUnavailable, FailedPrecondition, ModelMoraError
 from modelmora.registry.v1.registry_pb2_grpc import (
@@ -29,7 +28,7 @@ from modelmora_registry.artifacts import Artifacts
 from modelmora_registry.audit_store import DELETED_AT_ONCE, AuditStore
 from modelmora_registry.exports import Exports
 from modelmora_registry.holds import Holds
-from modelmora_registry.hosts import EVERY, Hosts
+from modelmora_registry.hosts import EVERY, Hosts, entry_of
 from modelmora_registry.hub import Hub
 from modelmora_registry.imports import Imports
 from modelmora_registry.link_store import LinkStore
@@ -80,8 +79,9 @@ class Settings(Section):
     ca_file: AbsolutePath | None = None
     """Bundle of certificate authorities to trust in place of the system's."""
     source_hosts: tuple[str, ...] = (EVERY,)
-    """Hosts that imports may ask: names, `*.example.org`, addresses; `*`: all with public addresses. Only what is named
-    may be inside (loopback, private, link-local); hub_endpoint and s3_endpoint are. Holds for redirects too."""
+    """Hosts that imports may ask: names, `*.example.org`, addresses, each on every port or with `:port`; `*`: all with
+    public addresses. Only what is named may be inside (loopback, private, link-local); hub_endpoint and s3_endpoint
+    are, with their ports. Holds for redirects too."""
     offline: bool = False
     """Ask no source beyond this machine."""
     export_roots: tuple[AbsolutePath, ...] = ()
@@ -215,10 +215,6 @@ async def _forget(entries: AuditStore, than: timedelta) -> None:
         await asyncio.sleep(FORGET_SECONDS)
 
 
-def _host_of(endpoint: str | None) -> str:
-    return urlsplit(endpoint or "").hostname or ""
-
-
 def sources_of(settings: Settings) -> Sources:
     """The sources that the settings open."""
     for library in _TALKATIVE:
@@ -229,7 +225,7 @@ def sources_of(settings: Settings) -> Sources:
         ca_file=settings.ca_file,
         offline=settings.offline,
         token_files=settings.http_token_files,
-        hosts=Hosts([*settings.source_hosts, *map(_host_of, endpoints)]),
+        hosts=Hosts([*settings.source_hosts, *(entry_of(endpoint) for endpoint in endpoints if endpoint)]),
     )
     return Sources(
         model_roots=settings.model_roots,

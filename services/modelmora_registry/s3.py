@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from modelmora.errors import FailedPrecondition
 
@@ -109,7 +108,7 @@ class S3:
         with self._lock:
             if self._made is None or self._made[0] != seen:
                 self._made = (seen, self._make())
-            self._web.check_host(urlsplit(self._made[1].meta.endpoint_url).hostname or "")
+            self._web.check_host(self._made[1].meta.endpoint_url)
             return self._made[1]
 
     def _make(self) -> Any:

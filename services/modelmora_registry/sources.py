@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from modelmora.errors import (
     FailedPrecondition,
@@ -227,7 +227,7 @@ class Sources:
             files, sums, there = self._list_s3(source, at)
         else:
             try:
-                self.web.check_host(urlsplit(source.url).hostname or "")
+                self.web.check_host(source.url)
             except FailedPrecondition as error:
                 raise InvalidArgument.at(at, error.message) from None
             files, sums, there = self._list_http(source)

@@ -28,7 +28,7 @@ from modelmora.errors import (
     SourceUnavailable,
 )
 
-from modelmora_registry.hosts import Hosts, guarded
+from modelmora_registry.hosts import Hosts, guarded, place_of
 
 READ_TIMEOUT_SECONDS = 30.0
 STALL_SECONDS = 30.0
@@ -125,9 +125,13 @@ class Web:
         if self._offline:
             raise FailedPrecondition("the registry is set offline (registry.offline); no source is asked")
 
-    def check_host(self, host: str) -> None:
-        """Raises FailedPrecondition for a host that may not be asked, as far as its name tells."""
-        self._hosts.check(host)
+    def check_host(self, url: str) -> None:
+        """Raises FailedPrecondition for a URL whose host may not be asked, as far as its name tells."""
+        try:
+            host, port = place_of(url)
+        except ValueError as error:
+            raise FailedPrecondition(f"{url} leads nowhere: {error}") from None
+        self._hosts.check(host, port)
 
     def new_client(self, **options: Any) -> Any:
         """An httpx2 client as the settings want it."""

@@ -33,7 +33,7 @@ from modelmora.errors import (
 )
 from modelmora_registry.artifacts import Artifacts, Fetched, Progress
 from modelmora_registry.domain import HubSource, LocalSource, ModelSource, UrlSource
-from modelmora_registry.hosts import Hosts
+from modelmora_registry.hosts import Hosts, entry_of
 from modelmora_registry.hub import Hub
 from modelmora_registry.s3 import S3
 from modelmora_registry.sources import Plan, Sources, render_sums
@@ -367,6 +367,13 @@ async def test_what_is_inside_is_asked_only_when_it_is_named(
     assert fake.requests == []
     named = Web(hosts=Hosts(["127.0.0.1"]))
     assert (await make(named).plan(http(fake))).paths == set(files)
+    port_alone = Web(hosts=Hosts(["*", entry_of(fake.url)]))
+    assert (await make(port_alone).plan(http(fake))).paths == set(files)
+    other = fake.cdn_url.replace("localhost", "127.0.0.1")
+    with pytest.raises(InvalidArgument, match=f"name {entry_of(other)}"):
+        await make(port_alone).plan(url_source(f"{other}/files/", *files))
+    with pytest.raises(InvalidArgument, match="nowhere"):
+        await make(outside).plan(url_source("http://files.example.org:99999/", *files))
     fake.requests.clear()
     fake.refuse.append((302, {"Location": f"{by_name}/files/{WEIGHTS}"}))
     with pytest.raises(FailedPrecondition, match="localhost"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from modelmora.errors import FailedPrecondition
-from modelmora_registry.hosts import Hosts, is_public
+from modelmora_registry.hosts import Hosts, entry_of, is_public
 
 INSIDE = [
     *("127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"),
@@ -22,16 +22,16 @@ INSIDE = [
 def test_an_address_inside_is_not_public_and_is_refused(text: str) -> None:
     assert not is_public(ipaddress.ip_address(text))
     with pytest.raises(FailedPrecondition, match="source_hosts"):
-        Hosts().check(text)
+        Hosts().check(text, 443)
     with pytest.raises(FailedPrecondition, match="source_hosts"):
-        Hosts().check(f"[{text}]")
-    Hosts(["*", text]).check(text)
+        Hosts().check(f"[{text}]", 443)
+    Hosts(["*", text]).check(text, 443)
 
 
 @pytest.mark.parametrize("text", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
 def test_an_address_of_the_internet_is_public(text: str) -> None:
     assert is_public(ipaddress.ip_address(text))
-    Hosts().check(text)
+    Hosts().check(text, 443)
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,38 @@ def test_an_address_of_the_internet_is_public(text: str) -> None:
 )
 def test_only_named_hosts_are_asked(allowed: list[str], host: str, answer: bool) -> None:
     if answer:
-        Hosts(allowed).check(host)
+        Hosts(allowed).check(host, 443)
         return
     with pytest.raises(FailedPrecondition, match="source_hosts"):
-        Hosts(allowed).check(host)
+        Hosts(allowed).check(host, 443)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "port", "answer"),
+    [
+        (["127.0.0.1:8080"], "127.0.0.1", 8080, True),
+        (["*", "127.0.0.1:8080"], "127.0.0.1", 5432, False),
+        (["Files.Example.org:8443"], "files.example.org.", 8443, True),
+        (["files.example.org:8443"], "files.example.org", 443, False),
+        (["*.example.org:443"], "a.example.org", 443, True),
+        (["*.example.org:443"], "a.example.org", 80, False),
+        (["[::1]:8080"], "[::1]", 8080, True),
+        (["*", "[::1]:8080"], "::1", 80, False),
+        (["::1"], "::1", 80, True),
+        (["fe80::1:80"], "fe80::1", 80, False),
+        ([entry_of("http://127.0.0.1:8080/hub")], "127.0.0.1", 8080, True),
+        ([entry_of("http://127.0.0.1:8080/hub")], "127.0.0.1", 80, False),
+        ([entry_of("http://hub")], "hub", 80, True),
+        ([entry_of("https://hub")], "hub", 443, True),
+        ([entry_of("https://[fd00::1]:9000")], "fd00::1", 9000, True),
+    ],
+)
+def test_a_port_that_is_named_is_the_only_one(allowed: list[str], host: str, port: int, answer: bool) -> None:
+    if answer:
+        Hosts(allowed).check(host, port)
+        return
+    with pytest.raises(FailedPrecondition, match="source_hosts"):
+        Hosts(allowed).check(host, port)
 
 
 @pytest.mark.parametrize("host", ["localhost", "2130706433", "0x7f.1", "127.1"])
@@ -77,4 +105,6 @@ def test_one_address_inside_among_many_is_enough_to_refuse(monkeypatch: pytest.M
     monkeypatch.setattr(socket, "getaddrinfo", answer)
     with pytest.raises(FailedPrecondition, match=r"169\.254\.169\.254"):
         Hosts().addresses("both.example.org", 80)
+    with pytest.raises(FailedPrecondition, match=r"169\.254\.169\.254"):
+        Hosts(["*", "both.example.org:443"]).addresses("both.example.org", 80)
     assert Hosts(["both.example.org"]).addresses("both.example.org", 80) == ["8.8.8.8", "169.254.169.254"]
