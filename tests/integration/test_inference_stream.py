@@ -333,7 +333,7 @@ async def test_a_stop_answers_what_is_open_and_ends_idle_streams_at_once(data_di
 async def hold(made: Rig, count: int) -> None:
     """Opens so many streams, asks on some of them while all are open, and ends them."""
     streams: list[Open] = []
-    while len(streams) < count:  # gRPC refuses calls of which too many come before the server has looked at one
+    while len(streams) < count:
         more = [Open(made) for _ in range(500)]
         await asyncio.gather(*(stream.send("first", "a text") for stream in more))
         assert {await stream.right() for stream in more} == {"first"}
