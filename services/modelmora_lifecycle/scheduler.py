@@ -1150,7 +1150,9 @@ class Scheduler:
             self.ledger = self.ledger.share(owner, self.ledger.charges[owner] if others else {}, others)
 
     def _claim(self, victim: Replica, by: str, version: str, now: float) -> None:
-        self._clock = max(self._clock, self.rules.policy.score(self._candidate(victim, set())))
+        policy = self.rules.policy
+        if policy.name == "gdsf":  # scores of the others are times, beside which its own would be nothing
+            self._clock = max(self._clock, policy.score(self._candidate(victim, set())))
         self._replicas[victim.uid] = victim.changed(now, claimed_by=by)
         self._drain(self._replicas[victim.uid], f"makes room for {version}", now, self.rules.holder_grace_seconds)
 

@@ -750,6 +750,30 @@ def test_the_clock_of_gdsf_lets_what_was_popular_once_go() -> None:
     assert 3 < turns < 20
 
 
+def test_gdsf_after_lru_begins_with_a_clock_of_its_own() -> None:
+    node = Node(FakeClock(), {HOST: 3 * 2**30}, Rules(policy=Policy("lru"), minimum_residency_seconds=0))
+    node.workers["dear"] = FakeWorker(load_seconds=10)
+    facts = {name: version(name, 2**30) for name in ("old", "dear", "a", "b", "new")}
+
+    def used(name: str, turn: int) -> None:
+        node.want(f"{name}{turn}", facts[name])
+        node.run_for(15.0)
+        node.use(f"{name}{turn}")
+        node.scheduler.release(f"{name}{turn}", node.clock.now)
+
+    node.run_for(20_000.0)
+    for name in ("old", "dear", "a", "b"):  # the last one evicts the first, by its time
+        used(name, 1)
+    assert node.states("old") == [S.UNLOADED] or not node.states("old")
+    node.scheduler.configure(
+        Rules(policy=Policy("gdsf"), minimum_residency_seconds=0), {HOST: 3 * 2**30}, node.clock.now
+    )
+    for name in ("a", "b"):
+        used(name, 2)
+    node.want("new", facts["new"])
+    assert node.states("dear") == [S.LOADED]
+
+
 def test_ttl_takes_what_would_go_first_anyway() -> None:
     node = Node(FakeClock(), {HOST: 100}, Rules(policy=Policy("ttl", ttl_seconds=60)))
     node.keep(version("a", 40), keep_alive_seconds=500.0)
