@@ -151,6 +151,8 @@ def decision_message(row: Mapping[str, Any]) -> pb.EvictionDecision:
             f"it needs {answer['need_bytes']} bytes on {answer['device']}, and with everything evicted there would be "
             f"{answer['evictable_bytes']}"
         )
+    elif row["outcome"] == "plan" and not reason:
+        reason = f"makes room for {row['model_version']}"
     message = pb.EvictionDecision(
         uid=str(row["uid"]),
         model_version=row["model_version"],

@@ -298,6 +298,7 @@ async def test_decisions_are_listed_page_by_page_with_what_they_were_made_from(n
     (candidate,) = plans[0].candidates
     assert (candidate.model_version, candidate.victim, candidate.evictable) == (names[1], True, True)
     assert (plans[0].policy, plans[0].devices[0].need_bytes) == ("lru", 300 * MIB)
+    assert plans[0].reason == f"makes room for {names[2]}"
     first = await node.lifecycle.ListEvictionDecisions(pb.ListEvictionDecisionsRequest(page_size=1))
     second = await node.lifecycle.ListEvictionDecisions(
         pb.ListEvictionDecisionsRequest(page_size=1, page_token=first.next_page_token)
