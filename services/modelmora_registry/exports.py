@@ -1,8 +1,9 @@
 """Versions copied to another registry, and what the other side has of them.
 
 A folder gets the files of a version and SHA256SUMS, all at once: they are written beside it, read back, and then take
-its place in one step. A folder with anything in it that no export put there is left alone. A Hub repository gets one
-commit. Everything blocks and runs in a thread of its own; one export at a time.
+its place in one step. A folder with anything in it that no export put there is left alone, and so is a Hub repository;
+else that gets one commit, which also takes away what an earlier export put there. Everything blocks and runs in a
+thread of its own; one export at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from modelmora.errors import ChecksumMismatch, FailedPrecondition, InvalidArgume
 from modelmora_registry import metadata
 from modelmora_registry.artifacts import fsync_folders, sha256_of, storage_errors
 from modelmora_registry.domain import DEFAULT_HUB_REVISION, ArtifactFile, ModelVersion
-from modelmora_registry.links import ExternalLink, LinkDraft, RegistryType, differences
+from modelmora_registry.links import ExternalLink, LinkDraft, RegistryType, differences, named
 from modelmora_registry.sources import SUMS_FILE, Sources, parse_sums, render_sums
 
 T = TypeVar("T")
@@ -41,6 +42,19 @@ class Look:
 
     differences: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an export to a Hub repository will do there; of a folder only `files`."""
+
+    files: tuple[str, ...]
+    new: tuple[str, ...] = ()
+    """Those that are not there yet."""
+    deleted: tuple[str, ...] = ()
+    """Files of earlier exports that this version does not have."""
+    commit: str = ""
+    """What all this was planned for; empty: there is no repository yet."""
 
 
 class Exports:
@@ -65,10 +79,14 @@ class Exports:
         """Compares a version with the other side. SourceUnavailable when that does not answer."""
         return await _in(self._looks, self._look, link, version)
 
-    async def export(self, link: ExternalLink, version: ModelVersion) -> None:
+    async def plan(self, link: ExternalLink, version: ModelVersion) -> Plan:
+        """Writes nothing. FailedPrecondition where the version would not be the only one there, SourceUnavailable."""
+        return await _in(self._looks, self._plan, link, version)
+
+    async def export(self, link: ExternalLink, version: ModelVersion, plan: Plan) -> None:
         """Copies a version there and reads back what was written. FailedPrecondition, ChecksumMismatch, StorageFull,
         SourceUnavailable."""
-        await _in(self._thread, self._export, link, version)
+        await _in(self._thread, self._export, link, version, plan)
 
     async def url(self, link: ExternalLink) -> str:
         """Where people see it."""
@@ -100,16 +118,35 @@ class Exports:
         extra = [path for path in metadata.wanted_of(there) if path not in here]
         return Look(differences(changed, missing, extra), {**snapshot.metadata, "commit": snapshot.commit})
 
-    def _export(self, link: ExternalLink, version: ModelVersion) -> None:
-        artifact = version.artifact
-        if artifact is None or not artifact.files:
+    def _plan(self, link: ExternalLink, version: ModelVersion) -> Plan:
+        if version.artifact is None or not version.artifact.files:
             raise FailedPrecondition(f"{version.name} has no files to export", version=version.name)
+        here = tuple(file.path for file in version.artifact.files)
+        if link.registry_type is RegistryType.FOLDER:
+            return Plan(here)
+        self._sources.hub.check_writable()
+        try:
+            snapshot = self._sources.hub.snapshot(link.external_id, DEFAULT_HUB_REVISION)
+        except SourceNotFound:
+            return Plan(here, here)
+        there = {file.path for file in snapshot.files}
+        deleted = superseded(link.external_id, there, here, link.exported_files)
+        return Plan(here, tuple(sorted(set(here) - there)), deleted, snapshot.commit)
+
+    def _export(self, link: ExternalLink, version: ModelVersion, plan: Plan) -> None:
+        artifact = version.artifact
+        assert artifact is not None
         if link.registry_type is RegistryType.FOLDER:
             self._export_folder(Path(link.external_id), Path(artifact.path), artifact.files)
             return
-        paths = [file.path for file in artifact.files]
-        message = f"{version.version} from ModelMora"
-        self._sources.hub.upload(link.external_id, Path(artifact.path), paths, message=message)
+        self._sources.hub.upload(
+            link.external_id,
+            Path(artifact.path),
+            plan.files,
+            deleted=plan.deleted,
+            parent=plan.commit,
+            message=f"{version.version} from ModelMora",
+        )
         if found := self._look(link, version).differences:
             raise ChecksumMismatch(f"the Hub has something else than what was sent: {found}")
 
@@ -156,6 +193,18 @@ def _look_at_folder(folder: Path, here: Mapping[str, ArtifactFile]) -> Look:
         if (folder / path).stat().st_size != here[path].size_bytes or sha256_of(folder / path) != here[path].sha256
     ]
     return Look(differences(changed, list(here.keys() - there), list(there - here.keys())))
+
+
+def superseded(repo_id: str, there: Set[str], here: Collection[str], exported: Collection[str]) -> tuple[str, ...]:
+    """Which files of a repository go when those that are here come. Raises FailedPrecondition when others would stay
+    that no export has put there and that an import would take for the version's."""
+    gone = (set(exported) & there) - set(here)
+    after = (there - gone) | set(here)
+    if strangers := [path for path in metadata.wanted_of(after) if path not in here]:
+        raise FailedPrecondition(
+            f"{repo_id} holds what no export has put there: {named(strangers)}; nothing was written"
+        )
+    return tuple(sorted(gone))
 
 
 def check_replaceable(target: Path) -> None:

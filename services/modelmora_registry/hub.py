@@ -53,10 +53,6 @@ class Hub:
         self._endpoint = endpoint.rstrip("/") if endpoint else None
         self._token_file = token_file
 
-    @property
-    def can_write(self) -> bool:
-        return self._token_file is not None
-
     def page(self, repo_id: str) -> str:
         """Where people see a repository."""
         from huggingface_hub import constants
@@ -97,21 +93,35 @@ class Hub:
         with self._web.open(url, asked, headers=headers, offset=offset) as download:
             yield download
 
-    def upload(self, repo_id: str, folder: Path, paths: Sequence[str], *, message: str) -> str:
-        """Puts files into a repository in one commit, which is there whole or not at all; makes a private repository if
-        there is none. Returns the commit. FailedPrecondition without a token, SourceNotFound, SourceUnavailable.
-        """
-        if not self.can_write:
+    def check_writable(self) -> None:
+        """Raises FailedPrecondition without a token."""
+        if self._token_file is None:
             raise FailedPrecondition("writing to the Hub needs registry.hub_token_file")
+
+    def upload(
+        self, repo_id: str, folder: Path, paths: Sequence[str], *, deleted: Sequence[str], parent: str, message: str
+    ) -> str:
+        """Puts files into a repository and takes others away in one commit, which is there whole or not at all; makes a
+        private repository if there is none. `parent`: the commit that this is for, empty for any; when there is another
+        by now it is ChecksumMismatch. Returns the commit. FailedPrecondition without a token, SourceNotFound,
+        SourceUnavailable.
+        """
+        self.check_writable()
         asked = _asked(repo_id, "main")
         with ExitStack() as stack, self._errors(asked):
-            from huggingface_hub import CommitOperationAdd
+            from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
             api = self._api()
             api.create_repo(repo_id, private=True, exist_ok=True)
             # Opened files go over plain HTTP, where the settings of `web` hold; paths would go by Xet's own client.
-            operations = [CommitOperationAdd(path, stack.enter_context(open(folder / path, "rb"))) for path in paths]
-            return str(api.create_commit(repo_id, operations, commit_message=message, num_threads=2).oid)
+            operations: list[Any] = [
+                CommitOperationAdd(path, stack.enter_context(open(folder / path, "rb"))) for path in paths
+            ]
+            operations += [CommitOperationDelete(path, is_folder=False) for path in deleted]
+            made = api.create_commit(
+                repo_id, operations, commit_message=message, num_threads=2, parent_commit=parent or None
+            )
+            return str(made.oid)
 
     def _api(self) -> Any:
         from huggingface_hub import HfApi, constants, set_client_factory

@@ -8,7 +8,7 @@ A counterpart that was never equal is not out of sync: it stays never_synced, an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
@@ -76,6 +76,8 @@ class ExternalLink(Value):
     sync_reason: str = ""
     check_time: datetime | None = None
     metadata: ReadOnly[str] = Field(default_factory=lambda: MappingProxyType({}))
+    exported_files: tuple[str, ...] = ()
+    """Paths in a Hub repository that are there because of an export."""
     revision: int = 0
 
     @property
@@ -93,10 +95,20 @@ class ExternalLink(Value):
             version=version, imported=True, import_time=now, sync_state=SyncState.SYNCED, sync_reason=""
         )
 
-    def with_export(self, version: str, *, now: datetime) -> ExternalLink:
+    def exporting(self, new: Iterable[str]) -> ExternalLink:
+        """Before a commit: files that are not there yet are an export's if they are there afterwards, also where it
+        does not live to say so."""
+        return self._changed(exported_files=tuple(sorted({*self.exported_files, *new})))
+
+    def with_export(self, version: str, files: Iterable[str], *, now: datetime) -> ExternalLink:
         """What is there came from here, and was read back."""
         return self._changed(
-            version=version, export_time=now, check_time=now, sync_state=SyncState.SYNCED, sync_reason=""
+            version=version,
+            exported_files=tuple(sorted(files)),
+            export_time=now,
+            check_time=now,
+            sync_state=SyncState.SYNCED,
+            sync_reason="",
         )
 
     def checked(self, differences: str, metadata: Mapping[str, str], *, now: datetime) -> ExternalLink:
@@ -116,14 +128,15 @@ class ExternalLink(Value):
 def differences(changed: Sequence[str], missing: Sequence[str], extra: Sequence[str]) -> str:
     """What differs, for people; empty when nothing does. `missing` are files that the other side lacks."""
     parts = [
-        f"{_named(paths)} {what}"
+        f"{named(paths)} {what}"
         for paths, what in ((changed, "differs there"), (missing, "is missing there"), (extra, "is there only"))
         if paths
     ]
     return "; ".join(parts)
 
 
-def _named(paths: Sequence[str]) -> str:
+def named(paths: Sequence[str]) -> str:
+    """The first few, and how many more."""
     ordered = sorted(paths)
     more = f" and {len(ordered) - SHOWN_FILES} more" if len(ordered) > SHOWN_FILES else ""
     return ", ".join(ordered[:SHOWN_FILES]) + more

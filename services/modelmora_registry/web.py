@@ -254,7 +254,7 @@ def unavailable(asked: Asked, message: str, retry_after_seconds: float | None = 
 
 
 def changed(asked: Asked) -> ChecksumMismatch:
-    message = f"{asked.what} changed at {asked.who} since the import was planned"
+    message = f"{asked.what} changed at {asked.who} since this was planned"
     return ChecksumMismatch(message, fields=(), retry_after_seconds=None, **asked.metadata)
 
 

@@ -195,12 +195,17 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
             return self._plain(200, b"", {})
 
         def _commit(self, lines: list[dict[str, Any]]) -> None:
+            parent = lines[0]["value"].get("parentCommit", COMMIT)
+            if parent != fake.branches["main"]:
+                return self._plain(412, b"", {})
             for line in lines:
                 value = line["value"]
                 if line["key"] == "file":
                     fake.files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     fake.files[value["path"]] = fake.uploads.pop(value["oid"])
+                elif line["key"] == "deletedFile":
+                    del fake.files[value["path"]]
             fake.commits += 1
             url = f"{fake.url}/{fake.repo_id}/commit/{COMMIT}"
             return self._json({"commitUrl": url, "commitOid": COMMIT, "pullRequestUrl": None, "success": True})

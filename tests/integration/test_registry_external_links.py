@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from integration.hub_server import FakeHub, hub
+from integration.hub_server import COMMIT, FakeHub, hub
 from integration.registry_rig import Rig, local, registry, safetensors, sentence_model
 from modelmora.errors import (
     ChecksumMismatch,
@@ -132,6 +132,56 @@ async def test_a_version_goes_to_the_hub_in_one_commit_and_is_read_back(
     with pytest.raises(SourceUnavailable):
         await export(rig, "org/repo", made.name)
     assert fake.commits == 1
+
+
+async def test_an_export_takes_away_what_an_earlier_one_put_there_and_nothing_else(
+    rig: Rig, fake: FakeHub, tmp_path: Path
+) -> None:
+    folder = tmp_path / "roots" / "mini"
+    (folder / "notes.txt").write_text("notes")
+    await rig.import_model(model_id="org/repo", source=local(folder), version="1")
+    (folder / "notes.txt").unlink()
+    smaller = await rig.import_model(model_id="org/repo", source=local(folder), version="2")
+    made = await link(rig, "huggingface", "org/repo")
+    fake.files["stranger.txt"] = b"somebody's own"
+    before = dict(fake.files)
+    for _ in range(2):
+        with pytest.raises(FailedPrecondition, match=r"stranger\.txt; nothing was written"):
+            await export(rig, "org/repo@1", made.name)
+    assert (fake.files, fake.commits) == (before, 0)
+    del fake.files["stranger.txt"]
+    assert (await export(rig, "org/repo@1", made.name)).sync_state == SYNCED
+    assert "notes.txt" in fake.files
+    fake.files[".gitattributes"] = b"none of our business"
+    fake.branches["main"] = "f" * 40  # Somebody has pushed since the repository was looked at.
+    with pytest.raises(ChecksumMismatch, match="changed at the Hub"):
+        await export(rig, "org/repo@2", made.name)
+    assert ("notes.txt" in fake.files, fake.commits) == (True, 1)
+    fake.branches["main"] = COMMIT
+    assert (await export(rig, "org/repo@2", made.name)).sync_state == SYNCED
+    assert fake.files.pop(".gitattributes") == b"none of our business"
+    assert (fake.files, fake.commits) == (content(Path(smaller.artifact.path)), 2)
+
+
+async def test_what_an_export_left_that_never_ended_is_its_own(
+    rig: Rig, fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "roots" / "mini"
+    smaller = await rig.import_model(model_id="org/repo", source=local(folder), version="1")
+    (folder / "notes.txt").write_text("notes")
+    await rig.import_model(model_id="org/repo", source=local(folder), version="2")
+    made = await link(rig, "huggingface", "org/repo")
+
+    def unanswered(*arguments: object) -> None:
+        raise SourceUnavailable("the Hub broke off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exports.Exports, "_look", unanswered)
+        with pytest.raises(SourceUnavailable):
+            await export(rig, "org/repo@2", made.name)
+    assert "notes.txt" in fake.files
+    assert (await export(rig, "org/repo@1", made.name)).sync_state == SYNCED
+    assert fake.files == content(Path(smaller.artifact.path))
 
 
 async def test_a_folder_gets_a_version_whole_and_its_sums(rig: Rig, tmp_path: Path, files: dict[str, bytes]) -> None:

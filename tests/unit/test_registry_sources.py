@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from modelmora.errors import FailedPrecondition, InvalidModelFiles, ModelMoraError, UnsafeFile
 from modelmora_registry import contents
 from modelmora_registry.domain import ImportProgress, UrlSource, file_paths_problem
-from modelmora_registry.exports import check_replaceable
+from modelmora_registry.exports import check_replaceable, superseded
 from modelmora_registry.sources import parse_sums, render_sums
 from modelmora_registry.web import Asked, refusal
 from pydantic import ValidationError
@@ -194,6 +194,17 @@ def test_a_pickle_under_another_name_is_refused_unless_allowed(tmp_path: Path, h
     contents.check(tmp_path / "f", "weights.dat", allow_pickle=True)
     with pytest.raises(UnsafeFile):
         contents.check(tmp_path / "f", "weights.dat", allow_pickle=False)
+
+
+def test_only_files_of_exports_leave_a_repository() -> None:
+    here = ("config.json", "model.safetensors")
+    assert superseded("org/repo", set(), here, ()) == ()
+    assert superseded("org/repo", {*here, "old.txt"}, here, ("config.json", "old.txt", "gone.txt")) == ("old.txt",)
+    # What no import takes is none of our business, also once it stands beside safetensors.
+    others = {".gitattributes", "pytorch_model.bin", "onnx/model.onnx", "code.py"}
+    assert superseded("org/repo", {*others, "old.txt"}, here, ("old.txt",)) == ("old.txt",)
+    with pytest.raises(FailedPrecondition, match=r"org/repo holds .*: mine\.txt; nothing"):
+        superseded("org/repo", {*here, *others, "mine.txt", "old.txt"}, here, ("old.txt",))
 
 
 def test_only_what_an_export_put_there_makes_way(tmp_path: Path) -> None:
