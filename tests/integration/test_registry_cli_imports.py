@@ -1,9 +1,10 @@
-"""`modelmora models import` and `modelmora links` against a registry that serves, and sources that are real servers."""
+"""`modelmora models import`, `links` and `lock create` against a serving registry; sources are real servers."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from integration.hub_server import FakeHub, hub
 from integration.registry_rig import Rig, registry, sentence_model
+from modelmora.common.v1 import common_pb2
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora_app.cli import cli
 from modelmora_app.cli.models import _progress
@@ -93,3 +95,25 @@ def test_progress_is_told_with_its_rate_and_what_is_left() -> None:
     assert told.endswith("left  a")
     assert "/s, 1:05 left" in told
     assert "/s" not in _progress(pb.ImportProgress(done_bytes=1, total_bytes=2))
+
+
+async def test_a_lock_without_fingerprints_says_so(rig: Rig, tmp_path: Path) -> None:
+    assert (await run(rig, "import", f"{tmp_path}/roots/mini", "--name", "a/one", "--version", "1")).exit_code == 0
+    made = await run(rig, "lock", "create", "a/one")
+    assert made.exit_code == 0
+    assert "warning: no fingerprint of a/one@1: " in made.stderr
+    assert made.stdout.startswith("# A model lock")
+    assert "warning" not in made.stdout
+    told = json.loads((await run(rig, "lock", "create", "a/one", "--json")).stdout)
+    assert told["without_fingerprint"] == ["models/a/one/versions/1"]
+    outputs = common_pb2.Tensor(
+        data_type=common_pb2.DATA_TYPE_FP32, shape=(4, 2), data=struct.pack("<8f", *range(1, 9))
+    )
+    profile = common_pb2.EngineProfile(backend="torch", precision="fp32", batch_rule="padded")
+    golden = pb.Fingerprint(golden="txt2embed/1", outputs=outputs, engine_profile=profile)
+    await rig.call(
+        rig.holds.RecordFingerprint, pb.RecordFingerprintRequest(name="models/a/one/versions/1", fingerprint=golden)
+    )
+    made = await run(rig, "lock", "create", "a/one")
+    assert (made.exit_code, made.stderr) == (0, "")
+    assert json.loads((await run(rig, "lock", "create", "a/one", "--json")).stdout)["without_fingerprint"] == []

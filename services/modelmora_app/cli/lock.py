@@ -16,6 +16,8 @@ from modelmora_app.cli.session import Session, remote
 
 MAX_SHOWN = 72
 """Letters of a value in a table; `--json` has them whole."""
+MAX_NAMED = 5
+"""Versions in a warning."""
 
 
 @click.group("lock")
@@ -36,13 +38,22 @@ def create(session: Session, models: tuple[str, ...], output: Path | None, lock_
     made = session.client.create_lock(*models, lock_id=lock_id)
     if output is not None:
         _write(output, made.yaml)
+    bare = [each.model_version for each in made.model_lock.models if not each.HasField("fingerprint")]
     if session.as_json:
-        show.print_json(made.model_lock)
+        show.print_json({**show.as_json(made.model_lock), "without_fingerprint": bare})
     elif output is None:
         click.echo(made.yaml, nl=False)
     else:
         count = len(made.model_lock.models)
         click.echo(f"{output}: {count} model{'s' if count != 1 else ''}, {_short_name(made.model_lock)}")
+    if bare and not session.as_json:
+        names = ", ".join(show.short(name) for name in bare[:MAX_NAMED])
+        more = f" and {len(bare) - MAX_NAMED} more" if len(bare) > MAX_NAMED else ""
+        click.echo(
+            f"warning: no fingerprint of {names}{more}: `lock verify` will not notice other answers. One is taken a "
+            "moment after a version is loaded; lock again then.",
+            err=True,
+        )
 
 
 @lock.command("verify")
