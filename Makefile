@@ -14,7 +14,7 @@ setup:           ## make .venv from constraints.txt; a no-op when nothing change
 test: setup      ## the suite that CI runs
 	@scripts/test
 
-mutants: setup   ## the mutants whose tests start processes (CI runs them too)
+mutants: setup   ## seeded bugs, each of which a test must notice (CI runs them too)
 	@scripts/test --mutants
 
 test-long: setup ## the long forms: soak, drills (up to an hour)

@@ -46,10 +46,6 @@ def mutants() -> list[Mutant]:
 
 
 ALL = mutants()
-PARAMETERS = [
-    pytest.param(mutant, id=mutant.name, marks=() if mutant.test.startswith("tests/unit/") else pytest.mark.slow_mutant)
-    for mutant in ALL
-]
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ def test_mutants_have_names_of_their_own() -> None:
 
 @pytest.mark.timeout(600)
 def test_the_named_tests_pass_without_a_mutant(trees: SimpleQueue[Tree]) -> None:
-    # Those of the slow mutants are run by the suite itself, and cost too much to be run here too.
+    # The others start processes: they are run by the suite itself, and cost too much to be run here too.
     named = sorted({mutant.test for mutant in ALL if mutant.test.startswith("tests/unit/")})
     files = sorted({test.partition("::")[0] for test in named})
     shares = [set(files[number::WORKERS]) for number in range(WORKERS)]
@@ -154,7 +150,7 @@ def test_the_named_tests_pass_without_a_mutant(trees: SimpleQueue[Tree]) -> None
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("mutant", PARAMETERS)
+@pytest.mark.parametrize("mutant", ALL, ids=[mutant.name for mutant in ALL])
 def test_the_named_test_fails_with(mutant: Mutant, outcomes: dict[str, Future[Outcome]]) -> None:
     outcome = outcomes[mutant.name].result()
     assert outcome.imported, f"{mutant.file} was never imported from the copy:\n{outcome.output}"
