@@ -529,8 +529,10 @@ async def test_one_content_wanted_at_once_is_downloaded_once(make: Make, fake: F
     fake.hold[WEIGHTS] = threading.Event()
     store = make(endpoint=fake.url)
     plan = await store.plan(repository())
-    running = [asyncio.create_task(store.fetch(f"u{number}", plan, {}, Progress())) for number in range(4)]
+    progress = [Progress() for _ in range(4)]
+    running = [asyncio.create_task(store.fetch(f"u{n}", plan, {}, each)) for n, each in enumerate(progress)]
     await asyncio.to_thread(fake.half_sent.wait, 20)
+    await asyncio.to_thread(until, lambda: all(each.current_file == WEIGHTS for each in progress))
     fake.hold.pop(WEIGHTS).set()
     assert [stored(each) for each in await asyncio.gather(*running)] == [fake.files] * 4
     assert fake.sent_bytes[WEIGHTS] == len(fake.files[WEIGHTS])

@@ -104,6 +104,14 @@ def test_queue_puts_entries_of_two_lanes_into_two_batches() -> None:
     assert [pop(q), pop(q), pop(q)] == ["ab", "xy", ""]
 
 
+def test_queue_serves_lanes_by_arrival_too() -> None:
+    q = queue()
+    push(q, entry("a", lane=1))
+    assert pop(q) == "a"
+    push(q, entry("b", at=1, lane=2), entry("c", at=2, lane=1))  # the lane that was there first comes second
+    assert [pop(q, 2), pop(q, 2)] == ["b", "c"]
+
+
 # Batches.
 
 
