@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hmac import compare_digest
 from typing import Any, Final
 
@@ -63,6 +64,8 @@ class WorkerService:
         self._pipeline = pipelines.Pipeline(self._idle)
         self._server: FrameServer | None = None
         self._controls = 0
+        self._control_changes = 0
+        """How often a control connection came, or the last one went."""
         self._had_control = False
         self._load_asked = False
         self._loaded = False
@@ -75,7 +78,7 @@ class WorkerService:
     def attach(self, server: FrameServer) -> None:
         self._server = server
         self._pipeline.start()
-        server.call_later(FIRST_CONTROL_SECONDS, self._end_if_abandoned)
+        server.call_later(FIRST_CONTROL_SECONDS, partial(self._end_if_abandoned, self._control_changes))
 
     def drain(self) -> None:
         """Takes no more work and ends the server when nothing runs. From any thread and signal handlers."""
@@ -150,7 +153,9 @@ class WorkerService:
         if session.control:
             self._controls -= 1
             if not self._controls:
-                self._serving.call_later(CONTROL_LOSS_SECONDS, self._end_if_abandoned)
+                self._control_changes += 1
+                since = partial(self._end_if_abandoned, self._control_changes)
+                self._serving.call_later(CONTROL_LOSS_SECONDS, since)
 
     # Requests.
 
@@ -171,6 +176,7 @@ class WorkerService:
         connection.data = _Session(key=hello.key, control=control)
         if control:
             self._controls += 1
+            self._control_changes += 1
             self._had_control = True
         reply = worker_pb2.HelloReply(wire_version=WIRE_VERSION, pid=os.getpid())
         connection.admit()
@@ -375,8 +381,9 @@ class WorkerService:
             self._drains.clear()
             self._serving.stop()
 
-    def _end_if_abandoned(self) -> None:
-        if not self._controls:
+    def _end_if_abandoned(self, since: int) -> None:
+        """Unless there was a control connection since that change."""
+        if since == self._control_changes:
             log.error("no control connection; the worker ends")
             self._serving.stop()
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -310,6 +311,20 @@ async def test_a_control_connection_that_comes_back_keeps_the_worker(thread_work
             if seen == 4:
                 break
         await control.close()
+    assert thread.is_alive()
+
+
+@pytest.mark.parametrize("thread_worker", [(20, 1)], indirect=True)
+async def test_only_a_loss_that_lasts_ends_a_worker(thread_worker):
+    endpoint, thread = thread_worker
+    first = await WorkerChannel.connect(endpoint, KEY)
+    await first.close()
+    began = time.monotonic()
+    while time.monotonic() - began < 2:  # there and gone again, never for long: one of the old losses ends meanwhile
+        control = await WorkerChannel.connect(endpoint, KEY)
+        await control.close()
+    control = await WorkerChannel.connect(endpoint, KEY)
+    await control.close()
     assert thread.is_alive()
 
 

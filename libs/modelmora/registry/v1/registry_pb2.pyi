@@ -849,7 +849,7 @@ class ApplyModelLockResponse(_message.Message):
     def __init__(self, model_version: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., done: bool = ..., converged: bool = ...) -> None: ...
 
 class ExternalLink(_message.Message):
-    __slots__ = ("name", "uid", "registry_type", "external_id", "url", "version", "imported", "import_time", "export_time", "sync_state", "sync_reason", "check_time", "metadata", "revision", "etag")
+    __slots__ = ("name", "uid", "registry_type", "external_id", "url", "version", "imported", "import_time", "export_time", "sync_state", "sync_reason", "check_time", "metadata", "revision", "etag", "exported_files")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -872,6 +872,7 @@ class ExternalLink(_message.Message):
     METADATA_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
+    EXPORTED_FILES_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     registry_type: str
@@ -887,7 +888,8 @@ class ExternalLink(_message.Message):
     metadata: _containers.ScalarMap[str, str]
     revision: int
     etag: str
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., registry_type: _Optional[str] = ..., external_id: _Optional[str] = ..., url: _Optional[str] = ..., version: _Optional[str] = ..., imported: bool = ..., import_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., export_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sync_state: _Optional[_Union[SyncState, str]] = ..., sync_reason: _Optional[str] = ..., check_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., revision: _Optional[int] = ..., etag: _Optional[str] = ...) -> None: ...
+    exported_files: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., registry_type: _Optional[str] = ..., external_id: _Optional[str] = ..., url: _Optional[str] = ..., version: _Optional[str] = ..., imported: bool = ..., import_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., export_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sync_state: _Optional[_Union[SyncState, str]] = ..., sync_reason: _Optional[str] = ..., check_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., revision: _Optional[int] = ..., etag: _Optional[str] = ..., exported_files: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CreateExternalLinkRequest(_message.Message):
     __slots__ = ("parent", "external_link")
