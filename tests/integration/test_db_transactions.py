@@ -79,10 +79,10 @@ async def test_a_start_with_nothing_to_migrate_does_without_alembic(
 
 
 async def test_schemas_of_one_process_that_migrate_at_once_get_their_own_tables(database_url: str, line: str) -> None:
-    databases = [Database(database_url, f"things{number}") for number in range(3)]
+    databases = [Database(database_url, f"things{number}") for number in range(8)]
     try:
         async with asyncio.timeout(20):
-            assert await asyncio.gather(*(database.migrate(line) for database in databases)) == ["0002"] * 3
+            assert await asyncio.gather(*(database.migrate(line) for database in databases)) == ["0002"] * 8
         for database in databases:
             async with database.begin() as connection:
                 await connection.execute(text("INSERT INTO thing (id, word, note) VALUES (1, 'a', 'b')"))
