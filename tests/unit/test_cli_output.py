@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from modelmora import errors
@@ -11,7 +13,7 @@ from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2
 from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora.registry.v1 import registry_pb2
-from modelmora_app.cli import show
+from modelmora_app.cli import lock, show
 
 
 def test_json_has_iso_times_lower_case_enums_numbers_and_no_unset_fields() -> None:
@@ -116,3 +118,14 @@ def test_a_queue_shows_a_row_for_each_tenant_that_waits_and_hides_the_others_sum
     cold = inference_pb2.Queue(model_version="models/a/b/versions/1")
     cold.ready_in.FromMilliseconds(2000)
     assert rows(cold) == [["a/b@1", "", "", "0", "0", "", "ready in 2000.0 ms", ""]]
+
+
+def test_a_file_that_is_written_replaces_nothing_but_files(tmp_path: Path) -> None:
+    (tmp_path / "null").symlink_to(os.devnull)
+    lock._write(tmp_path / "null", "models: []\n")
+    assert (tmp_path / "null").is_symlink()
+    assert (tmp_path / "null").is_char_device()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    lock._write(tmp_path / "link", "models: []\n")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "models: []\n"

@@ -187,7 +187,11 @@ def _given(lock: str) -> str:
 
 
 def _write(output: Path, text: str) -> None:
-    """There with all of `text`, or as it was."""
+    """There with all of `text`, or as it was; what is no regular file (`/dev/null`, a pipe) is written to and never replaced."""
+    output = output.resolve()
+    if output.exists() and not output.is_file():
+        output.write_text(text, encoding="utf-8")
+        return
     spare = output.with_name(f".{output.name}.new")
     spare.write_text(text, encoding="utf-8")
     spare.replace(output)
