@@ -187,7 +187,7 @@ def _given(lock: str) -> str:
 
 
 def _write(output: Path, text: str) -> None:
-    """There with all of `text`, or as it was; what is no regular file (`/dev/null`, a pipe) is written to and never replaced."""
+    """There with all of `text`, or as it was. What is no regular file (`/dev/null`, a pipe) is never replaced."""
     output = output.resolve()
     if output.exists() and not output.is_file():
         output.write_text(text, encoding="utf-8")
