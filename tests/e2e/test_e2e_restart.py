@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -97,11 +98,6 @@ def health_of(up: Up, component: str) -> observability_pb2.GetHealthResponse:
     return up.observability.GetHealth(observability_pb2.GetHealthRequest(), timeout=10).components[component]
 
 
-def held(parts: Parts) -> set[Any]:
-    """Uids of the holds of this node."""
-    return {row["uid"] for row in query(parts.database_url, "SELECT uid FROM registry.hold WHERE holder LIKE '%@here'")}
-
-
 def query(url: str, statement: str, *arguments: Any) -> list[Any]:
     async def run() -> list[Any]:
         connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=10)
@@ -151,8 +147,15 @@ def test_a_killed_lifecycle_leaves_no_worker_and_costs_no_answer(parts: Parts) -
 def test_a_registry_that_comes_back_still_respects_what_is_in_memory(parts: Parts) -> None:
     version = parts.registry.add_model("parts/held", engine="echo")
     parts.first.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=version, wait=True), timeout=30)
-    before = held(parts)
-    assert before
+    mine = (
+        "SELECT h.uid FROM registry.hold h JOIN registry.model_version v ON v.uid = h.model_version_id "
+        "JOIN registry.model m ON m.uid = v.model_id WHERE m.name = 'parts/held' AND h.expire_time > now() + $1"
+    )
+
+    def lasting(seconds: int) -> list[Any]:
+        return [row["uid"] for row in query(parts.database_url, mine, timedelta(seconds=seconds))]
+
+    (hold,) = lasting(0)
     parts.registry.signal(signal.SIGKILL)
     parts.registry.wait(10)
     # What is in memory answers meanwhile, and is there to be loaded and unloaded by its name in full.
@@ -169,9 +172,9 @@ def test_a_registry_that_comes_back_still_respects_what_is_in_memory(parts: Part
 
     assert refused_as_held(), "the hold outlasts the registry"
     # Lifecycle goes on with it by itself; that alone protects the version from then on.
-    query(parts.database_url, "UPDATE registry.hold SET expire_time = now() + interval '1 second'")
-    kept = "SELECT uid FROM registry.hold WHERE expire_time > now() + interval '5 seconds' AND holder LIKE '%@here'"
-    eventually(lambda: {row["uid"] for row in query(parts.database_url, kept)} == before, 30, "holds that go on")
+    cut = "UPDATE registry.hold SET expire_time = now() + interval '1 second' WHERE uid = $1"
+    query(parts.database_url, cut, hold)
+    eventually(lambda: lasting(5) == [hold], 30, "the hold goes on")
     assert refused_as_held()
     parts.first.lifecycle.UnloadModel(lifecycle_pb2.UnloadModelRequest(model=version, wait=True), timeout=30)
 
