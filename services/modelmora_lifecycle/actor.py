@@ -46,6 +46,7 @@ from modelmora_lifecycle.memory import Meter, Sample, Shared, gone
 from modelmora_lifecycle.placement import Placement
 from modelmora_lifecycle.prediction import Measured
 from modelmora_lifecycle.scheduler import Rules, Scheduler
+from modelmora_lifecycle.servers import PREFIX
 from modelmora_lifecycle.store import Acquired
 from modelmora_lifecycle.workers import Hold, Worker, WorkerRules
 
@@ -209,6 +210,8 @@ class Node:
         self._event_count = 0
         self._boot = secrets.token_hex(4)
         self._ended: dict[str, Replica] = {}
+        self._servers_kept: dict[str, Measured] = {}
+        """By owner: what the journal was told last of a fork server."""
         self._drifted: dict[str, str] = {}
         """Versions whose answers are not those of their fingerprint, and how much they differ."""
         self._news = asyncio.Event()
@@ -538,10 +541,10 @@ class Node:
         sample = await self._loop.run_in_executor(
             self._meter_thread, self._meter.measure, workers, self._launcher.fork_servers()
         )
-        self._post(partial(self._measured, sample))
+        self._post(partial(self._measured, sample, self._launcher.server_starts()))
         return sample
 
-    def _measured(self, sample: Sample, now: float) -> None:
+    def _measured(self, sample: Sample, server_starts: Mapping[str, float], now: float) -> None:
         """What processes have taken, and what is left for them."""
         before, self.sample = self.sample, sample
         if self._share and before.total != sample.total:
@@ -554,7 +557,17 @@ class Node:
         ended = dict.fromkeys(before.shared.keys() - sample.shared.keys(), Shared({}))
         for owner, shared in {**ended, **sample.shared}.items():
             self.scheduler.charge_shared(owner, _in_steps(shared.memory, _SHARED_STEP_BYTES), now, shared.users)
+        for family, seconds in server_starts.items():
+            self._server_runs(f"{PREFIX}{family}", seconds, now)
         self.scheduler.observed(_in_steps(sample.foreign, _FOREIGN_STEP_BYTES), now)
+
+    def _server_runs(self, owner: str, start_seconds: float, now: float) -> None:
+        self.scheduler.server_opened(owner, start_seconds, now)
+        measured = self.scheduler.measurement(owner)
+        if measured is not None and measured.base and measured != self._servers_kept.get(owner):
+            self._servers_kept[owner] = measured
+            if self._journal is not None:
+                self._journal.measured(measured)
 
     def _tell_health(self) -> None:
         """UNHEALTHY: a model cannot be had though nothing forbids it. DEGRADED: someone should know."""
@@ -647,7 +660,7 @@ class Node:
                 CRASHES.inc()
         elif replica.state is ReplicaState.LOADED and previous is ReplicaState.LOADING:
             LOADS.labels("loaded").inc()
-            LOAD_SECONDS.observe(replica.load_seconds)
+            LOAD_SECONDS.observe(replica.loaded_time - replica.start_time)
             self._keep(replica)
         elif replica.state is ReplicaState.UNLOADED:
             if replica.peak:

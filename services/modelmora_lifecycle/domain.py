@@ -86,7 +86,8 @@ class EngineLimits:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a load took: measured bytes by device and the seconds from launch to LOADED."""
+    """What a load took: measured bytes by device, and the seconds from launch to LOADED without the start of a fork
+    server, which the loads that follow do not wait for."""
 
     memory: Mapping[str, int]
     load_seconds: float

@@ -100,6 +100,8 @@ class WorkerProcess(Protocol):
     start_mode: Literal["forked", "spawned"]
     lender_pid: int
     """Of the fork server whose memory it shares; 0 when it was spawned."""
+    server_seconds: float
+    """So long its launch waited for a fork server to start."""
     exited: asyncio.Future[WorkerExit]
 
     def terminate(self) -> None:
@@ -128,6 +130,9 @@ class Launcher(Protocol):
     def fork_servers(self) -> Sequence[tuple[str, int]]:
         """(family, process id) of those that run."""
 
+    def server_starts(self) -> Mapping[str, float]:
+        """Of the fork servers that take orders, by family: the seconds that their start took."""
+
     async def close(self) -> None:
         """Ends every worker and whatever starts them, reaped."""
 
@@ -142,6 +147,7 @@ class LocalWorker:
         self.control_key = order.control_key
         self.start_mode: Literal["forked", "spawned"] = "forked" if reaper.family else "spawned"
         self.lender_pid = reaper.pid if reaper.family else 0
+        self.server_seconds = order.server_seconds
         self.reaper = reaper
         """Who reports how it ended."""
         self._loop = asyncio.get_running_loop()
@@ -249,6 +255,13 @@ class LocalLauncher:
     def fork_servers(self) -> list[tuple[str, int]]:
         return [(family, server.pid) for family, server in self._families.items() if not server.gone and server.pid]
 
+    def server_starts(self) -> dict[str, float]:
+        return {
+            family: server.start_seconds
+            for family, server in self._families.items()
+            if not server.gone and server.start_seconds is not None
+        }
+
     def cool(self, *, keep: str) -> None:
         for family, server in self._families.items():
             if family != keep and server.idle and not server.gone:
@@ -320,7 +333,11 @@ class LocalLauncher:
                 server = self._family(family)
                 try:
                     with server.used():
-                        await server.opened()
+                        begin = time.monotonic()
+                        try:
+                            await server.opened()
+                        finally:
+                            order.server_seconds += time.monotonic() - begin
                         return await server.start(order, None)
                 except _NoForks as error:
                     log.warning("workers of the family %s are spawned: %s", family, error)
@@ -432,6 +449,8 @@ class _Order:
         self.number = number
         self.worker: LocalWorker | None = None
         self.log = log
+        self.server_seconds = 0.0
+        """So long it waited for a fork server to start."""
         self.boot: socket.socket | None = None
         self._lifeline = -1
         self.theirs: list[int] = []
@@ -482,7 +501,9 @@ class _ForkServer:
         self.family = family
         self.pid = 0
         self.gone = False
-        self.last_used = time.monotonic()
+        self.create_time = self.last_used = time.monotonic()
+        self.start_seconds: float | None = None
+        """Until it took orders; None while it does not."""
         self.users = 0
         self.parent: _ForkServer | None = None
         """Who reaps the workers when this one is gone."""
@@ -632,6 +653,7 @@ class _ForkServer:
             if "refused" in message:
                 self._open.set_exception(_NoForks(message["refused"]))
             else:
+                self.start_seconds = time.monotonic() - self.create_time
                 self._open.set_result(None)
 
     def _answered(self, message: dict[str, Any], descriptors: list[int]) -> None:

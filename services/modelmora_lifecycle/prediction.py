@@ -111,6 +111,9 @@ class Prediction:
     """The same of a fork: the libraries are charged to its fork server."""
     bare_overhead_bytes: int = 32 * MIB
     """A worker whose engine needs no files."""
+    server_start_seconds: float = 5.0
+    """Of a fork server that imports what reads files; 4.3 s were measured for torch on an idle machine."""
+    bare_server_start_seconds: float = 0.5
     growth_factor: float = 1.1
     """Room above what was measured."""
     batch_growth_limit: float = 2.0
@@ -139,6 +142,10 @@ class Prediction:
     def server(self, facts: VersionFacts) -> dict[str, int]:
         """Bytes by device that a fork server never seen is expected to take."""
         return {HOST: self.engine_overhead_bytes if facts.artifact_bytes > 0 else self.bare_overhead_bytes}
+
+    def server_seconds(self, facts: VersionFacts) -> float:
+        """How long the start of a fork server never seen is expected to take."""
+        return self.server_start_seconds if facts.artifact_bytes > 0 else self.bare_server_start_seconds
 
     def before_load(self, facts: VersionFacts, measured: Measured | None, forked: bool = False) -> dict[str, int]:
         """Bytes by device to reserve for a load: never less than this very version took before, loading or loaded, nor

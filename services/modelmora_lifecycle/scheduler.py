@@ -93,6 +93,7 @@ from modelmora_lifecycle.ledger import Bounds, Ledger, Vector, covers, largest, 
 from modelmora_lifecycle.placement import Notes, Placement, PlacementOutcome
 from modelmora_lifecycle.prediction import Measured, Pace, Prediction, nonsense, sum_of_seconds
 from modelmora_lifecycle.scaling import NO_PRESSURE, Report, Scaling, one_more, threads
+from modelmora_lifecycle.servers import PREFIX, ForkServers
 
 LOW_PRIORITY = 10
 _NOTHING: Vector = {}
@@ -212,8 +213,7 @@ class Scheduler:
         self._told: dict[str, tuple[float | None, str]] = {}
         """By version: when its waiters were told that it will be ready, and why it is not."""
         self._untold: list[Lease] = []
-        self._servers: dict[str, Vector] = {}
-        """What fork servers took when they were seen last, by owner."""
+        self._servers = ForkServers()
         self._clock = 0.0
         """The ageing clock of gdsf: the highest score ever evicted."""
         self._overdrawn_since: float | None = None
@@ -244,8 +244,10 @@ class Scheduler:
         return self._residencies.get(version, _DEFAULTS)
 
     def measurement(self, version: str) -> Measured | None:
-        """What the version took in its present setup; None before the first load. To be stored, and given back with
-        `remember`."""
+        """What the version took in its present setup, or the fork server of that owner; None before the first load. To
+        be stored, and given back with `remember`."""
+        if version.startswith(PREFIX):
+            return self._servers.measurement(version)
         known = self._known.get(version)
         return known.measured if known else None
 
@@ -284,10 +286,16 @@ class Scheduler:
         if known is None:
             return None
         load = self._known.load_seconds(known)
+        server, server_seconds = self._server_ready_in(known, now)
         loading = [r for r in self._of(version, (ReplicaState.LOADING,)) if r.uid not in self._ending]
+        if loading and load is not None:
+            # Its own load begins when its fork server takes orders.
+            since = max(min(r.start_time for r in loading), self._servers.open_since(server) or 0.0)
+            left = server_seconds + load if server_seconds else Pace(load).left(since, now) or 0.0
+            return max(0.05, left)
         if loading:
-            left = None if load is None else Pace(load).left(min(r.start_time for r in loading), now)
-            return None if left is None else max(0.05, left)
+            return None
+        load = sum_of_seconds((server_seconds, load))
         ahead = max(0.0, known.retry_at - now)
         promised = next((r for r in self._of(version, (ReplicaState.UNLOADED,)) if r.uid in self._promised), None)
         if promised is not None:
@@ -674,7 +682,7 @@ class Scheduler:
         it is charged nothing, and no eviction is expected to free it."""
         users = list(users)
         before = self.ledger
-        if not users and owner.startswith("fork-servers/"):
+        if not users and owner.startswith(PREFIX):
             users, memory = self._server_seen(owner, memory)
         self.ledger = self.ledger.share(owner, memory, users)
         for uid in users:
@@ -711,9 +719,17 @@ class Scheduler:
             self._squeeze = Trigger.FOREIGN
             self._step(now)
 
+    def server_opened(self, owner: str, seconds: float, now: float) -> None:
+        """A fork server takes orders, `seconds` after its start began. May be told again and again while it runs."""
+        if self._servers.opened(owner, seconds, now):
+            self._step(now)
+
     def remember(self, measured: Measured) -> None:
         """What was measured before this process started; changes nothing that is known better by now."""
-        self._known.remember(measured)
+        if measured.version.startswith(PREFIX):
+            self._servers.remember(measured)
+        else:
+            self._known.remember(measured)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -1090,6 +1106,8 @@ class Scheduler:
         # Who was promised its place when there was a fork server has nothing for a new one.
         own = least(need, known.need(self.rules.prediction, self.ledger, forked=bool(owner)))
         server = positive(minus(need, own))
+        if owner and owner not in self.ledger.charges:
+            self._servers.starting(owner, now)
         self.ledger = self.ledger.reserve(replica.uid, own)
         if server:
             self.ledger = self.ledger.share(owner, server, {replica.uid})
@@ -1121,10 +1139,21 @@ class Scheduler:
         family = self.rules.families.get(known.facts.engine, "")
         if not family or (known.measured is not None and known.measured.start_mode is StartMode.SPAWNED):
             return "", {}
-        owner = f"fork-servers/{family}"
+        owner = f"{PREFIX}{family}"
         if owner in self.ledger.charges:
             return owner, {}
-        return owner, dict(self._servers.get(owner) or self.rules.prediction.server(known.facts))
+        return owner, dict(self._servers.memory(owner) or self.rules.prediction.server(known.facts))
+
+    def _server_ready_in(self, known: Known, now: float) -> tuple[str, float]:
+        """The owner of the fork server that its next worker comes from, and the seconds until that takes orders; one
+        that nobody has charged has not been started."""
+        owner, _ = self._server(known)
+        if not owner:
+            return "", 0.0
+        default = self.rules.prediction.server_seconds(known.facts)
+        if owner not in self.ledger.charges:
+            return owner, self._servers.start_seconds(owner, default)
+        return owner, self._servers.ready_in(owner, default, now)
 
     def _need(self, known: Known) -> dict[str, int]:
         """Bytes by device to reserve for one more replica, and for the fork server that it would start."""
@@ -1138,12 +1167,14 @@ class Scheduler:
         if loading:
             return loading, largest(memory, self.ledger.charges[owner])
         if memory:
-            self._servers[owner] = dict(memory)
+            self._servers.took(owner, memory)
+        else:
+            self._servers.ended(owner)
         return [], memory
 
     def _forget_server(self, replica: Replica) -> None:
         """It was spawned after all: what was reserved for a fork server is in its own bytes."""
-        owner = f"fork-servers/{self.rules.families.get(replica.engine, '')}"
+        owner = f"{PREFIX}{self.rules.families.get(replica.engine, '')}"
         users = self.ledger.users.get(owner, frozenset())
         if replica.uid in users:
             others = users - {replica.uid}
@@ -1487,7 +1518,7 @@ class Scheduler:
         twin._replicas, twin._residencies = dict(self._replicas), dict(self._residencies)
         twin._promised, twin._decided, twin._told = dict(self._promised), dict(self._decided), dict(self._told)
         twin._leaving, twin._ending, twin._invited = set(self._leaving), set(self._ending), set(self._invited)
-        twin._servers = dict(self._servers)
+        twin._servers = copy(self._servers)
         twin._sick_since, twin._outdated, twin._wakes = dict(self._sick_since), dict(self._outdated), []
         return twin, notes
 

@@ -120,7 +120,8 @@ class Reports(Protocol):
 
     def launched(self, uid: str, pid: int, start_mode: StartMode) -> None: ...
 
-    def loaded(self, uid: str, reply: worker_pb2.LoadReply, seconds: float) -> None: ...
+    def loaded(self, uid: str, reply: worker_pb2.LoadReply, seconds: float) -> None:
+        """`seconds`: of the load alone, without the start of a fork server."""
 
     def load_failed(self, uid: str, error: ModelMoraError) -> None: ...
 
@@ -329,7 +330,7 @@ class Worker:
             raise OutOfMemory("it took more memory than it may")
         self._dimensions = reply.embedding_dimensions
         self._profile = reply.engine_profile
-        self._reports.loaded(self.uid, reply, time.monotonic() - start)
+        self._reports.loaded(self.uid, reply, time.monotonic() - start - process.server_seconds)
 
     async def _serve(self) -> None:
         """Until it is to stop or is gone."""

@@ -19,7 +19,7 @@ CONTEXT_PACKAGES = frozenset(f"modelmora_{name}" for name in CONTEXTS)
 PURE_FILES = frozenset(
     {"domain.py", "queue.py", "fairness.py", "scheduler.py", "eviction.py", "ledger.py", "energy.py"}
     | {"sharing.py", "cache.py", "prediction.py", "scaling.py", "placement.py", "leases.py", "known.py", "jobs.py"}
-    | {"simulation.py", "tuning.py", "locks.py", "selection.py", "filters.py", "links.py"}
+    | {"simulation.py", "servers.py", "tuning.py", "locks.py", "selection.py", "filters.py", "links.py"}
 )
 """Files of a context that decide without a clock, IO or chance."""
 
