@@ -1,9 +1,9 @@
 """What was computed before, by the same thing for the same input: least recently used, bounded in bytes.
 
 A key is a hash of 256 bits over everything that decides a row: the version (name, digest, and what the registry says of
-its engine), the profile that computed it, the task, its options and the input; see reuse.py. Tenants share what is
-here: a row is a function of the key alone. Who can time a call learns from it whether somebody asked the same version
-the same lately; where that matters the cache stays off. Pure; every operation costs O(1).
+its engine), the profile that computed it, the task, its options and the input; see reuse.py. It holds the tenant too:
+a row would be right for everybody, but that it is there tells, by `usage.cached_inputs` and by the clock, that somebody
+has asked the same. Tenants share the bytes, not the rows. Pure; every operation costs O(1).
 """
 
 from __future__ import annotations

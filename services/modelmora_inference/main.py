@@ -80,7 +80,7 @@ class Settings(Section):
         10, ge=0, le=600, description="How long lifecycle may be away until those who wait hear of it."
     )
     cache_bytes: ByteSize = Field(
-        ByteSize(0), ge=0, description="Answers that are kept and given again to the same input; 0: none."
+        ByteSize(0), ge=0, description="Answers kept and given again to the same input of the same tenant; 0: none."
     )
     stream_calls: int = Field(64, ge=1, le=4096, description="Calls that one stream has open at once.")
     stream_idle_seconds: float = Field(

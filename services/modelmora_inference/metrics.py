@@ -48,6 +48,10 @@ class VersionCounts:
 
     __slots__ = (
         "batches",
+        "cache_hit_seconds",
+        "cache_hits",
+        "cache_miss_seconds",
+        "cache_misses",
         "compute_seconds",
         "entries",
         "failed",
@@ -65,6 +69,11 @@ class VersionCounts:
         """From arrival to the end."""
         self.queue_seconds = self.tokenise_seconds = self.compute_seconds = 0.0
         """Of calls that succeeded; both latter: of all micro-batches that a call was part of."""
+        self.cache_hits = self.cache_misses = 0
+        """Calls that the response cache answered whole, and others that asked it; those are among the succeeded,
+        without entries."""
+        self.cache_hit_seconds = self.cache_miss_seconds = 0.0
+        """Spent on the cache: looking up and filling the answer, or looking up and keeping rows."""
         self.batches: dict[int, list[float]] = {}
         """By number of entries: how many were answered, and the seconds computed for them."""
         self.last_time = 0.0
@@ -80,6 +89,20 @@ class VersionCounts:
         self.tokenise_seconds += tokenise
         self.compute_seconds += compute
         self.last_time = now_epoch
+
+    def cached(self, seconds: float, queue: float, cache: float, now_epoch: float) -> None:
+        """A call was answered by the response cache alone."""
+        self.succeeded += 1
+        self.succeeded_seconds += seconds
+        self.queue_seconds += queue
+        self.cache_hits += 1
+        self.cache_hit_seconds += cache
+        self.last_time = now_epoch
+
+    def missed(self, cache: float) -> None:
+        """The response cache was asked for a call and did not have all of it."""
+        self.cache_misses += 1
+        self.cache_miss_seconds += cache
 
     def refused(self, seconds: float) -> None:
         self.failed += 1

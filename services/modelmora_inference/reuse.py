@@ -4,14 +4,20 @@ A row is found under the profile that computed it. Before anything is computed o
 known; it counts as the present one as long as the registry says the same of the version and every replica here has the
 profile of that time. Where the rest of a call turns out to be computed by another one, what was found is not used: a
 call's rows all come from one maker.
+
+A call that asks what another one of its tenant is being computed for waits for that one, then looks again, once: what
+ended the other (its caller, its clock, an error) is no reason for this one to end, so it is computed then. It waits
+only for what is at least as urgent as itself, and for a load only if it would wait for one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modelmora.common.v1 import common_pb2
@@ -97,11 +103,34 @@ class Reuse:
         call.cached = len(self._found)
         call.profile, call.description = maker.profile, maker.description
         if computed is None:
-            call.started = call.arrival
+            call.started = call.started or call.arrival
             return
         call.started, call.description = computed.started, computed.description
         call.compute_seconds, call.tokenise_seconds = computed.compute_seconds, computed.tokenise_seconds
         call.ready_in_seconds = computed.ready_in_seconds
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """What is computed now."""
+
+    call: Call
+    """As it was queued."""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it has ended and what came of it is kept."""
+
+    def serves(self, call: Call) -> bool:
+        """Whether another call may wait for it."""
+        return self.call.priority >= call.priority and (self.call.if_loaded or not call.if_loaded)
+
+    async def wait(self, call: Call) -> None:
+        """Until it is over, or the other call's time is."""
+        try:
+            async with asyncio.timeout(call.deadline - time.monotonic()):
+                await self.over.wait()
+        except TimeoutError:
+            pass  # the queue will say so
+        call.started = time.monotonic()
 
 
 def part_of(call: Call, positions: Sequence[int], done: Any) -> Call:
@@ -111,14 +140,23 @@ def part_of(call: Call, positions: Sequence[int], done: Any) -> Call:
     )
 
 
+def identity(facts: VersionFacts, call: Call, inputs: Iterable[str] | Iterable[worker_pb2.TextEntry]) -> bytes:
+    """Equal for calls that ask the same, by whatever profile they will be computed."""
+    whole = hashlib.sha256()
+    for key in keys(facts, common_pb2.EngineProfile(), call, inputs):
+        whole.update(key)
+    return whole.digest()
+
+
 def keys(
     facts: VersionFacts,
     profile: common_pb2.EngineProfile,
     call: Call,
     inputs: Iterable[str] | Iterable[worker_pb2.TextEntry],
 ) -> Iterable[bytes]:
-    """One for each input: everything that decides its row."""
+    """One for each input: everything that decides its row, and whose it is."""
     decides = (
+        call.tenant,
         facts.name,
         facts.digest,
         facts.fingerprint,

@@ -38,7 +38,7 @@ from modelmora_inference.domain import (
     VersionFacts,
 )
 from modelmora_inference.job_service import JobNews, JobRpcs
-from modelmora_inference.reuse import Reuse, part_of
+from modelmora_inference.reuse import Flight, Reuse, identity, part_of
 from modelmora_inference.store import JobStore
 from modelmora_inference.stream_service import StreamRpcs, StreamRules
 from modelmora_inference.task_service import TaskRpcs
@@ -107,6 +107,8 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         self._stream_rules = stream_rules or StreamRules()
         self._streams = {}
         self._cache = cache
+        self._flights: dict[bytes, Flight] = {}
+        """With a cache: what is computed now, by what is asked."""
         self._weights = weights or TenantWeights(dispatchers.rules.weights, dispatchers.weights, None)
 
     async def Embed(self, request: inference_pb2.EmbedRequest, context: Any) -> inference_pb2.EmbedResponse:
@@ -263,28 +265,81 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
     ) -> None:
         """Has a call answered, what was computed before from the cache; its entries leave the queue when the caller
         hangs up."""
-        cache = self._cache
-        if cache is None:
+        if self._cache is None:
             await self._compute(asked, facts, call, inputs)
             return
-        dispatcher = self._dispatchers.get(facts.name)
-        reuse = Reuse(cache, facts, call, inputs, dispatcher.profiles if dispatcher is not None else ())
-        counts = self._dispatchers.counts
-        if reuse.found:
-            computed = None
-            if reuse.missing:
-                computed = part_of(call, reuse.missing, asyncio.get_running_loop().create_future())
-                some: Any = [inputs[index] for index in reuse.missing]
-                await self._compute(asked, facts, computed, some)
-                reuse.keep(computed, reuse.missing)
-            if computed is None or reuse.is_of_the_same_maker(computed):
-                reuse.fill(call, computed)
-                counts.cached_inputs += reuse.found
-                counts.missed_inputs += len(reuse.missing)
+        began = time.monotonic()
+        reuse = self._known(self._cache, facts, call, inputs)
+        if not reuse.missing:
+            self._answer_known(facts, call, reuse, began)
+            return
+        asks = identity(facts, call, inputs)
+        same = self._flights.get(asks)
+        if same is not None and same.serves(call):
+            await self._wait_for(same, asked, call)
+            began = time.monotonic()
+            reuse = self._known(self._cache, facts, call, inputs)
+            if not reuse.missing:
+                self._answer_known(facts, call, reuse, began)
                 return
-        await self._compute(asked, facts, call, inputs)
-        counts.missed_inputs += len(inputs)
-        reuse.keep(call, range(len(inputs)))
+        counts = self._dispatchers.counts
+        looked_seconds, kept_seconds = time.monotonic() - began, 0.0
+        computed = call
+        if reuse.found:
+            computed = part_of(call, reuse.missing, asyncio.get_running_loop().create_future())
+        flight = self._flights[asks] = Flight(computed)
+        try:
+            some: Any = inputs if computed is call else [inputs[index] for index in reuse.missing]
+            await self._compute(asked, facts, computed, some)
+            ended = time.monotonic()
+            reuse.keep(computed, reuse.missing)
+            kept_seconds = time.monotonic() - ended
+        finally:
+            flight.over.set()
+            if self._flights.get(asks) is flight:
+                del self._flights[asks]
+        counts.of(facts.name).missed(looked_seconds + kept_seconds)
+        if computed is call:
+            counts.missed_inputs += len(inputs)
+        elif reuse.is_of_the_same_maker(computed):
+            reuse.fill(call, computed)
+            counts.cached_inputs += reuse.found
+            counts.missed_inputs += len(reuse.missing)
+        else:
+            await self._compute(asked, facts, call, inputs)
+            counts.missed_inputs += len(inputs)
+            reuse.keep(call, range(len(inputs)))
+
+    def _known(
+        self,
+        cache: ResponseCache,
+        facts: VersionFacts,
+        call: Call,
+        inputs: Sequence[str] | Sequence[worker_pb2.TextEntry],
+    ) -> Reuse:
+        dispatcher = self._dispatchers.get(facts.name)
+        return Reuse(cache, facts, call, inputs, dispatcher.profiles if dispatcher is not None else ())
+
+    def _answer_known(self, facts: VersionFacts, call: Call, reuse: Reuse, began: float) -> None:
+        """A call of which everything was found."""
+        counts = self._dispatchers.counts
+        reuse.fill(call, None)
+        counts.cached_inputs += reuse.found
+        now = time.monotonic()
+        counts.of(facts.name).cached(now - call.arrival, call.started - call.arrival, now - began, time.time())
+
+    async def _wait_for(self, same: Flight, asked: _Asked, call: Call) -> None:
+        """Waits for another call that asks the same; who explains this one explains the other meanwhile."""
+        told, name, owner = self._dispatchers.asked, (call.tenant, asked.request_id), same.call.owner
+        found = (owner, same.call) if owner is not None and asked.request_id else None
+        if found is not None:
+            told.setdefault(name, found)
+        try:
+            await same.wait(call)
+        finally:
+            if told.get(name) is found:
+                told.pop(name, None)
+        _tell_ready_in(asked.context, same.call.ready_in_seconds)
 
     async def _compute(
         self,

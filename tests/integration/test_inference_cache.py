@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
-from integration.inference_rig import DIGEST, assert_right, rig, version_of
+from integration.inference_rig import DIGEST, Rig, assert_right, rig, version_of
 from integration.test_inference_embed import _metrics, _value
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2 as pb
+from modelmora_inference.protocols import oip_pb2, oip_pb2_grpc
 
 MIB = 1024 * 1024
 
@@ -64,6 +66,109 @@ async def test_errors_are_not_kept_and_name_the_text_of_the_call(data_dir: Path)
         kept = await made.embed("known", long)
         assert kept.usage.cached_inputs == 2
         assert kept.embeddings == cut.embeddings
+
+
+async def test_what_one_tenant_asked_is_new_to_another(data_dir: Path) -> None:
+    async with rig(data_dir, cache_bytes=MIB) as made:
+        request = pb.EmbedRequest(model="acme/echo", texts=["a secret"])
+        for tenant in ("one", "two"):
+            for cached in (0, 1):
+                metadata = (("x-modelmora-subtenant", tenant),)
+                answer = await made.stub.Embed(request, timeout=30, metadata=metadata)
+                assert answer.usage.cached_inputs == cached, tenant
+                assert_right(answer, ("a secret",))
+        assert (await made.worker.seen()).entries == 2
+
+
+class Same:
+    """Calls that ask the same, told apart by their ids, while nothing is loaded."""
+
+    def __init__(self, made: Rig) -> None:
+        self.made = made
+
+    def ask(self, name: str, **fields: Any) -> asyncio.Task[Any]:
+        return asyncio.create_task(self.made.right("the same", request_id=name, **fields))
+
+    async def there(self, name: str) -> pb.ExplainRequestResponse:
+        """What is told of a call, once there is something."""
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    request = pb.ExplainRequestRequest(request_id=name)
+                    return await self.made.stub.ExplainRequest(request, timeout=5)  # type: ignore[no-any-return]
+                except errors.RequestNotFound:
+                    await asyncio.sleep(0)
+
+
+async def test_calls_that_ask_the_same_at_once_are_computed_once(data_dir: Path) -> None:
+    async with rig(data_dir, cache_bytes=MIB) as made:
+        same = Same(made)
+        async with made.lessor.loads_wait(version_of("acme/echo")):
+            first = same.ask("first")
+            await made.waiting(1)
+            others = [same.ask(f"other {n}") for n in range(3)]
+            told = [await same.there(f"other {n}") for n in range(3)]
+            assert [one.place for one in told] == [pb.REQUEST_PLACE_LOADING] * 3, "as the one that they wait for"
+            urgent = same.ask("urgent", priority=common_pb2.PRIORITY_HIGH)
+            await made.waiting(2)  # it waits for nobody who is less urgent
+        answers = await asyncio.gather(first, *others, urgent)
+        assert [one.usage.cached_inputs for one in answers] == [0, 1, 1, 1, 0]
+        assert all(one.timings.queue.ToNanoseconds() > 0 for one in answers), "they have waited"
+        assert (await made.worker.seen()).entries == 2
+        with pytest.raises(errors.RequestNotFound):
+            await made.stub.ExplainRequest(pb.ExplainRequestRequest(request_id="other 0"), timeout=5)
+
+
+async def test_what_ends_the_first_does_not_end_the_others_that_ask_the_same(data_dir: Path) -> None:
+    async with rig(data_dir, cache_bytes=MIB) as made:
+        same = Same(made)
+        async with made.lessor.loads_wait(version_of("acme/echo")):
+            first = same.ask("first")
+            await made.waiting(1)
+            short = same.ask("short", timeout=0.5)
+            second, third = same.ask("second"), same.ask("third")
+            for name in ("second", "third"):
+                await same.there(name)
+            with pytest.raises(errors.DeadlineExceeded):
+                await short
+            first.cancel()
+            await made.waiting(2)
+        answers = await asyncio.gather(second, third)
+        assert (await made.worker.seen()).entries == 2
+        assert [one.usage.cached_inputs for one in answers] == [0, 0]
+        assert (await made.right("the same")).usage.cached_inputs == 1
+
+
+async def test_the_error_of_the_first_is_not_that_of_another_that_asks_the_same(data_dir: Path) -> None:
+    async with rig(data_dir, cache_bytes=MIB) as made:
+        same = Same(made)
+        async with made.lessor.loads_wait(version_of("acme/echo")):
+            first = same.ask("first", timeout=2.0)
+            await made.waiting(1)
+            second = same.ask("second")
+            await same.there("second")
+            with pytest.raises(errors.DeadlineExceeded):
+                await first
+        assert (await second).usage.cached_inputs == 0
+
+
+async def test_triton_is_told_of_hits_and_misses(data_dir: Path) -> None:
+    async with rig(data_dir, cache_bytes=MIB) as made:
+        await made.right("a", "b")
+        await made.right("a", "new")
+        for _ in range(3):
+            await made.right("new", "b")
+        triton = oip_pb2_grpc.GRPCInferenceServiceStub(made.channel)
+        answer = await triton.ModelStatistics(oip_pb2.ModelStatisticsRequest(name="acme/echo"), timeout=5)
+        (told,) = answer.model_stats
+        stats = told.inference_stats
+        # As Triton defines them: hits succeed and queue, but are no inferences and compute nothing.
+        assert (stats.success.count, stats.queue.count, stats.fail.count) == (5, 5, 0)
+        assert (stats.cache_hit.count, stats.cache_miss.count) == (3, 2)
+        assert (stats.compute_input.count, stats.compute_infer.count) == (2, 2)
+        assert told.inference_count == 3
+        assert 0 < stats.cache_hit.ns < stats.success.ns
+        assert 0 < stats.cache_miss.ns < stats.success.ns
 
 
 async def test_other_tasks_are_kept_too(data_dir: Path) -> None:

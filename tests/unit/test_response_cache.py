@@ -13,7 +13,7 @@ from modelmora.worker.v1 import worker_pb2
 from modelmora_inference.cache import ROW_OVERHEAD_BYTES, ResponseCache, Row
 from modelmora_inference.dispatcher import Call
 from modelmora_inference.domain import Priority, VersionFacts
-from modelmora_inference.reuse import Reuse, keys, part_of
+from modelmora_inference.reuse import Flight, Reuse, identity, keys, part_of
 
 FACTS = VersionFacts("models/a/b/versions/1", "sha256:ab", common_pb2.TASK_TYPE_TXT2EMBED, fingerprint="f")
 FP32 = common_pb2.EngineProfile(backend="torch", precision="fp32")
@@ -109,6 +109,7 @@ def test_everything_that_decides_a_row_is_in_its_key() -> None:
         "truncate": keys(FACTS, FP32, call(truncate=False), texts),
         "dimensions": keys(FACTS, FP32, call(dimensions=3), texts),
         "prompt": keys(FACTS, FP32, call(prompt="query"), texts),
+        "tenant": keys(FACTS, FP32, call(tenant="other"), texts),
         "entry": keys(FACTS, FP32, call(), [entry]),
         "option": keys(FACTS, FP32, call(), [worker_pb2.TextEntry(text="one", raw_scores=True)]),
         "image": keys(FACTS, FP32, call(), [worker_pb2.TextEntry(data=b"one")]),
@@ -117,13 +118,13 @@ def test_everything_that_decides_a_row_is_in_its_key() -> None:
         assert len(key) == 32
         assert key not in seen, f"{name} is {seen.get(key)}"
         seen[key] = name
-    others = call(priority=Priority.HIGH, tenant="other", arrival=5.0, deadline=6.0, if_loaded=True)
+    others = call(priority=Priority.HIGH, arrival=5.0, deadline=6.0, if_loaded=True)
     (same,) = keys(FACTS, FP32, others, texts)
-    assert seen[same] == "plain", "who asks, and how urgently, decides nothing"
+    assert seen[same] == "plain", "how urgently somebody asks decides nothing"
 
 
-DECIDES = {"normalize", "truncate", "dimensions", "exact", "task_type", "operation", "prompt"}
-DECIDES_NOTHING = {"priority", "tenant", "arrival", "deadline", "done", "input_field", "options_at", "if_loaded"}
+DECIDES = {"normalize", "truncate", "dimensions", "exact", "task_type", "operation", "prompt", "tenant"}
+DECIDES_NOTHING = {"priority", "arrival", "deadline", "done", "input_field", "options_at", "if_loaded"}
 ANSWER = {
     *("ready_in_seconds", "entries", "rows", "input_tokens", "truncated", "missing", "started", "tokenise_seconds"),
     *("compute_seconds", "profile", "failed_index", "description", "seen", "timer", "owner", "positions"),
@@ -177,6 +178,23 @@ def test_what_was_found_is_not_mixed_with_what_another_profile_computes_now() ->
     mixed = answered(part_of(call(), found.missing, None), ["b"])
     mixed.mixed = True
     assert not found.is_of_the_same_maker(mixed)
+
+
+def test_a_call_waits_only_for_what_is_as_urgent_and_as_patient() -> None:
+    flight = Flight(call(priority=Priority.MEDIUM))
+    assert flight.serves(call())
+    assert flight.serves(call(priority=Priority.LOW))
+    assert not flight.serves(call(priority=Priority.HIGH)), "it would wait in a slower lane"
+    assert not flight.serves(call(if_loaded=True)), "it would wait for a load"
+    assert Flight(call(if_loaded=True)).serves(call())
+
+
+def test_calls_are_the_same_by_what_they_ask_in_that_order() -> None:
+    same = identity(FACTS, call(), ["a", "b"])
+    assert same == identity(FACTS, call(priority=Priority.LOW, deadline=5.0), ["a", "b"])
+    others = ["b", "a"], ["a"], ["ab"], ["a", "b", "b"]
+    assert len({same, *(identity(FACTS, call(), [*texts]) for texts in others)}) == 5
+    assert identity(FACTS, call(tenant="other"), ["a", "b"]) != same
 
 
 def test_rows_of_several_profiles_are_not_kept() -> None:

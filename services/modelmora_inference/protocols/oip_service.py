@@ -260,12 +260,15 @@ def _statistics(version: str, counts: VersionCounts) -> foreign.ModelStatistics:
         inference_count=counts.entries,
         execution_count=int(sum(batches for batches, _ in counts.batches.values())),
     )
+    computed = counts.succeeded - counts.cache_hits
     for duration, count, seconds in (
         (told.inference_stats.success, counts.succeeded, counts.succeeded_seconds),
         (told.inference_stats.fail, counts.failed, counts.failed_seconds),
         (told.inference_stats.queue, counts.succeeded, counts.queue_seconds),
-        (told.inference_stats.compute_input, counts.succeeded, counts.tokenise_seconds),
-        (told.inference_stats.compute_infer, counts.succeeded, counts.compute_seconds),
+        (told.inference_stats.compute_input, computed, counts.tokenise_seconds),
+        (told.inference_stats.compute_infer, computed, counts.compute_seconds),
+        (told.inference_stats.cache_hit, counts.cache_hits, counts.cache_hit_seconds),
+        (told.inference_stats.cache_miss, counts.cache_misses, counts.cache_miss_seconds),
     ):
         duration.count, duration.ns = count, int(seconds * 1e9)
     for size, (batches, seconds) in sorted(counts.batches.items()):
