@@ -9,6 +9,8 @@ When the server is away, stopped or does not answer in time, every call raises `
 the first call that notices waits at most for its timeout (2 s to connect, 5 s for a statement); from then on calls are
 refused at once, while one task asks every half second whether the server is back. Without this each caller would wait
 its own 5 s for a server under SIGSTOP, ten at a time, and the queue of callers would outlive the outage.
+
+Callers hear of it in our words. The driver's name hosts, ports and users, and go into the log only.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import hashlib
 import importlib.util
 import logging
 import re
+import socket
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -160,7 +163,7 @@ class Database:
                 return AdvisoryLock(connection, over_network=not _is_local(self.url))
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             connection.terminate()
-            raise translate(error) or DatabaseUnavailable(str(error)) from error
+            raise translate(error) or DatabaseUnavailable("the database did not give a lock") from error
         except asyncio.CancelledError:
             connection.terminate()  # it may have the lock, and nobody would give it back
             raise
@@ -218,7 +221,7 @@ class Database:
         except exc.TimeoutError as error:
             raise DatabaseUnavailable("all connections to the database are busy", retry_after_seconds=0.5) from error
         except (OSError, asyncpg.InterfaceError, asyncpg.PostgresError, exc.DBAPIError) as error:
-            raise self._went_away(_words(error), translate(error)) from error
+            raise self._went_away(why_away(error), translate(error), error) from error
         try:
             async with connection.begin():
                 yield connection
@@ -240,17 +243,19 @@ class Database:
         if isinstance(found, DatabaseUnavailable):
             context.is_disconnect = True
             _abort(context)
-            raise self._went_away(_words(error), found) from error
+            raise self._went_away(why_away(error), found, error) from error
         if found is not None:
             raise found from error
 
-    def _went_away(self, reason: str, error: ModelMoraError | None = None) -> ModelMoraError:
+    def _went_away(
+        self, reason: str, error: ModelMoraError | None = None, cause: BaseException | None = None
+    ) -> ModelMoraError:
         if error is not None and not isinstance(error, DatabaseUnavailable):
             return error
         if self._down is None:
             self._down = reason
             self._prober = asyncio.get_running_loop().create_task(self._probe(), name=f"database {self.schema} probe")
-            _log.warning("database of %s is away: %s", self.schema, reason)
+            _log.warning("database of %s is away: %s", self.schema, _words(cause) if cause is not None else reason)
             self._on_change(False, reason)
         return DatabaseUnavailable(f"the database is away: {reason}", retry_after_seconds=1.0)
 
@@ -306,7 +311,7 @@ class Database:
         try:
             return await asyncpg.connect(**options)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise translate(error) or DatabaseUnavailable(f"the database is away: {_words(error)}") from error
+            raise translate(error) or DatabaseUnavailable(f"the database is away: {why_away(error)}") from error
 
     def _connect_arguments(self, *, command_timeout: float | None) -> dict[str, Any]:
         return {
@@ -444,9 +449,9 @@ def translate(error: BaseException | None) -> ModelMoraError | None:
             or (isinstance(source, asyncpg.InterfaceError) and "connection" in str(source))
             or isinstance(source, asyncpg.InternalClientError)
         )
-        return DatabaseUnavailable(f"the database is away: {_words(error)}") if lost else None
+        return DatabaseUnavailable(f"the database is away: {why_away(error)}") if lost else None
     if state.startswith("08") or state in _AWAY_STATES:
-        return DatabaseUnavailable(f"the database is away: {_words(error)}")
+        return DatabaseUnavailable(f"the database is away: {why_away(error)}")
     if state == "53100":
         return StorageFull("the database's disk is full; free some space")
     if state in ("22021", "22P05"):
@@ -456,12 +461,41 @@ def translate(error: BaseException | None) -> ModelMoraError | None:
     return None
 
 
-# query_canceled (statement timeout), admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped,
-# idle_session_timeout, idle_in_transaction_session_timeout, too_many_connections, out_of_memory, io_error;
-# invalid_password and invalid_authorization: someone may be changing it, and a restart must not be needed.
-_AWAY_STATES = frozenset(
-    "57014 57P01 57P02 57P03 57P04 57P05 25P03 53300 53200 58030 28P01 28000 3D000".split()  # noqa: SIM905
-)
+_AWAY_STATES = {
+    "57014": "no answer in time",  # a statement that was cancelled
+    "57P01": "it is stopping",
+    "57P02": "it has crashed",
+    "57P03": "it is starting or stopping",
+    "57P04": "there is no such database any more",
+    "57P05": "it has closed the connection",
+    "25P03": "it has closed the connection",
+    "53300": "it takes no more connections",
+    "53200": "it has no memory left",
+    "58030": "it cannot read or write its disk",
+    # Someone may be changing it, and a restart must not be needed.
+    "28P01": "it does not let us in",
+    "28000": "it does not let us in",
+    "3D000": "there is no such database",
+}
+"""What states mean in which a server cannot be used, for callers."""
+
+
+def why_away(error: BaseException | None) -> str:
+    """Why a server cannot be used, in words that name neither hosts nor users."""
+    original = error.orig if isinstance(error, exc.DBAPIError) else error
+    cause = original.__cause__ if isinstance(original, Exception) else None
+    state = getattr(original, "sqlstate", None) or getattr(cause, "sqlstate", None)
+    if state in _AWAY_STATES:
+        return _AWAY_STATES[state]
+    if isinstance(original, TimeoutError):
+        return "no answer in time"
+    if isinstance(original, ConnectionRefusedError | FileNotFoundError):
+        return "it takes no connections"
+    if isinstance(original, socket.gaierror):
+        return "its host is not known"
+    if isinstance(original, PermissionError):
+        return "its socket may not be opened"
+    return "the connection broke"
 
 
 class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]

@@ -129,6 +129,11 @@ def test_errors_of_the_driver_become_ours_and_the_callers_own_stay() -> None:
     for error in unavailable:
         assert isinstance(db.translate(error), DatabaseUnavailable), error
         assert isinstance(db.translate(OperationalError("SELECT 1", {}, error)), DatabaseUnavailable), error
+        # Their words name what callers should not know.
+        told = db.translate(type(error)("connection to db7.internal refused for carol"))
+        assert told is not None
+        assert told.message.startswith("the database is away: "), error
+        assert "db7" not in told.message, error
     assert isinstance(db.translate(asyncpg.DiskFullError("full")), StorageFull)
     assert isinstance(db.translate(asyncpg.DeadlockDetectedError("dead")), Conflict)
     assert isinstance(db.translate(asyncpg.SerializationError("again")), Conflict)
