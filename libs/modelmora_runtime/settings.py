@@ -30,6 +30,11 @@ from modelmora_runtime.status import violations
 PLATFORM = "platform"
 MIB = 1024 * 1024
 MASK = "********"
+FLAGS = (
+    *("data_dir", "database_url", "host", "port", "metrics_port", "token_file"),
+    *("insecure", "log_level", "log_format"),
+)
+"""Settings of the platform that have flags of their own; all others are given with `--set`."""
 
 
 class Section(BaseModel):
@@ -195,7 +200,8 @@ def load(
                     wrong.append(FieldViolation(f"{name}.{field}", f"{error} (env {variable})"))
         for field, value in from_flags.get(name, {}).items():
             values[field] = value
-            origins[f"{name}.{field}"] = f"flag --{field.replace('_', '-')}"
+            named = name == PLATFORM and field in FLAGS
+            origins[f"{name}.{field}"] = f"flag --{field.replace('_', '-')}" if named else f"--set {name}.{field}"
         try:
             made[name] = model.model_validate(values)
         except ValidationError as error:
@@ -231,7 +237,7 @@ def _read_flags(flags: Mapping[str, object], sections: Mapping[str, type[Section
         section, _, field = flag.rpartition(".")
         section = section or PLATFORM
         if section not in sections or field not in sections[section].model_fields:
-            raise InvalidArgument.at(f"{section}.{field}", "there is no such setting (flag)")
+            raise InvalidArgument.at(f"{section}.{field}", "there is no such setting (--set)")
         if isinstance(value, str):
             try:
                 value = _from_text(value, sections[section].model_fields[field].annotation)

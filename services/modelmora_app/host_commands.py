@@ -153,9 +153,9 @@ def read_arguments(
 ) -> tuple[Sequence[str], Mapping[str, object], Path | None] | None:
     """Plain arguments of `up` and `serve`, read without click; None for everything else (`--help`, mistakes), which
     click answers better."""
-    from modelmora_runtime.settings import PlatformSettings
+    from modelmora_runtime.settings import FLAGS
 
-    fields = {f"--{name.replace('_', '-')}": name for name in PlatformSettings.model_fields}
+    fields = {f"--{name.replace('_', '-')}": name for name in FLAGS}
     contexts: list[str] = []
     flags: dict[str, object] = {}
     config_file: Path | None = None

@@ -17,9 +17,11 @@ from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora_app.cli import COMMANDS, cli, show
 from modelmora_app.cli.models import _source
 from modelmora_app.cli.placement import read_trace
+from modelmora_app.cli.platform import COMMANDS as HOST_COMMANDS
 from modelmora_app.cli.platform import flags_of
 from modelmora_app.cli.session import local_target, memory_size, seconds_of
 from modelmora_app.cli.tuning import show_candidates
+from modelmora_runtime.settings import FLAGS
 
 
 def run(*arguments: str, **environ: str) -> Result:
@@ -35,6 +37,12 @@ def _tree(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str,
             assert found is not None
             paths += _tree(found, (*path, name))
     return paths
+
+
+@pytest.mark.parametrize("command", HOST_COMMANDS.values(), ids=list(HOST_COMMANDS))
+def test_a_flag_that_an_error_names_is_in_the_help(command: click.Command) -> None:
+    offered = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+    assert offered == {"--config", "--set", *(f"--{name.replace('_', '-')}" for name in FLAGS)}
 
 
 @pytest.mark.parametrize("path", _tree(cli), ids=" ".join)

@@ -50,11 +50,11 @@ YAML = "lifecycle:\n  memory_budget_bytes: 2\n"
 @pytest.mark.parametrize(
     ("yaml", "environ", "flags", "value", "origin"),
     [
-        (YAML, ENV, FLAG, 4, "flag --memory-budget-bytes"),
+        (YAML, ENV, FLAG, 4, "--set lifecycle.memory_budget_bytes"),
         (YAML, ENV, {"lifecycle.memory_budget_bytes": None}, 3, "env MODELMORA_LIFECYCLE_MEMORY_BUDGET_BYTES"),
         (YAML, {"MODELMORA_LIFECYCLE_MEMORY_BUDGET_BYTES": ""}, {}, 2, "file {file}"),
         (None, {}, {}, 1000, "default"),
-        (None, {}, {"lifecycle.memory_budget_bytes": "7"}, 7, "flag --memory-budget-bytes"),
+        (None, {}, {"lifecycle.memory_budget_bytes": "7"}, 7, "--set lifecycle.memory_budget_bytes"),
     ],
 )
 def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(
@@ -103,10 +103,12 @@ def test_compound_values_are_yaml_in_the_environment(tmp_path: Path) -> None:
         (None, {"MODELMORA_LIFECYCLE_DRAIN_SECONDS": "nan"}, {}, "lifecycle.drain_seconds", "env MODELMORA_LIFE"),
         (None, {"MODELMORA_PORT": "tcp://10.0.0.1:5"}, {}, "platform.port", "env MODELMORA_PORT"),
         (None, {"MODELMORA_LIFECYCLE_PINS": "[a"}, {}, "lifecycle.pins", "env MODELMORA_LIFECYCLE_PINS"),
-        (None, {}, {"lifecycle.drain_seconds": math.nan}, "lifecycle.drain_seconds", "flag --drain-seconds"),
+        (None, {}, {"lifecycle.drain_seconds": math.nan}, "lifecycle.drain_seconds", "--set lifecycle.drain_seconds"),
         (None, {}, {"lifecycle.nothing": 1}, "lifecycle.nothing", "no such setting"),
         (None, {}, {"nothing": 1}, "platform.nothing", "no such setting"),
         (None, {}, {"max_message_bytes": 1000}, "platform.max_message_bytes", "65536"),
+        (None, {}, {"max_message_bytes": 1000}, "platform.max_message_bytes", "--set platform.max_message_bytes"),
+        (None, {}, {"port": 65536}, "platform.port", "flag --port"),
     ],
 )
 def test_a_wrong_value_is_named_with_field_and_origin(
