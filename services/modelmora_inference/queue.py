@@ -353,6 +353,18 @@ class EntryQueue:
         ]
         return max(0.0, now - min(arrivals)) if arrivals else 0.0
 
+    def behind(self, now: float) -> tuple[int, float]:
+        """How many entries are not being computed yet, in the queue or on a worker behind another batch, and how long
+        the first of them has waited."""
+        count, oldest = self._waiting_entries, self.oldest_age(now)
+        for worker in self.workers:
+            computing = max(worker.running, key=lambda batch: batch.rank, default=None)  # the first of the highest
+            for batch in worker.running:
+                if batch is not computing and not batch.answered:
+                    count += batch.wanted
+                    oldest = max(oldest, now - batch.key + self._offsets[batch.priority])
+        return count, oldest
+
     def levels(self, now: float) -> list[Level]:
         """What waits, most urgent first."""
         first: dict[tuple[Priority, str], float] = {}

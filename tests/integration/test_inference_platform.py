@@ -245,3 +245,32 @@ async def test_two_replicas_of_a_version_share_the_work(platform: Running) -> No
             pass
     os.kill(leased[0].pid, signal.SIGKILL)
     await asyncio.gather(*calls)
+
+
+async def test_replicas_come_for_batches_that_wait_for_each_other(platform: Running) -> None:
+    # Each batch takes all that waits, so that nothing is ever old in the queue: the wait is on the worker.
+    name = await platform.echo("acme/echo", delay_seconds=1.0)
+    request = lifecycle_pb2.UpdateResidencyRequest(
+        residency=lifecycle_pb2.Residency(model_version=name, max_replicas=3)
+    )
+    request.update_mask.paths.append("max_replicas")
+    await platform.lifecycle.UpdateResidency(request)
+    events = platform.lifecycle.WatchReplicas(lifecycle_pb2.WatchReplicasRequest())
+
+    async def client(number: int) -> None:
+        while True:
+            await platform.right("acme/echo", f"client {number}")
+
+    clients = [asyncio.create_task(client(number)) for number in range(8)]
+    try:
+        loaded = set[str]()
+        async with asyncio.timeout(60):
+            while len(loaded) < 2:
+                event = await events.read()
+                if event.replica.state == lifecycle_pb2.REPLICA_STATE_LOADED:
+                    loaded.add(event.replica.uid)
+    finally:
+        events.cancel()
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)

@@ -325,6 +325,12 @@ def test_a_queue_that_waits_scales_within_seconds_however_long_a_batch_is(batch_
         node.run_for(0.5)
 
 
+def test_batches_of_a_second_that_wait_for_each_other_scale() -> None:
+    node = scaled()
+    node.press("x", 4.0, oldest=1.0)
+    assert node.starts("a") == 2, "who is answered waits for one whole batch before his own"
+
+
 def test_replicas_beyond_a_smaller_maximum_go(node: Node) -> None:
     node.keep(version("a", 20), min_replicas=3, max_replicas=3)
     node.run_for(5.0)

@@ -238,6 +238,25 @@ def test_a_full_queue_says_when_there_will_be_room() -> None:
     assert caught.value.retry_after_seconds == pytest.approx(2.0, rel=0.05)
 
 
+def test_what_is_behind_another_batch_still_waits() -> None:
+    q = queue()
+    assert q.behind(5.0) == (0, 0.0)
+    narrow = BatchLimits(max_entries=2, max_tokens=10_000, max_batches=2, split_tokens=1)
+    push(q, *(entry(name, at=at, tokens=100) for at, name in enumerate("abcde")))
+    first = ask(q, narrow, 5.0).batch
+    assert first is not None
+    assert names(first.entries) == "ab"
+    assert q.behind(5.0) == (3, 3.0), "c is the oldest that is not computed"
+    second = ask(q, narrow, 5.0).batch
+    assert second is not None
+    assert names(second.entries) == "cd"
+    assert q.behind(7.0) == (3, 5.0), "on the worker it waits all the same"
+    q.answer(second, 0, 7.0)
+    assert q.behind(8.0) == (1, 4.0), "it has begun"
+    q.finish(first)
+    assert q.behind(8.0) == (1, 4.0), "only e waits"
+
+
 def test_time_without_work_does_not_slow_the_drain_rate() -> None:
     q = queue()
     for start in (0.0, 1000.0, 2000.0):
