@@ -1,4 +1,4 @@
-"""What is reserved for the fork server that a load starts: once, and not for ever."""
+"""What is reserved for the fork server that a load starts, once and not for ever; and the time that it takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from fakes import FakeClock, FakeEffects, FakeWorker
 from modelmora_lifecycle.domain import HOST, MIB, StartMode, VersionFacts
 from modelmora_lifecycle.main import Settings, rules
 from modelmora_lifecycle.placement import PlacementOutcome
+from modelmora_lifecycle.prediction import Measured, Setup, setup_of
 from modelmora_lifecycle.scheduler import Rules
 from modelmora_runtime import machine
 
@@ -75,6 +76,51 @@ def test_what_a_load_needs_is_explained_with_the_fork_server_that_it_starts(node
     gone = node.scheduler.explain(version("c"), 20, node.clock.now)
     assert gone.outcome is not PlacementOutcome.FITS
     assert gone.need == {HOST: OWN + 280 * MIB}, "as large as it was when it was seen last"
+
+
+def test_time_to_ready_has_the_start_of_a_fork_server_that_does_not_run(node: Node) -> None:
+    def ready_in(name: str) -> float | None:
+        return node.scheduler.explain(version(name), 20, node.clock.now).ready_in_seconds
+
+    assert ready_in("a") is None, "nothing was ever loaded"
+    node.scheduler.remember(Measured("a", setup_of(version("a")), base={HOST: MIB}, load_seconds=(1.0,)))
+    assert ready_in("a") == 6.0, "nothing is known of the server: 5 s"
+    node.workers["a"] = FakeWorker(load_seconds=41.0)
+    node.want(version("a"))
+    node.clock.advance(2.0)
+    assert node.scheduler.ready_in("a", node.clock.now) == 4.0
+    node.clock.advance(38.0)
+    late = node.scheduler.ready_in("a", node.clock.now)
+    assert late == pytest.approx(4.0 + 1.0), "a tenth of what it took so far"
+    node.scheduler.server_opened(SERVER, 40.0, node.clock.now)
+    node.server_has(280 * MIB)
+    assert node.scheduler.ready_in("a", node.clock.now) == 1.0
+    node.run_for(1.0)
+    node.server_has(280 * MIB)
+    assert ready_in("b") == 41.0, "of the engine, and no start: this server runs"
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    node.server_has(0)
+    learned = node.scheduler.measurement(SERVER)
+    assert learned is not None
+    assert (learned.base, learned.load_seconds) == ({HOST: 280 * MIB}, (40.0,))
+    assert ready_in("b") == 81.0
+
+
+def test_what_was_learned_of_a_fork_server_outlives_us(node: Node) -> None:
+    family = Setup("torch")
+    node.scheduler.remember(Measured(SERVER, family, base={HOST: 123 * MIB}, load_seconds=(3.0, 9.0, 7.0)))
+    node.scheduler.remember(Measured("a", setup_of(version("a")), base={HOST: OWN}, load_seconds=(1.0,)))
+    told = node.scheduler.explain(version("b"), 20, node.clock.now)
+    assert told.need == {HOST: OWN + 123 * MIB}
+    assert node.scheduler.explain(version("a"), 20, node.clock.now).ready_in_seconds == 8.0, "the median of its starts"
+    node.want(version("a"))
+    node.scheduler.server_opened(SERVER, 1.0, node.clock.now)
+    node.server_has(50 * MIB)
+    node.scheduler.remember(Measured(SERVER, family, base={HOST: 123 * MIB}))
+    learned = node.scheduler.measurement(SERVER)
+    assert learned is not None
+    assert learned.load_seconds == (3.0, 9.0, 7.0, 1.0), "what we have seen ourselves counts"
 
 
 def test_who_is_spawned_after_all_has_its_libraries_itself(node: Node) -> None:
