@@ -23,6 +23,7 @@ from modelmora_runtime.interceptors import deadline_seconds
 
 from modelmora_inference import job_tasks
 from modelmora_inference.checks import invalid
+from modelmora_inference.dispatcher import Dispatchers
 from modelmora_inference.domain import Priority, VersionFacts
 from modelmora_inference.jobs import (
     DEFAULT_RESULT_TTL,
@@ -83,6 +84,7 @@ class JobRpcs:
     _jobs: JobStore | None
     """None: this process has no database."""
     _job_news: JobNews
+    _dispatchers: Dispatchers
     _stopping: asyncio.Event
     _max_call_bytes: int
 
@@ -109,6 +111,7 @@ class JobRpcs:
             raise InvalidArgument.at(
                 "embed.dimensions", f"at most {facts.embedding_dimensions}, the model's own number"
             )
+        job_tasks.check_prompt(kind, task, facts, self._dispatchers.description(facts.name))
         inputs = [
             (end - start, job_tasks.chunk_of(kind, task, start, end).SerializeToString())
             for start, end in chunks(*job_tasks.weights_of(kind, task))

@@ -127,6 +127,18 @@ def check_task(kind: str, facts: VersionFacts) -> None:
         raise errors.TaskNotSupported(f"{facts.name} takes images; a job that predicts does that")
 
 
+def check_prompt(kind: str, task: Any, facts: VersionFacts, description: worker_pb2.EngineDescription | None) -> None:
+    """Raises InvalidArgument for a prompt that the model does not have, where it is known which it has."""
+    if description is None or facts.task_type != common_pb2.TASK_TYPE_TXT2EMBED:
+        return
+    name, path = task.prompt_name if kind == "embed" else "", "embed.prompt_name"
+    if kind == "predict" and "prompt_name" in task.parameters:
+        name, path = task.parameters["prompt_name"], "predict.parameters.prompt_name"
+    if name and name not in description.prompts:
+        there = ", ".join(sorted(description.prompts)) or "none"
+        raise errors.InvalidArgument.at(path, f"there is no prompt {name!r}; there are {there}"[:500])
+
+
 def wrong_inputs(kind: str, task: Any, model: str, max_call_bytes: int) -> list[FieldViolation]:
     """What is wrong with a task other than `embed`, whatever the model; what `predict` holds is looked at by
     `wrong_tensors` once it is known."""

@@ -139,7 +139,7 @@ class TaskRpcs:
             raise errors.InvalidArgument.at("model", "is required")
         facts = await self._find(request.model, time.monotonic() + min(deadline_seconds(context), 5.0))
         dispatcher = self._dispatchers.get(facts.name)
-        known = dispatcher.description if dispatcher is not None else None
+        known = self._dispatchers.description(facts.name)
         labels = tuple(known.labels if known is not None else ()) or facts.labels
         inputs, outputs = tensors_of(facts, len(labels))
         return pb.DescribeModelResponse(

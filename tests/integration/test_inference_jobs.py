@@ -280,6 +280,15 @@ async def test_a_bad_job_of_any_task_is_refused_at_its_field_and_nothing_is_kept
         ):
             with pytest.raises(errors.TaskNotSupported):
                 await there.create(model="acme/echo", **fields)
+        await there.rig.embed("a")  # From here on it is known which prompts the model has.
+        some = [pb.PredictInput(inputs=[tensor("texts", "a")])]
+        for fields, path in (
+            ({"embed": {"prompt_name": "query"}}, "embed.prompt_name"),
+            ({"predict": _predict_task(some, prompt_name="query")}, "predict.parameters.prompt_name"),
+        ):
+            with pytest.raises(errors.InvalidArgument) as caught:
+                await there.create("a", **fields)
+            assert [violation.field for violation in caught.value.fields] == [path]
         assert not (await there.stub.ListInferenceJobs(pb.ListInferenceJobsRequest(), timeout=5)).jobs
 
 

@@ -9,7 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelmora import errors
-from modelmora_inference import jobs
+from modelmora.common.v1 import common_pb2
+from modelmora.inference.v1 import inference_pb2 as pb
+from modelmora.worker.v1 import worker_pb2
+from modelmora_inference import job_tasks, jobs
+from modelmora_inference.domain import VersionFacts
 from modelmora_inference.jobs import FINAL, NEXT, Job, JobFailure, JobState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -239,3 +243,25 @@ def test_a_job_ends_once_and_only_its_last_claim_changes_it(ops: list[tuple[str,
         if before.state is S.CANCELLING:
             assert one.answered == before.answered
             assert one.state in (S.CANCELLING, S.CANCELLED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "at"), [("embed", "embed.prompt_name"), ("predict", "predict.parameters.prompt_name")]
+)
+def test_a_prompt_that_the_model_does_not_have_is_refused_where_it_is_known_which_it_has(kind: str, at: str) -> None:
+    facts = VersionFacts("v", "d", common_pb2.TASK_TYPE_TXT2EMBED)
+    description = worker_pb2.EngineDescription(prompts={"query": "query: "})
+
+    def check(name: str, known: worker_pb2.EngineDescription | None = description) -> None:
+        task = pb.EmbedTask(prompt_name=name) if kind == "embed" else pb.PredictTask()
+        if isinstance(task, pb.PredictTask):
+            task.parameters.update({"prompt_name": name})
+        job_tasks.check_prompt(kind, task, facts, known)
+
+    for name in ("", "query"):
+        check(name)
+    check("passage", None)
+    with pytest.raises(errors.InvalidArgument) as caught:
+        check("passage")
+    assert [violation.field for violation in caught.value.fields] == [at]
+    assert "there are query" in caught.value.message

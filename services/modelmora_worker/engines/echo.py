@@ -102,6 +102,9 @@ class EchoEngine:
                 error = errors.TextTooLong(f"the text has {len(words)} tokens, the model takes {limit}")
                 prepared.failed.append((position, error))
                 continue
+            if entry.prompt:
+                prepared.failed.append((position, base.unknown_prompt(entry.prompt, ())))
+                continue
             if entry.dimensions > self._options["dimensions"]:
                 prepared.failed.append(
                     (position, base.too_many_dimensions(entry.dimensions, self._options["dimensions"]))
