@@ -470,19 +470,26 @@ def soak(data_dir: Path, goals: Goals, seed: int, limit_seconds: float, soak_in:
         up.stop()
 
 
-def evidence(report: Report) -> str:
-    """The page of a run."""
+def provenance() -> dict[str, str]:
+    """Of what, when and where a run was."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     dirty = subprocess.run(
         ["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ": unknown")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    rows = {
+    return {
         "commit": commit.strip() + (" (with changes)" if dirty else ""),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{os.cpu_count()} x {model.partition(':')[2].strip()}, {memory / 2**30:.0f} GiB, "
         f"{machine.system()} {machine.release()}, Python {machine.python_version()}",
+    }
+
+
+def evidence(report: Report) -> str:
+    """The page of a run."""
+    rows = {
+        **provenance(),
         "seed": report.seed,
         "duration": f"{report.seconds:.0f} s, of which {report.load_seconds:.0f} s under load",
         "models": f"{len(ECHO_MIB)} echo, {min(ECHO_MIB)} to {max(ECHO_MIB)} MiB; {REAL_MODELS} sentence-transformers",

@@ -42,12 +42,14 @@ class Granted:
     version: str
     holder: str
     worker: Loaded
-    inbox: asyncio.Queue[lifecycle_pb2.AcquireResponse | None]
+    inbox: asyncio.Queue[lifecycle_pb2.AcquireResponse | errors.ModelMoraError | None]
     in_use: list[int] = field(default_factory=list)
     """What the holder said of itself that was not about waiting."""
     waiting: list[tuple[int, float]] = field(default_factory=list)
     """Entries that wait, and how long the first has."""
     closed: asyncio.Event = field(default_factory=asyncio.Event)
+    dies_too: bool = False
+    """The worker's end is that of lifecycle, which says nothing any more."""
 
     def ask_to_yield(self, in_seconds: float = 0.0) -> None:
         message = lifecycle_pb2.AcquireResponse()
@@ -60,6 +62,9 @@ class Granted:
         self.inbox.put_nowait(lifecycle_pb2.AcquireResponse(invite=lifecycle_pb2.Invite(replica=replica)))
 
     def revoke(self, *, crashed: bool = False) -> None:
+        if self.dies_too:
+            self.inbox.put_nowait(errors.Unavailable("lifecycle is gone"))
+            return
         revoked = lifecycle_pb2.Revoked(reason="the test wants it", crashed=crashed)
         self.inbox.put_nowait(lifecycle_pb2.AcquireResponse(revoked=revoked))
         self.inbox.put_nowait(None)
@@ -204,6 +209,8 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
         listening = asyncio.create_task(listen())
         try:
             while (answer := await granted.inbox.get()) is not None:
+                if isinstance(answer, errors.ModelMoraError):
+                    raise answer
                 await context.write(answer)
         finally:
             listening.cancel()

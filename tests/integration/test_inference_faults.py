@@ -69,6 +69,22 @@ async def test_a_worker_that_was_ended_on_purpose_makes_nobody_suspect(data_dir:
         assert made.lessor.launches == 1
 
 
+async def test_a_worker_that_dies_with_lifecycle_makes_nobody_suspect(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {"hang_after_batches": 0}}) as made:
+        call = asyncio.create_task(made.embed("patient"))
+        for number in range(3):
+            lease = await made.lessor.lease(number)
+            await made.running()
+            lease.dies_too = True
+            made.worker.kill()
+            await lease.closed.wait()
+        await made.lessor.lease(3)
+        await made.running()
+        assert not call.done(), "two deaths of a worker that no text explains condemn no text"
+        made.worker.kill()
+        call.cancel()
+
+
 async def test_one_bad_text_fails_alone(data_dir: Path) -> None:
     async with rig(data_dir, {"acme/echo": {"fail_on_text": "bad", "max_input_tokens": 3}}) as made:
         calls = [
