@@ -161,11 +161,11 @@ class Worker:
         self._stop_asked = asyncio.Event()
         self._grace_seconds = 0.0
         self._last_sign = 0.0
-        self._counted = (0, 0)
-        """Batches and entries by the worker's own count."""
         self._own = (0, 0)
         """Those of them that we have asked for ourselves."""
         self._told = (0, 0)
+        self._progress = (0, 0, 0)
+        """Batches and entries computed, and inputs that it has begun to prepare, by the worker's own count."""
         self._dimensions = 0
         self._profile: common_pb2.EngineProfile | None = None
         self._problem = ""
@@ -394,7 +394,7 @@ class Worker:
             await asyncio.sleep(interval)
 
     def _count(self, reply: worker_pb2.WatchReply) -> None:
-        self._counted = (reply.batches, reply.entries)
+        self._progress = (reply.batches, reply.entries, reply.looked_at)
         self.batch_tokens = reply.batch_tokens
         told = self._told
         self._told = (max(told[0], reply.batches - self._own[0]), max(told[1], reply.entries - self._own[1]))
@@ -434,11 +434,11 @@ class Worker:
         call = asyncio.create_task(self._ask_probe())
         try:
             while True:
-                counted = self._counted
+                before = self._progress
                 await asyncio.wait((call,), timeout=self._rules.probe_timeout_seconds)
                 if call.done():
                     return call.result()
-                if counted == self._counted and not self._problem:
+                if before == self._progress and not self._problem:
                     # Others are not served either. It may still come: then all is well again.
                     seconds = self._rules.probe_timeout_seconds
                     self._problem = f"has not answered a real request within {seconds:g} s, nor any other"

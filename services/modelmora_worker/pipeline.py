@@ -19,6 +19,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from modelmora import errors
@@ -71,6 +72,8 @@ class Batch:
     """Makes all rows, with nothing left to compute: tokens of texts, texts of tokens. None: the engine prepares."""
     infer: Callable[[base.MicroBatch], base.Rows] | None = None
     """Computes in place of the engine's own `infer`."""
+    left_out: list[Failure] = field(default_factory=list)
+    """Rows that nobody wanted any more when their turn to be prepared came."""
 
 
 @dataclass(slots=True, eq=False)
@@ -125,6 +128,8 @@ class Pipeline:
         """Of the largest batch so far."""
         self.compute_seconds = 0.0
         self.computing_since: float | None = None
+        self.looked_at = 0
+        """Inputs whose preparation was begun, where each takes long. By whichever thread prepares."""
 
     def start(self) -> None:
         for thread in self._threads:
@@ -259,6 +264,8 @@ class Pipeline:
             with self._preparing:
                 if batch.rows_of is not None:
                     batch.prepared = _ready(batch.rows_of(batch.texts))
+                elif (each := getattr(self._engine, "prepare_each", None)) is not None:
+                    batch.prepared = each(batch.texts, batch.exact, partial(self._is_wanted, batch))
                 else:
                     batch.prepared = self._engine.prepare(batch.texts, batch.exact)
         except errors.ModelMoraError as error:
@@ -273,10 +280,20 @@ class Pipeline:
         batch.tokenise_seconds = self._clock() - start
         return True
 
+    def _is_wanted(self, batch: Batch, position: int) -> bool:
+        """Asked before each input that takes long to prepare. Raises Cancelled when the whole batch is withdrawn."""
+        self.looked_at += 1
+        if batch.cancelled:
+            raise errors.Cancelled()
+        error = _why_dead(position, batch.deadlines, batch.dropped, self._clock())
+        if error is not None:
+            batch.left_out.append(Failure(position, error))
+        return error is None
+
     def _compute(self, batch: Batch) -> None:
         assert batch.prepared is not None
         assert self._engine is not None
-        failed = [Failure(*pair) for pair in batch.prepared.failed]
+        failed = batch.left_out + [Failure(*pair) for pair in batch.prepared.failed]
         tokenise_seconds = batch.tokenise_seconds
         pending = deque(batch.prepared.micro_batches)
         self.batches += 1
@@ -340,20 +357,26 @@ def drop_dead(batch: base.MicroBatch, deadlines: Sequence[float], dropped: set[i
     failed: list[Failure] = []
     alive: list[int] = []
     for index, position in enumerate(batch.positions):
-        if position in dropped:
-            failed.append(Failure(position, errors.Cancelled()))
-        elif deadlines and deadlines[position] <= now:
-            failed.append(
-                Failure(position, errors.DeadlineExceeded("the deadline passed before the computation began"))
-            )
-        else:
+        error = _why_dead(position, deadlines, dropped, now)
+        if error is None:
             alive.append(index)
+        else:
+            failed.append(Failure(position, error))
     if failed:
         batch.positions = [batch.positions[i] for i in alive]
         batch.input_tokens = [batch.input_tokens[i] for i in alive]
         batch.truncated = [batch.truncated[i] for i in alive]
         batch.items = [batch.items[i] for i in alive]
     return failed
+
+
+def _why_dead(position: int, deadlines: Sequence[float], dropped: set[int], now: float) -> errors.ModelMoraError | None:
+    """Why nobody waits for a row any more; None: somebody does."""
+    if position in dropped:
+        return errors.Cancelled()
+    if deadlines and deadlines[position] <= now:
+        return errors.DeadlineExceeded("the deadline passed before the computation began")
+    return None
 
 
 def _die_out_of_memory(error: MemoryError) -> None:

@@ -355,6 +355,7 @@ class WorkerService:
             batches=work.batches,
             entries=work.entries,
             batch_tokens=work.batch_tokens,
+            looked_at=work.looked_at,
         )
         reply.compute.FromNanoseconds(round(work.compute_seconds * 1e9))
         since = work.computing_since

@@ -22,7 +22,6 @@ from modelmora_worker.engines.transformers import check_spec, check_weights
 
 NAME: Final = "transformers_images"
 PIXELS_PER_TOKEN: Final = 256
-MAX_BATCH_ENTRIES: Final = 64
 _USUAL_SIZE: Final = (224, 224)
 _LIBRARIES = ("torch", "transformers", "pillow")
 
@@ -87,7 +86,8 @@ class ImagesEngine:
         except errors.InvalidArgument as error:
             raise errors.InvalidModelFiles(error.message) from error
         progress("ready", weights_bytes, weights_bytes)
-        entries = options["max_batch_entries"] or MAX_BATCH_ENTRIES
+        # To decode a photo takes longer than to send it, and what is on the worker is not overtaken meanwhile.
+        entries = options["max_batch_entries"] or options["micro_batch_entries"]
         return base.Footprint(
             memory_bytes={},
             profile=base.Profile("torch", "fp32", {name: version(name) for name in _LIBRARIES}, "by shape"),
@@ -99,9 +99,14 @@ class ImagesEngine:
         )
 
     def prepare(self, texts: Sequence[base.Text], exact: bool = False) -> base.Prepared:
+        return self.prepare_each(texts, exact, lambda position: True)
+
+    def prepare_each(self, texts: Sequence[base.Text], exact: bool, wanted: Callable[[int], bool]) -> base.Prepared:
         prepared = base.Prepared()
         rows: list[tuple[int, Any, base.Text]] = []
         for position, entry in enumerate(texts):
+            if not wanted(position):
+                continue
             try:
                 rows.append((position, self._seen(entry.data), entry))
             except errors.InvalidArgument as error:

@@ -263,7 +263,7 @@ class WatchRequest(_message.Message):
     def __init__(self, interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class WatchReply(_message.Message):
-    __slots__ = ("state", "reason", "private_bytes", "in_flight", "batches", "entries", "compute", "batch_tokens")
+    __slots__ = ("state", "reason", "private_bytes", "in_flight", "batches", "entries", "compute", "batch_tokens", "looked_at")
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PRIVATE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -272,6 +272,7 @@ class WatchReply(_message.Message):
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_FIELD_NUMBER: _ClassVar[int]
     BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOOKED_AT_FIELD_NUMBER: _ClassVar[int]
     state: _common_pb2.HealthState
     reason: str
     private_bytes: int
@@ -280,7 +281,8 @@ class WatchReply(_message.Message):
     entries: int
     compute: _duration_pb2.Duration
     batch_tokens: int
-    def __init__(self, state: _Optional[_Union[_common_pb2.HealthState, str]] = ..., reason: _Optional[str] = ..., private_bytes: _Optional[int] = ..., in_flight: _Optional[int] = ..., batches: _Optional[int] = ..., entries: _Optional[int] = ..., compute: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_tokens: _Optional[int] = ...) -> None: ...
+    looked_at: int
+    def __init__(self, state: _Optional[_Union[_common_pb2.HealthState, str]] = ..., reason: _Optional[str] = ..., private_bytes: _Optional[int] = ..., in_flight: _Optional[int] = ..., batches: _Optional[int] = ..., entries: _Optional[int] = ..., compute: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_tokens: _Optional[int] = ..., looked_at: _Optional[int] = ...) -> None: ...
 
 class KeyRequest(_message.Message):
     __slots__ = ("key", "withdraw")
