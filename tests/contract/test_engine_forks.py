@@ -73,6 +73,10 @@ async def test_forked_workers_are_equal_to_spawned_ones_and_share_their_librarie
     ((family, server),) = launcher.fork_servers()
     pids = [worker.pid for worker, _ in forked]
     assert sum(map(proportional, [*pids, server])) < 700 * MIB
+    mapped = Path(f"/proc/{server}/maps").read_text()
+    assert "/torch/" in mapped
+    assert "/sklearn/" not in mapped
+    assert "/scipy/" not in mapped
     processes = [Process(str(pid), pid, server, "sha256:minilm", FOLDER) for pid in pids]
     sample = Meter().measure([*processes, Process("spawned", spawned.pid)], [(family, server)])
     assert all(sample.private[str(pid)]["host"] < 100 * MIB for pid in pids)

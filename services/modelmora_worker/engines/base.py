@@ -274,6 +274,7 @@ TABLE: Final[Mapping[str, EngineRow]] = {
             preload=(
                 "torch",
                 "safetensors.torch",
+                "modelmora_worker.engines.lean_import:import_library",
                 "sentence_transformers.models.Transformer",
                 "sentence_transformers.models.Pooling",
                 "sentence_transformers.models.Normalize",

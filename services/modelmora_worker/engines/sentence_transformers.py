@@ -26,6 +26,7 @@ from typing import Any, Final
 from modelmora import errors
 
 from modelmora_worker.engines import base, conversions, onnx, openvino
+from modelmora_worker.engines.lean_import import import_library
 from modelmora_worker.engines.packed import PackedPipeline
 from modelmora_worker.engines.padded import PaddedPipeline, rounded
 from modelmora_worker.engines.tokens import rows_of, texts_of
@@ -97,10 +98,10 @@ class SentenceTransformersEngine:
         weights_bytes = check_folder(folder)
         progress("libraries", 0, weights_bytes)
         base.set_environment(row)
+        library = import_library()
         import torch
         import transformers
         from safetensors import SafetensorError
-        from sentence_transformers import SentenceTransformer
 
         transformers.utils.logging.disable_progress_bar()
         self._torch = torch
@@ -114,7 +115,7 @@ class SentenceTransformersEngine:
             opening = thread.submit(_BACKENDS[backend][0], there, precision, threads)
             thread.shutdown(wait=False)
         try:
-            self._model = SentenceTransformer(
+            self._model = library.SentenceTransformer(
                 str(folder),
                 device="cpu",
                 local_files_only=True,
