@@ -8,7 +8,8 @@ A dispatcher exists while its version is in use. Its life, numbered as in the co
   2. With the worker's address and key it connects and sends batches (`_pump`) whenever something arrives or is done;
      queue.py decides what and when. Each batch on a worker is followed by one task.
   3. Lifecycle hears when the first batch starts and, a moment after the last has ended, that the lease is idle; and
-     once a second what waits beyond that, from which it judges whether another replica pays.
+     once a second what waits beyond that, in the queue or on the worker behind another batch, from which it judges
+     whether another replica pays.
   4. Invited to a further replica it opens one more lease, and keeps it for as long as there is work for it. A batch
      goes to the replica with the fewest batches in flight. What happens to one lease does not disturb the others.
   5. Asked to yield, it starts no batch after the time named, lets those on the worker end, closes, and asks anew if
@@ -231,6 +232,9 @@ class Dispatcher:
         """Why there was no worker the last time."""
         self._closing = False
         self._pumping = False
+        self._behind = (0, 0.0)
+        """Entries that waited, the most at a time, and the longest wait, since lifecycle heard of it."""
+        self._behind_time = 0.0
         self._progress = False
         self._bytes_per_token = 4.0
         self._cost_seconds = self._cost_tokens = 0.0
@@ -592,19 +596,32 @@ class Dispatcher:
             busy = True
         elif busy and now - lease.idle_since >= IDLE_AFTER_SECONDS:
             busy = False
-        waiting = len(self.queue) if lease is self._leases[0] else 0
-        if busy == lease.told_busy and (not waiting or now - lease.told_waiting_time < TELL_WAITING_SECONDS):
+        due = lease is self._leases[0] and now - lease.told_waiting_time >= TELL_WAITING_SECONDS
+        if busy == lease.told_busy and not due:
+            return
+        waiting, wait_seconds = self._note_waits(now) if lease is self._leases[0] else (0, 0.0)
+        if busy == lease.told_busy and not waiting:
             return
         lease.told_busy = busy
         # Between two batches the lease is in use all the same.
         told = lifecycle_pb2.InUse(in_flight=max(in_flight, int(busy)), waiting_entries=waiting)
         if waiting:
             lease.told_waiting_time = now
-            told.oldest_wait.FromNanoseconds(int(self.queue.oldest_age(now) * 1e9))
+            told.oldest_wait.FromNanoseconds(int(wait_seconds * 1e9))
+            self._behind = (0, 0.0)
         try:
             await stream.write(lifecycle_pb2.AcquireRequest(in_use=told))
         except (errors.ModelMoraError, asyncio.InvalidStateError) as error:
             log.debug("the lease of %s is over: %s", self.version, error)  # reading it will tell why
+
+    def _note_waits(self, now: float) -> tuple[int, float]:
+        """How many entries wait, or have waited since lifecycle heard of it, and the longest such wait. Looked at now
+        and then what waits is always young: each batch takes all there is, and waits on the worker for the one before.
+        """
+        self._behind_time = now
+        waiting, seconds = self.queue.behind(now)
+        self._behind = max(self._behind[0], waiting), max(self._behind[1], seconds)
+        return waiting or self._behind[0], self._behind[1]
 
     async def _hear(self, lease: _Lease, reading: asyncio.Task[Any]) -> bool:
         """What lifecycle said; False when the lease is over."""
@@ -612,6 +629,7 @@ class Dispatcher:
             message = reading.result()
         except errors.ModelMoraError as error:
             log.warning("the lease of %s ended: %s", self.version, error.message)
+            lease.crashed = False  # lifecycle itself is gone, and its workers went with it: no text is to blame
             message = None
         kind = message.WhichOneof("message") if message is not None else None
         if kind == "yield":
@@ -738,6 +756,9 @@ class Dispatcher:
             self._counts.batch_entries.observe(len(batch.entries))
             self._counts.batch_tokens.observe(batch.tokens)
             self._version_counts.batch(len(batch.entries), 1, 0.0)
+            # The wait of the next one ends. Short ones are not looked at each time: what is too long is seen anyway.
+            if len(lease.worker.running) > 1 and (now := time.monotonic()) - self._behind_time >= IDLE_AFTER_SECONDS:
+                self._note_waits(now)
             self.queue.finish(batch)
         elif isinstance(error, errors.Cancelled) and not batch.wanted:
             self.queue.finish(batch)
