@@ -70,7 +70,7 @@ class TokenWork:
 
         async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> TokenVectors:
             call = call_for(asked, facts, common_pb2.TASK_TYPE_TXT2EMBED, if_loaded)
-            call.operation = worker_pb2.OPERATION_TOKEN_VECTORS
+            call.operation, call.prompt = worker_pb2.OPERATION_TOKEN_VECTORS, request.prompt_name
             await self._run(
                 asked,
                 facts,

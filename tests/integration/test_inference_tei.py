@@ -24,7 +24,7 @@ ECHO, RANKER, SORTER, READER = "acme/echo", "acme/ranker", "acme/sorter", "acme/
 MODELS = {
     ECHO: {"max_input_tokens": 20, "fail_on_text": "spoilt"},
     RANKER: {"max_input_tokens": 50},
-    SORTER: {"labels": 3},
+    SORTER: {"labels": 3, "max_input_tokens": 50},
     READER: {},
 }
 LEFT = tei.TRUNCATION_DIRECTION_LEFT
@@ -219,6 +219,50 @@ BAD: list[tuple[str, Any, str, type[errors.ModelMoraError], str]] = [
         errors.InvalidArgument,
         "truncation_direction",
     ),
+    ("embed.Embed", tei.EmbedRequest(inputs="a", prompt_name="query"), "", errors.InvalidArgument, "prompt_name"),
+    ("embed.Embed", tei.EmbedRequest(inputs="a", prompt_name="x" * 201), "", errors.InvalidArgument, "prompt_name"),
+    ("embed.EmbedAll", tei.EmbedAllRequest(inputs="a", prompt_name="query"), "", errors.InvalidArgument, "prompt_name"),
+    (
+        "embed.EmbedAll",
+        tei.EmbedAllRequest(inputs="a " * 30, truncate=True, truncation_direction=LEFT),
+        "",
+        errors.Unimplemented,
+        "",
+    ),
+    ("tokenize.Tokenize", tei.EncodeRequest(inputs="a", prompt_name="query"), "", errors.Unimplemented, ""),
+    (
+        "predict.Predict",
+        tei.PredictRequest(inputs="a " * 60, truncate=True, truncation_direction=LEFT),
+        SORTER,
+        errors.Unimplemented,
+        "",
+    ),
+    (
+        "predict.PredictPair",
+        tei.PredictPairRequest(inputs=["a", "b"], truncation_direction=-1),  # type: ignore[arg-type]
+        SORTER,
+        errors.InvalidArgument,
+        "truncation_direction",
+    ),
+    (
+        "rerank.Rerank",
+        tei.RerankRequest(query="q", texts=["a", "b " * 60], truncate=True, truncation_direction=LEFT),
+        RANKER,
+        errors.Unimplemented,
+        "",
+    ),
+    (
+        "rerank.Rerank",
+        tei.RerankRequest(query="q", texts=["a"], truncation_direction=2**31 - 1),  # type: ignore[arg-type]
+        RANKER,
+        errors.InvalidArgument,
+        "truncation_direction",
+    ),
+    ("predict.Predict", tei.PredictRequest(inputs="a"), "acme/nothing", errors.ModelNotFound, ""),
+    ("rerank.Rerank", tei.RerankRequest(query="q", texts=["a"]), ECHO, errors.TaskNotSupported, ""),
+    ("rerank.Rerank", tei.RerankRequest(query="q", texts=["a"]), "acme/nothing", errors.ModelNotFound, ""),
+    ("tokenize.Decode", tei.DecodeRequest(ids=[1]), "acme/nothing", errors.ModelNotFound, ""),
+    ("info.Info", tei.InfoRequest(), "acme/nothing", errors.ModelNotFound, ""),
     ("embed.Embed", tei.EmbedRequest(inputs="a"), "acme/nothing", errors.ModelNotFound, ""),
     ("embed.Embed", tei.EmbedRequest(inputs="a"), RANKER, errors.TaskNotSupported, ""),
     ("embed.Embed", tei.EmbedRequest(inputs="spoilt"), "", errors.InvalidArgument, "inputs"),
@@ -249,6 +293,10 @@ async def test_what_is_wrong_is_named_by_its_field(made: Rig, channel: grpc.aio.
         with pytest.raises(wanted) as caught:
             await client.call(getattr(getattr(client, service), method), request)
         assert [violation.field for violation in caught.value.fields] == ([field] if field else []), (path, request)
+    stub: Any = tei_pb2_grpc.EmbedStub(channel)  # type: ignore[no-untyped-call]
+    with pytest.raises(grpc.aio.AioRpcError) as inexact:
+        await stub.Embed(tei.EmbedRequest(inputs="a"), timeout=20, metadata=(("x-precision", "int8"),))
+    assert [one.field for one in error_from_rpc(inexact.value).fields] == ["x-precision"]
     await made.right("it lives on")
 
 
