@@ -64,6 +64,8 @@ OURS = ("/modelmora.", "/inference.", "/tei.")
 """Services whose errors all have a name."""
 OURSELVES = "Internal error from Core"
 """What grpc.aio says, with INTERNAL, when it writes to a stream that the server has just ended."""
+TOO_LATE = "ended before we had written all"
+"""What such a stream is counted as: with which status the server ended it, grpc.aio does not say any more."""
 SHORT = {"SimulatePlacement": 3.0}
 """Seconds for RPCs that may compute as long as they are given time."""
 MODEL_OF = {"Predict": "fuzz/classify", "Rerank": "fuzz/rerank"}
@@ -76,6 +78,7 @@ class Report:
 
     seed: int
     slack: float = SLACK
+    warm_up: int = 0
     rpcs: int = 0
     messages: Counter[str] = field(default_factory=Counter)
     """By RPC."""
@@ -89,6 +92,8 @@ class Report:
     memory: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Process → bytes of its own before and after."""
     seconds: float = 0.0
+    answered: Counter[str] = field(default_factory=Counter)
+    """Calls by status, as the platform itself has counted them in its metrics; those of good calls too."""
 
     def wrong(self) -> list[str]:
         """What must not be; empty when all is well."""
@@ -98,6 +103,9 @@ class Report:
             found.append(f"only {taken} of {total} messages were such that a parser takes them")
         if self.good_calls < total // BLOCK:
             found.append(f"only {self.good_calls} good calls among {total} messages")
+        for code in WRONG:
+            if self.answered[code.name]:
+                found.append(f"the platform says that it answered {code.name} {self.answered[code.name]} times")
         return found + self.grown()
 
     def grown(self) -> list[str]:
@@ -150,6 +158,7 @@ class Fuzz:
     async def run(self, per_rpc: int, warm_up: int, only: str = "") -> None:
         """`warm_up` messages for each RPC, then memory is looked at, then the rest up to `per_rpc`."""
         began = time.monotonic()
+        self.report.warm_up = warm_up
         world = await self._make_world()
         self._messages = Messages(self.report.seed, world)
         self._rpcs = [rpc for rpc in await discover(self._channel) if only in rpc.path]
@@ -159,6 +168,7 @@ class Fuzz:
         await self._round(per_rpc - warm_up)
         await self._compare(before)
         self.report.seconds = time.monotonic() - began
+        self.report.answered = answered(self._up)
         await self._channel.close()
 
     # What there is.
@@ -336,6 +346,9 @@ class Fuzz:
             await answer
         except grpc.aio.AioRpcError as error:
             code = error.code()
+            if error.details() == OURSELVES:
+                self.report.statuses.setdefault(rpc.path, Counter())[TOO_LATE] += 1
+                return
             self._judge_error(rpc, raw, accepted, error, time.monotonic() - began)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -347,8 +360,6 @@ class Fuzz:
     def _judge_error(self, rpc: Rpc, raw: bytes, accepted: bool, error: grpc.aio.AioRpcError, seconds: float) -> None:
         code, said = error.code(), error.details()
         what = f"{rpc.path} {code.name} {said!r} after {seconds:.2f} s for {_shown(rpc, raw)}"
-        if said == OURSELVES:
-            return
         if code in WRONG:
             self.report.findings.append(what)
         elif any(key == DETAILS_KEY for key, _ in error.trailing_metadata() or ()) or code is grpc.StatusCode.CANCELLED:
@@ -432,6 +443,15 @@ class Fuzz:
             await asyncio.sleep(1.0)
 
 
+def answered(up: Up) -> Counter[str]:
+    """Calls by status, from the platform's metrics."""
+    found: Counter[str] = Counter()
+    for sample, count in up.scrape().items():
+        if sample.startswith("modelmora_requests_total{"):
+            found[sample.partition('code="')[2].partition('"')[0]] += int(count)
+    return found
+
+
 def _metadata(rpc: Rpc) -> tuple[tuple[str, str], ...]:
     if not rpc.path.startswith("/tei."):
         return ()
@@ -494,9 +514,18 @@ def evidence(report: Report) -> str:
         "",
         "Wrong: " + ("; ".join(report.wrong()) or "nothing") + ".",
         "",
+        f"Memory was looked at after {report.warm_up} messages to each RPC, and at the end.",
+        "",
         "| process | MiB before | after |",
         "|---|---|---|",
         *(f"| {name[:70].strip()} | {a / MIB:.1f} | {b / MIB:.1f} |" for name, (a, b) in report.memory.items()),
+        "",
+        "By the platform's own count (`modelmora_requests_total`, good calls and questions included) it answered "
+        + ", ".join(f"{code} {n}" for code, n in report.answered.most_common())
+        + ".",
+        "",
+        f"*{TOO_LATE}*: the server had ended a stream, for a message before, while the client still wrote. grpc.aio "
+        f"then says INTERNAL, `{OURSELVES}`, of itself; no server has sent that.",
         "",
         "| RPC | messages | taken by the parser | answers |",
         "|---|---|---|---|",

@@ -36,7 +36,7 @@ class Call:
     def __init__(self, method: Method, context: Any, task: asyncio.Task[Any]) -> None:
         self.method = method
         self.context = context
-        self.task = task
+        self.task: asyncio.Task[Any] | None = task
         self.caller: Caller = NOBODY
         self.deadline = math.inf
         self.bytes = 0
@@ -46,6 +46,12 @@ class Call:
         self.cut = False
         self.audit = method.audit
         """Where it is to be written down; None from then on, and where it is not."""
+
+    def end(self) -> None:
+        """It is over: lets go of all that it had. The connections and timers that it happened to start have inherited
+        it, and stay for as long as they are of use to others."""
+        self.context = self.task = None
+        self.metadata = {}
 
 
 class ByteBudget:
@@ -118,7 +124,8 @@ class Gate:
     def _cut(self, calls: Iterable[Call]) -> None:
         for call in calls:
             call.cut = True
-            call.task.cancel()
+            if call.task is not None:
+                call.task.cancel()
 
     async def _until_gone(self, which: Callable[[], list[Call]], deadline: float) -> list[Call]:
         while (calls := which()) and (remaining := deadline - monotonic()) > 0:

@@ -50,6 +50,9 @@ _PROBE_SECONDS = (0.05, 0.5)
 _PING_SECONDS = 2.0
 _MIGRATE_SECONDS = 300.0
 _HEARTBEAT_SECONDS = 5.0
+_STATEMENTS = 32
+"""Prepared statements that a connection keeps, some 25 KB each here and more in the server. SQLAlchemy's hundred, for
+each of a dozen connections that meet them one by one, made the platform grow for hours."""
 _VERSION_TABLE = "alembic_version"
 _log = logging.getLogger(__name__)
 _migrating: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
@@ -85,7 +88,11 @@ class Database:
             pool_size=pool_size,
             max_overflow=pool_overflow,
             pool_timeout=connect_seconds,
-            connect_args=self._connect_arguments(command_timeout=statement_seconds),
+            pool_use_lifo=True,  # those that are warm go first
+            connect_args={
+                **self._connect_arguments(command_timeout=statement_seconds),
+                "prepared_statement_cache_size": _STATEMENTS,
+            },
         )
         self._reading = self._engine.execution_options(postgresql_readonly=True)
         self._looking = self._engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import urllib.request
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,8 +21,9 @@ from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.status import error_from_rpc
-from modelmora_runtime import auth, listen
+from modelmora_runtime import auth, listen, status
 from modelmora_runtime.host import Context, Host, Mounted, Platform, Service, StartFailed
+from pydantic import BaseModel, ValidationError, field_validator
 
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -351,3 +354,64 @@ async def test_beyond_loopback_there_must_be_tokens(data_dir: Path, address: str
     auth.create_token(data_dir / "tokens.json", role="admin")
     async with tiny_host(data_dir, Tiny(), host=address) as host:
         assert host.port
+
+
+class _Refusing(BaseModel):
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _refused(cls, name: str) -> str:
+        raise ValueError("is not to our taste")
+
+
+async def _gone(*kept: weakref.ref[Any]) -> None:
+    """Returns when nothing keeps these any more; TimeoutError when something does."""
+    async with asyncio.timeout(20):
+        while any(one() is not None for one in kept):
+            gc.collect()
+            await asyncio.sleep(0.01)
+
+
+async def test_nothing_of_a_refused_call_stays(data_dir: Path) -> None:
+    """pydantic's findings hold the frames of the validator, and the collector cannot look into them: a request that
+    they had refused stayed for ever."""
+    kept: list[weakref.ref[Any]] = []
+
+    async def refuse(request: Any, context: Any) -> None:
+        class Payload: ...
+
+        payload = Payload()
+        kept.append(weakref.ref(payload))
+        try:
+            _Refusing(name=request.name)
+        except ValidationError as error:
+            raise status.invalid_argument(error) from error
+
+    async with rig(data_dir) as it:
+        it.tiny.behaviours["refuse"] = refuse
+        error = await it.failure("refuse")
+        assert error.fields == (errors.FieldViolation("name", "is not to our taste"),)
+        await _gone(*kept)
+
+
+async def test_a_timer_that_a_call_has_set_keeps_nothing_of_it(data_dir: Path) -> None:
+    kept: list[weakref.ref[Any]] = []
+    timers: list[asyncio.TimerHandle] = []
+
+    async def set_a_timer(request: Any, context: Any) -> str:
+        kept.append(weakref.ref(asyncio.current_task()))
+        timers.append(asyncio.get_running_loop().call_later(3600, list))
+        if request.name == "timer:refuse":
+            raise errors.InvalidArgument("no")
+        return ""
+
+    async with rig(data_dir) as it:
+        it.tiny.behaviours["timer"] = set_a_timer
+        await it.get("timer")
+        await it.failure("timer:refuse")
+        await it.get("another")  # gRPC keeps the last call until the next one comes
+        await _gone(*kept)
+        assert len(timers) == 2
+        for timer in timers:
+            timer.cancel()
