@@ -57,9 +57,23 @@ class SteppedEngine:
         self.note("close")
 
 
+class SlowEngine(SteppedEngine):
+    """Prepares each input when it is let go."""
+
+    def prepare_each(self, texts: Sequence[Any], exact: bool, wanted: Callable[[int], bool]) -> base.Prepared:
+        rows = []
+        for position, text in enumerate(texts):
+            self.note("asks", text)
+            self.go.get(timeout=WAIT)
+            if wanted(position):
+                self.note("decodes", text)
+                rows.append(base.MicroBatch([position], [1], [False], [text]))
+        return base.Prepared(rows)
+
+
 class Rig:
-    def __init__(self) -> None:
-        self.engine = SteppedEngine()
+    def __init__(self, engine: type[SteppedEngine] = SteppedEngine) -> None:
+        self.engine = engine()
         self.answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
         self.idle: queue.Queue[None] = queue.Queue()
         self.pipeline = Pipeline(lambda: self.idle.put(None))
@@ -199,6 +213,49 @@ def test_rows_withdrawn_between_micro_batches_are_answered_and_not_computed(rig)
     assert last.rows is None
     assert [(failure.position, failure.error.reason) for failure in last.failed] == [(1, "Cancelled"), (2, "Cancelled")]
     assert rig.engine.events.empty()
+
+
+@pytest.fixture
+def slow() -> Iterator[Rig]:
+    made = Rig(SlowEngine)
+    yield made
+    for _ in range(100):
+        made.engine.go.put(None)
+    made.pipeline.stop(timeout_seconds=WAIT)
+
+
+def test_inputs_that_take_long_are_left_out_when_their_time_is_over_or_they_are_withdrawn_meanwhile(slow):
+    batch = slow.batch("a", "b", "c", "d")
+    assert slow.engine.next()[:2] == ("asks", "a")
+    batch.dropped.add(1)
+    batch.deadlines = [float("inf"), float("inf"), 0.0, float("inf")]
+    slow.engine.go.put(None)
+    assert slow.engine.next()[:2] == ("decodes", "a")
+    for text in "bc":
+        assert slow.engine.next()[:2] == ("asks", text)
+        slow.engine.go.put(None)
+    assert slow.engine.next()[:2] == ("asks", "d")
+    assert slow.pipeline.looked_at == 3, "others see that it goes on before anything is computed"
+    slow.engine.go.put(None)
+    assert slow.engine.next()[:2] == ("decodes", "d")
+    for text in "ad":
+        assert slow.engine.next()[:2] == ("infer", text)
+        slow.engine.go.put(None)
+    first, last = slow.answer()[1], slow.answer()[1]
+    assert [(failure.position, failure.error.reason) for failure in first.failed] == [
+        (1, "Cancelled"),
+        (2, "DeadlineExceeded"),
+    ]
+    assert last.last
+
+
+def test_a_batch_withdrawn_while_its_inputs_are_prepared_ends_before_the_next_of_them(slow):
+    batch = slow.batch("a", "b", "c")
+    assert slow.engine.next()[:2] == ("asks", "a")
+    slow.pipeline.withdraw(batch)
+    slow.engine.go.put(None)
+    assert isinstance(slow.answer()[1], errors.Cancelled)
+    assert slow.engine.events.empty()
 
 
 def test_an_engine_that_raises_fails_its_batch_and_goes_on(rig):

@@ -60,6 +60,16 @@ def test_what_lifecycle_asks_itself_is_not_counted_as_use() -> None:
     assert ENTRIES._value.get() - before == 8
 
 
+@pytest.mark.parametrize("grows", ["batches", "entries", "looked_at"])
+def test_whatever_a_worker_counts_on_is_progress(grows: str) -> None:
+    """A worker that decodes images computes nothing for a while, and is not sick."""
+    worker = Worker("r", VersionFacts("models/a/b/versions/1", "echo"), {}, None, None, RULES, None)  # type: ignore[arg-type]
+    worker._count(worker_pb2.WatchReply(batches=1, entries=1, looked_at=1))
+    before = worker._progress
+    worker._count(worker_pb2.WatchReply(**{"batches": 1, "entries": 1, "looked_at": 1, grows: 2}))
+    assert worker._progress != before
+
+
 def test_a_worker_of_images_is_asked_for_an_image() -> None:
     facts = VersionFacts("models/a/b/versions/1", "transformers_images", task_type=3)
     assert (probe_of(facts).text, probe_of(facts).data) == ("a real question", b"")
