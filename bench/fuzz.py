@@ -399,9 +399,8 @@ class Fuzz:
                 continue
             plain = lifecycle_pb2.Residency(model_version=residency.model_version, max_replicas=1)
             mask = {"paths": ["pinned", "keep_alive", "min_replicas", "max_replicas", "preload"]}
-            await self._lifecycle.UpdateResidency(
-                lifecycle_pb2.UpdateResidencyRequest(residency=plain, update_mask=mask), timeout=30
-            )
+            request = lifecycle_pb2.UpdateResidencyRequest(residency=plain, update_mask=mask)
+            await _if_there(self._lifecycle.UpdateResidency(request, timeout=30))
 
     async def _settled(self) -> dict[str, int]:
         """Bytes of each process once all that messages set going has ended."""
