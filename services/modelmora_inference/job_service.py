@@ -105,12 +105,12 @@ class JobRpcs:
         kind = job_tasks.kind_of(request)
         task = getattr(request, kind)
         job_tasks.check_task(kind, facts)
-        if kind == "predict" and (violations := job_tasks.wrong_tensors(task, facts, self._max_call_bytes)):
+        dispatcher = self._dispatchers.get(facts.name)
+        widest = facts.embedding_dimensions or (dispatcher.embedding_dimensions if dispatcher is not None else 0)
+        if kind == "predict" and (violations := job_tasks.wrong_tensors(task, facts, self._max_call_bytes, widest)):
             raise invalid(violations)
-        if 0 < facts.embedding_dimensions < request.embed.dimensions:
-            raise InvalidArgument.at(
-                "embed.dimensions", f"at most {facts.embedding_dimensions}, the model's own number"
-            )
+        if 0 < widest < request.embed.dimensions:
+            raise InvalidArgument.at("embed.dimensions", f"at most {widest}, the model's own number")
         job_tasks.check_prompt(kind, task, facts, self._dispatchers.description(facts.name))
         inputs = [
             (end - start, job_tasks.chunk_of(kind, task, start, end).SerializeToString())

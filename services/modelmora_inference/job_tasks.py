@@ -168,12 +168,15 @@ def wrong_inputs(kind: str, task: Any, model: str, max_call_bytes: int) -> list[
     return _once(found)
 
 
-def wrong_tensors(task: pb.PredictTask, facts: VersionFacts, max_call_bytes: int) -> list[FieldViolation]:
-    """What is wrong with the tensors for this version. Raises TaskNotSupported."""
+def wrong_tensors(
+    task: pb.PredictTask, facts: VersionFacts, max_call_bytes: int, dimensions: int
+) -> list[FieldViolation]:
+    """What is wrong with the tensors for this version, whose vectors have so many `dimensions` (0: nobody knows).
+    Raises TaskNotSupported."""
     found: list[FieldViolation] = []
     for index, one in enumerate(task.inputs):
         try:
-            predict.read(_predict(task, one, facts.name), facts, max_call_bytes, facts.embedding_dimensions)
+            predict.read(_predict(task, one, facts.name), facts, max_call_bytes, dimensions)
         except errors.InvalidArgument as error:
             found += _below("predict", error.fields, index, ("inputs",))
         if len(found) >= MAX_VIOLATIONS:
