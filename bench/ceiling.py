@@ -8,8 +8,9 @@ in numpy. Rows are returned pass by pass, and OpenMP and oneDNN have the same en
 folder, the profile.
 
 Reads one command a line from standard input and answers each with one line of JSON: `{"texts": […]}` sets the workload,
-`{"mode": "clients", "clients": 32, "seconds": 5}` runs that many asyncio clients, each with one text at a time,
-`{"mode": "bulk", "seconds": 5}` encodes in large calls. A sample of answers is checked against the text's own vector.
+`{"mode": "clients", "clients": 32, "seconds": 5, "seed": 1}` runs that many asyncio clients, each with one text at a
+time, `{"mode": "bulk", "seconds": 5, "seed": 1}` encodes in large calls. The seed says which texts, as it does for the
+load that ours gets. A sample of answers is checked against the text's own vector.
 """
 
 from __future__ import annotations
@@ -247,17 +248,17 @@ def passes(lengths: list[int]) -> list[list[int]]:
 
 
 async def clients(
-    engine: Engine, texts: list[str], truth: dict[int, Any], count: int, seconds: float
+    engine: Engine, texts: list[str], truth: dict[int, Any], count: int, seconds: float, seed: int
 ) -> dict[str, Any]:
     batcher = MicroBatcher(engine)
     running = asyncio.create_task(batcher.run())
-    chance = random.Random(count)
     latencies: list[float] = []
     wrong = 0
     start = time.perf_counter()
 
-    async def client() -> None:
+    async def client(number: int) -> None:
         nonlocal wrong
+        chance = random.Random(seed * 1000 + number)
         while time.perf_counter() - start < seconds:
             index = chance.randrange(len(texts))
             asked = time.perf_counter()
@@ -266,7 +267,7 @@ async def clients(
             if index in truth and float(row @ truth[index]) < 0.9999:
                 wrong += 1
 
-    await asyncio.gather(*(client() for _ in range(count)))
+    await asyncio.gather(*(client(number) for number in range(count)))
     elapsed = time.perf_counter() - start
     running.cancel()
     return {
@@ -278,11 +279,11 @@ async def clients(
     }
 
 
-def bulk(engine: Engine, texts: list[str], seconds: float) -> dict[str, Any]:
-    count, at, start = 0, 0, time.perf_counter()
+def bulk(engine: Engine, texts: list[str], seconds: float, seed: int) -> dict[str, Any]:
+    count, chance, start = 0, random.Random(seed * 1000), time.perf_counter()
     while time.perf_counter() - start < seconds:
+        at = chance.randrange(len(texts))
         share = [texts[(at + i) % len(texts)] for i in range(256)]
-        at += len(share)
         tokens = tokenise(engine.model, share)
         for places in engine.passes([len(one["input_ids"]) for one in tokens]):
             engine.forward([tokens[place] for place in places])
@@ -315,9 +316,9 @@ def main(folder: str, profile: str = "torch/fp32") -> None:
                 "truth": {str(index): row.tolist() for index, row in truth.items()},
             }
         elif command["mode"] == "bulk":
-            answer = bulk(engine, texts, command["seconds"])
+            answer = bulk(engine, texts, command["seconds"], command["seed"])
         else:
-            answer = asyncio.run(clients(engine, texts, truth, command["clients"], command["seconds"]))
+            answer = asyncio.run(clients(engine, texts, truth, command["clients"], command["seconds"], command["seed"]))
         print(json.dumps(answer), flush=True)
 
 

@@ -7,6 +7,8 @@ import math
 import pytest
 
 from bench import workload
+from bench.report import Series, merged
+from bench.sharing import Urgent, attributed
 from bench.statistics import bootstrap, median, percentile
 
 
@@ -34,3 +36,27 @@ def test_the_workload_is_the_same_every_time_and_all_different() -> None:
     assert len(set(texts)) == 300
     assert all(20 <= len(text.split()) <= 220 for text in texts)
     assert workload.digest(texts) != workload.digest(texts[::-1])
+
+
+def test_compute_seconds_are_shared_by_the_tokens_of_each_micro_batch() -> None:
+    calls = {"short": [(0.5, 10), (0.5, 10), (0.25, 10)], "long": [(0.5, 80), (0.125, 250), (0.125, 250)]}
+    spent = attributed(calls)
+    assert spent == pytest.approx({"short": 0.1 + 0.25, "long": 0.4 + 0.125})
+    assert sum(spent.values()) == pytest.approx(0.5 + 0.25 + 0.125)
+
+
+def test_what_a_bulk_costs_the_urgent_is_held_against_their_own_time_and_one_micro_batch() -> None:
+    found = Urgent(alone=[[0.01, 0.02]], beside=[[0.05, 0.09]], micro_batches=[[0.07, 0.04]])
+    assert found.ratios() == pytest.approx([1.0])
+
+
+def test_one_client_is_compared_pair_by_pair() -> None:
+    series = Series(latencies={"ours": [[0.02, 0.03, 0.04], [0.05]], "ceiling": [[0.02], [0.03, 0.04, 0.05]]})
+    assert series.later().middle == pytest.approx(0.01)
+
+
+def test_a_part_of_the_page_takes_the_place_of_its_own_and_leaves_other_profiles() -> None:
+    old = "# Benchmarks\n\nhead\n\n## Embedding, torch fp32\n\n1\n\n## Plumbing\n\n2\n"
+    new = "# Benchmarks\n\nother head\n\n## Embedding, openvino bf16\n\n3\n\n## Plumbing\n\n4\n"
+    expected = "# Benchmarks\n\nhead\n\n## Embedding, torch fp32\n\n1\n\n## Plumbing\n\n4\n\n"
+    assert merged(old, new) == expected + "## Embedding, openvino bf16\n\n3\n\n"
