@@ -11,6 +11,10 @@ when that closes, by will or by our death, the kernel ends the worker (modelmora
 3. the root dies: workers and servers go on; the exit status of those it would have reaped is unknown; the next launch
    that needs it starts a new one;
 4. a fork server dies between starting a worker and telling of it: that worker's lifeline is closed here.
+
+A family's server has one *spare*: a fork that waits for its orders, made a moment after the last launch. The next
+launch takes it, and so does not wait for a fork, which copies the page tables of all the libraries (20 ms). It has seen
+no model, holds nothing but its descriptors, and ends with its server.
 """
 
 from __future__ import annotations
@@ -130,6 +134,9 @@ class Launcher(Protocol):
     def fork_servers(self) -> Sequence[tuple[str, int]]:
         """(family, process id) of those that run."""
 
+    def spares(self) -> Sequence[tuple[str, int]]:
+        """(family, process id) of workers that wait for a launch."""
+
     def server_starts(self) -> Mapping[str, float]:
         """Of the fork servers that take orders, by family: the seconds that their start took."""
 
@@ -225,7 +232,8 @@ class LocalWorker:
 class LocalLauncher:
     """Workers on this machine. `run_dir`: a short 0700 folder for sockets; `log_dir`: one log file per worker.
 
-    The fork server of a family ends once it has had no worker for `fork_server_idle_seconds`.
+    The fork server of a family ends once it has had no worker for `fork_server_idle_seconds`. It makes a spare when
+    nothing was launched from it for `spare_after_seconds`; None: never.
     """
 
     def __init__(
@@ -235,11 +243,13 @@ class LocalLauncher:
         *,
         python: str = sys.executable,
         fork_server_idle_seconds: float = 600.0,
+        spare_after_seconds: float | None = 0.5,
     ) -> None:
         self._run_dir = run_dir.absolute()
         self._log_dir = log_dir.absolute()
         self._python = python
         self._idle_seconds = fork_server_idle_seconds
+        self._spare_after_seconds = spare_after_seconds
         self._numbers = itertools.count(1)
         self._root: _ForkServer | None = None
         self._families: dict[str, _ForkServer] = {}
@@ -254,6 +264,13 @@ class LocalLauncher:
 
     def fork_servers(self) -> list[tuple[str, int]]:
         return [(family, server.pid) for family, server in self._families.items() if not server.gone and server.pid]
+
+    def spares(self) -> list[tuple[str, int]]:
+        return [
+            (family, server.spare.worker.pid)
+            for family, server in self._families.items()
+            if server.spare is not None and server.spare.worker is not None
+        ]
 
     def server_starts(self) -> dict[str, float]:
         return {
@@ -273,16 +290,20 @@ class LocalLauncher:
             server = self._family(family)
             with contextlib.suppress(_NoForks, _ForkServerGone), server.used():
                 await server.opened()
+                self._renew_spare(server)
 
     async def launch(self, spec: LaunchSpec, *, timeout_seconds: float) -> LocalWorker:
+        spare = self._take_spare(spec)
         try:
-            order = self._order(spec)
+            order = spare or self._order(spec)
         except OSError as error:
             raise errors.LoadFailed(f"no worker can be started: {error}") from error
         try:
             async with asyncio.timeout(timeout_seconds):
-                worker = await self._start(order)
+                worker = order.worker or await self._start(order)
                 await self._ready(order, worker)
+                if worker.reaper.family:
+                    self._renew_spare(worker.reaper)
                 return worker
         except TimeoutError:
             tail = order.abandon()
@@ -292,9 +313,55 @@ class LocalLauncher:
             raise errors.LoadFailed(_with_tail(message, tail)) from None
         except OSError as error:
             raise errors.LoadFailed(_with_tail(f"no worker can be started: {error}", order.abandon())) from error
+        except errors.LoadFailed as error:
+            order.abandon()
+            if spare is None:
+                raise
+            # It had died before anybody needed it.
+            log.warning("a spare worker could not be used: %s", error.message)
+            return await self.launch(spec, timeout_seconds=timeout_seconds)
         except BaseException:
             order.abandon()
             raise
+
+    def _take_spare(self, spec: LaunchSpec) -> _Order | None:
+        """The order of a worker that waits in this family, as one of this launch; None when there is none."""
+        server = self._families.get(spec.family) if spec.family and not spec.env and not self._closed else None
+        if server is None or server.gone or server.spare is None or server.spare.boot is None:
+            return None
+        order, server.spare = server.spare, None
+        order.spec = spec
+        order.log.rename(self._log_dir / _log_name(spec, order.number))
+        return order
+
+    def _renew_spare(self, server: _ForkServer) -> None:
+        """Another spare once nothing was launched for a while: nobody is to wait for it, nor for the processor."""
+        server.last_used = time.monotonic()
+        if self._spare_after_seconds is not None and server.spare is None:
+            if server.spare_timer is not None:
+                server.spare_timer.cancel()
+            loop = asyncio.get_running_loop()
+            server.spare_timer = loop.call_later(self._spare_after_seconds, self._begin_spare, server)
+
+    def _begin_spare(self, server: _ForkServer) -> None:
+        server.spare_timer = None
+        if not (self._closed or server.gone or server.spare or server.users):
+            server.sparing = asyncio.create_task(self._make_spare(server), name=f"spare worker of {server.family}")
+
+    async def _make_spare(self, server: _ForkServer) -> None:
+        try:
+            order = self._order(LaunchSpec(f"spare-{server.family}", server.family, f"spare-{server.family}"))
+        except (OSError, errors.ModelMoraError):
+            return
+        try:
+            worker = await server.start(order, None)
+        except (_ForkServerGone, _NoForks, errors.ModelMoraError):
+            worker = None
+        if worker is None or worker.exited.done() or self._closed or server.gone or server.spare:
+            order.abandon()
+            return
+        server.spare = order
+        worker.exited.add_done_callback(lambda _: server.forget_spare(order))
 
     async def close(self) -> None:
         self._closed = True
@@ -304,7 +371,7 @@ class LocalLauncher:
         for server in self._families.values():
             server.hang_up("closed")
         await _end_all(list(self._workers.values()))
-        starting = [server.starting for server in self._families.values() if server.starting]
+        starting = [task for server in self._families.values() for task in (server.starting, server.sparing) if task]
         if starting:
             await asyncio.wait(starting, timeout=10)
         if self._root is not None:
@@ -321,9 +388,7 @@ class LocalLauncher:
         if len(os.fsencode(socket_path)) > _MAX_SOCKET_PATH_BYTES:
             raise errors.LoadFailed(f"the run folder's path is too long for a Unix socket: {self._run_dir}")
         socket_path.unlink(missing_ok=True)
-        label = re.sub(r"[^A-Za-z0-9._-]+", "_", spec.label.removeprefix("models/")).strip("._")[:80]
-        name = f"worker-{label or spec.engine}-{spec.replica_uid[:8]}-{number}.log"
-        return _Order(spec, socket_path, _LogPipe(self._log_dir / name), number)
+        return _Order(spec, socket_path, _LogPipe(self._log_dir / _log_name(spec, number)), number)
 
     async def _start(self, order: _Order) -> LocalWorker:
         """Forked if it can be, else spawned."""
@@ -508,6 +573,10 @@ class _ForkServer:
         self.parent: _ForkServer | None = None
         """Who reaps the workers when this one is gone."""
         self.starting: asyncio.Task[None] | None = None
+        self.spare: _Order | None = None
+        """Of a worker that waits for what it is to be."""
+        self.spare_timer: asyncio.TimerHandle | None = None
+        self.sparing: asyncio.Task[None] | None = None
         self._processes = processes
         self._loop = asyncio.get_running_loop()
         self._socket, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -575,7 +644,13 @@ class _ForkServer:
 
     @property
     def idle(self) -> bool:
-        return not self.users and not any(process.reaper is self for process in self._processes.values())
+        spare = self.spare.worker if self.spare is not None else None
+        return not self.users and not any(p.reaper is self and p is not spare for p in self._processes.values())
+
+    def forget_spare(self, order: _Order) -> None:
+        """It has ended."""
+        if self.spare is order:
+            self.spare = None
 
     async def start(self, order: _Order, argv: Sequence[str] | None) -> LocalWorker:
         """Starts a program, or a fork. Raises _ForkServerGone; _NoForks or LoadFailed when it cannot."""
@@ -684,6 +759,13 @@ class _ForkServer:
         if self.gone:
             return
         self.gone = True
+        if self.spare_timer is not None:
+            self.spare_timer.cancel()
+        if self.spare is not None:
+            self.spare.abandon()
+            if self.spare.worker is not None:
+                self.spare.worker.status_known(None, None)  # by whom it is reaped nobody knows, nor asks
+            self.spare = None
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
@@ -724,6 +806,12 @@ class _LogPipe:
         self._read_end = -1
         self._file = -1
         self._written_bytes = 0
+
+    def rename(self, path: Path) -> None:
+        """Goes on in a file of this name."""
+        if self._file >= 0:
+            self._path.replace(path)
+        self._path = path
 
     def open(self) -> int:
         """The write end, for the worker; drains from now on."""
@@ -799,6 +887,11 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
 def _worker_package() -> Path:
     """Folder of the worker's code. Lifecycle starts it and does not import it."""
     return Path(__file__).resolve().parent.parent / "modelmora_worker"
+
+
+def _log_name(spec: LaunchSpec, number: int) -> str:
+    label = re.sub(r"[^A-Za-z0-9._-]+", "_", spec.label.removeprefix("models/")).strip("._")[:80]
+    return f"worker-{label or spec.engine}-{spec.replica_uid[:8]}-{number}.log"
 
 
 def _prune_logs(folder: Path) -> None:

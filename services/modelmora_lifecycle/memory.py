@@ -26,6 +26,9 @@ from modelmora_lifecycle.ledger import Vector, plus
 _MOVED_BYTES = 1024 * 1024
 """Counters that moved by less leave the last full reading as it is."""
 _LENDERS_REMEMBERED = 64
+_SPARE_PART = 32
+"""Of what a fork server has, the part that a spare worker of it may have for its own (a sixtieth, with torch). It is
+charged with the server whether the spare is there now or not: so none comes at a bad moment."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _COUNTERS = {b"RssAnon", b"RssFile", b"RssShmem", b"VmHWM", b"VmSwap"}
 
@@ -97,8 +100,13 @@ class Meter:
         self._lenders: dict[int, int] = {}
         """By fork server, the last seen last: its anonymous memory, which every fork of it begins with."""
 
-    def measure(self, workers: Sequence[Process], fork_servers: Iterable[tuple[str, int]]) -> Sample:
-        """A sample of these workers and fork servers (family, pid), and of the machine."""
+    def measure(
+        self,
+        workers: Sequence[Process],
+        fork_servers: Iterable[tuple[str, int]],
+        spares: Iterable[tuple[str, int]] = (),
+    ) -> Sample:
+        """A sample of these workers, of fork servers and their spare workers (family, pid), and of the machine."""
         private: dict[str, Vector] = {}
         peak: dict[str, Vector] = {}
         shared: dict[str, Shared] = {}
@@ -107,7 +115,8 @@ class Meter:
         lents = dict(self._lent)
         ours = 0
         servers = {family: pid for family, pid in fork_servers if not gone(pid)}
-        seen = set(servers.values())
+        waiting = dict(spares)
+        seen = {*servers.values(), *waiting.values()}
         if {worker.pid for worker in workers} | seen != self._readings.keys():
             self._readings.clear()  # who comes or goes changes what the others have alone
         for family, pid in servers.items():
@@ -117,9 +126,12 @@ class Meter:
                 ours += reading.own_anonymous
                 self._lenders.pop(pid, None)
                 self._lenders[pid] = reading.anonymous
-                shared[f"fork-servers/{family}"] = Shared(
-                    {HOST: sum(counters[name] for name in (b"RssAnon", b"RssFile", b"RssShmem", b"VmSwap"))}
-                )
+                taken = sum(counters[name] for name in (b"RssAnon", b"RssFile", b"RssShmem", b"VmSwap"))
+                spare = self._read(waiting[family], "") if family in waiting else None
+                if spare is not None:
+                    ours += spare[0].own_anonymous
+                apart = max(taken // _SPARE_PART, spare[0].private if spare is not None else 0)
+                shared[f"fork-servers/{family}"] = Shared({HOST: taken + apart})
         on_devices = self._accelerators.read()
         for worker in workers:
             found = self._read(worker.pid, worker.folder)
@@ -157,7 +169,7 @@ class Meter:
         if any(gone(pid) for pid in servers.values()):
             # It died in between: some were read beside it and some without it, and all it had seemed theirs.
             self._readings.clear()
-            return self.measure(workers, servers.items())
+            return self.measure(workers, servers.items(), waiting.items())
         shared |= {
             f"fork-servers/{lender}": Shared({HOST: size}, frozenset(users))
             for lender, (size, users) in estates.items()
@@ -172,9 +184,9 @@ class Meter:
         self._readings = {pid: reading for pid, reading in self._readings.items() if pid in seen}
         limit = machine.limit()
         foreign = {HOST: max(0, limit.total_bytes - machine.available_bytes() - ours)}
-        taken = plus(*private.values())
+        on_them = plus(*private.values())
         for name, device in on_devices.items():
-            foreign[name] = max(0, device.used_bytes - taken.get(name, 0))
+            foreign[name] = max(0, device.used_bytes - on_them.get(name, 0))
         return Sample(
             private=private,
             peak=peak,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from modelmora.worker.v1 import worker_pb2
 from modelmora_lifecycle.launcher import LaunchSpec, LocalLauncher, LocalWorker
+from modelmora_lifecycle.memory import Meter
 from modelmora_runtime.worker_channel import WorkerChannel
 from modelmora_worker import fork_server
 from modelmora_worker.engines import base
@@ -45,7 +46,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 async def launcher(data_dir: Path, library: Path) -> AsyncIterator[LocalLauncher]:
-    launcher = LocalLauncher(data_dir / "run", data_dir / "logs")
+    launcher = LocalLauncher(data_dir / "run", data_dir / "logs", spare_after_seconds=0.02)
     yield launcher
     await launcher.close()
     assert list((data_dir / "run").iterdir()) == []
@@ -236,3 +237,87 @@ async def test_an_idle_fork_server_makes_room_for_another_family(launcher):
     launcher.cool(keep="other")
     assert launcher.fork_servers() == []
     await ended(pid)
+
+
+async def spare_of(launcher: LocalLauncher) -> int:
+    async with asyncio.timeout(20):
+        while not launcher.spares():
+            await asyncio.sleep(0.01)
+    ((family, pid),) = launcher.spares()
+    assert family == "cheap"
+    return pid
+
+
+async def test_a_launch_takes_the_spare_and_the_next_one_gets_another(launcher, data_dir):
+    first = await launch(launcher)
+    spare = await spare_of(launcher)
+    assert parent_of(spare) == family_pid(launcher)
+    other = replace(SPEC, replica_uid="ffffffffff", label="models/acme/other/versions/1")
+    workers = await asyncio.gather(launch(launcher, other), launch(launcher))
+    assert [worker.pid == spare for worker in workers] == [True, False]
+    assert {worker.lender_pid for worker in workers} == {family_pid(launcher)}
+    assert len({worker.control_key for worker in (first, *workers)}) == 3
+    await works(workers[0])
+    workers[0].terminate()
+    assert (await asyncio.wait_for(workers[0].exited, 20)).code == 0
+    assert list((data_dir / "logs").glob("worker-acme_other_versions_1-ffffffff-*.log"))
+    assert await spare_of(launcher) not in {spare, workers[1].pid}
+
+
+async def test_a_spare_that_died_harms_no_launch(launcher):
+    await launch(launcher)
+    spare = await spare_of(launcher)
+    os.kill(spare, signal.SIGKILL)
+    worker = await launch(launcher)  # nobody has heard of its end yet
+    assert worker.pid != spare
+    await works(worker)
+    spare = await spare_of(launcher)
+    os.kill(spare, signal.SIGKILL)
+    await ended(spare)
+    await works(await launch(launcher))
+
+
+async def test_a_spare_goes_with_its_fork_server(launcher):
+    worker = await launch(launcher)
+    spare = await spare_of(launcher)
+    os.kill(family_pid(launcher), signal.SIGKILL)
+    await ended(spare)
+    assert launcher.spares() == []
+    worker.kill()
+    await worker.exited
+    await launch(launcher)
+    spare = await spare_of(launcher)
+    assert parent_of(spare) == family_pid(launcher)
+
+
+async def test_a_fork_server_with_nothing_but_a_spare_is_idle(launcher):
+    worker = await launch(launcher)
+    spare, server = await spare_of(launcher), family_pid(launcher)
+    worker.kill()
+    await worker.exited
+    launcher.cool(keep="cheap")
+    assert launcher.spares() == [("cheap", spare)]
+    launcher.cool(keep="other")
+    assert launcher.fork_servers() == launcher.spares() == []
+    await ended(spare)
+    await ended(server)
+
+
+async def test_a_spare_is_charged_with_its_server_before_it_is_there(launcher):
+    await launch(launcher)
+    servers = launcher.fork_servers()
+    before = Meter().measure([], servers).shared["fork-servers/cheap"].memory["host"]
+    spare = await spare_of(launcher)
+    after = Meter().measure([], servers, launcher.spares()).shared["fork-servers/cheap"].memory["host"]
+    resident = sum(
+        int(line.split()[1]) * 1024
+        for line in Path(f"/proc/{family_pid(launcher)}/status").read_text().splitlines()
+        if line.startswith(("RssAnon", "RssFile", "RssShmem", "VmSwap"))
+    )
+    private = sum(
+        int(line.split()[1]) * 1024
+        for line in Path(f"/proc/{spare}/smaps_rollup").read_text().splitlines()
+        if line.startswith("Private_")
+    )
+    assert before > resident * 1.02
+    assert after >= resident + private

@@ -39,7 +39,7 @@ PACKED_TOKENS: Final = 1024
 MAX_BATCH_TOKENS: Final = 8192
 MAX_BATCH_ENTRIES: Final = 256
 NO_LIMIT_TOKENS: Final = 1 << 20
-WARM_UP_TOKENS: Final = 16
+TRIAL_TOKENS: Final = 16
 _FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 """What libraries raise of an encoder that they cannot compute. Those of ONNX Runtime are RuntimeErrors."""
 _TRIAL_TEXT: Final = "the queue of a model holds what nobody has computed yet, and every text in it waits alone; " * 8
@@ -106,7 +106,8 @@ class SentenceTransformersEngine:
         transformers.utils.logging.disable_progress_bar()
         self._torch = torch
         threads = spec.cpu_threads or usable_cores()
-        torch.set_num_threads(threads)
+        # A load is hardly faster with more, and takes them from those who answer.
+        torch.set_num_threads(1)
         progress("weights", 0, weights_bytes)
         opening: Future[Any] | None = None
         if backend != "torch" and (there := conversions.found(backend, folder, spec.cache_path)) is not None:
@@ -127,6 +128,7 @@ class SentenceTransformersEngine:
             self._padded_tokens = options["micro_batch_tokens"] or PADDED_TOKENS
             self._packed_tokens = options["micro_batch_tokens"] or PACKED_TOKENS
             self._dimensions = self._warm_up()
+            torch.set_num_threads(threads)
             if backend != "torch":
                 told = lambda: progress("converting", 0, weights_bytes)  # noqa: E731
                 conversion, passing = conversions.converted(backend, folder, spec.cache_path, told)
@@ -351,13 +353,12 @@ class SentenceTransformersEngine:
             return self._model(features)
 
     def _warm_up(self) -> int:
-        """One short pass, so that the first request does not pay for what is set up lazily. The dimensions."""
-        words = " ".join(["warm"] * min(WARM_UP_TOKENS, self._max_input_tokens // 2))
-        return int(self._forward([self._truncated(words)]).shape[1])
+        """One pass of one word, so that the first request does not pay for what is set up lazily. The dimensions."""
+        return int(self._forward([self._truncated("warm")]).shape[1])
 
     def _trial(self) -> list[Any]:
         """Tokenised texts of several lengths."""
-        longest = min(WARM_UP_TOKENS, self._max_input_tokens // 2)
+        longest = min(TRIAL_TOKENS, self._max_input_tokens // 2)
         words = _TRIAL_TEXT.split()
         return [self._truncated(" ".join(words[:count])) for count in (longest, 1, longest // 2, 3)]
 
