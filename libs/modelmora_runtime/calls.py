@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any
 
-from modelmora.errors import ResourceExhausted, ShuttingDown
+from modelmora.errors import ModelMoraError, ResourceExhausted, ShuttingDown
 
 from modelmora_runtime.audit import Audit
 from modelmora_runtime.auth import ANYONE, NOBODY, Caller, Role
@@ -31,7 +31,10 @@ class BytesInFlight(ResourceExhausted):
 class Call:
     """One call while it runs."""
 
-    __slots__ = ("audit", "budget", "bytes", "caller", "context", "cut", "deadline", "metadata", "method", "task")
+    __slots__ = (
+        *("audit", "budget", "bytes", "caller", "context", "cut", "deadline", "metadata", "method", "task"),
+        "undone",
+    )
 
     def __init__(self, method: Method, context: Any, task: asyncio.Task[Any]) -> None:
         self.method = method
@@ -46,6 +49,8 @@ class Call:
         self.cut = False
         self.audit = method.audit
         """Where it is to be written down; None from then on, and where it is not."""
+        self.undone: ModelMoraError | None = None
+        """Why it has not done all that it was to do, although it is answered; for the record."""
 
     def end(self) -> None:
         """It is over: lets go of all that it had. The connections and timers that it happened to start have inherited

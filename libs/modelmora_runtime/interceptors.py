@@ -85,6 +85,13 @@ def add_bytes(context: Any, count: int) -> None:
         call.budget.add(call, count)
 
 
+def left_undone(context: Any, why: ModelMoraError) -> None:
+    """For a call that tells its caller in its answer what it could not do: the record has it as this failure."""
+    call = _call.get()
+    if call is not None and call.context is context:
+        call.undone = why
+
+
 class Interceptors:
     """The stack for one server."""
 
@@ -191,7 +198,8 @@ class Interceptors:
                 async with asyncio.timeout(limit_seconds):
                     answer = await run(argument, context)
             if call.audit is not None:
-                await self._record(call, argument, answer, code, None)
+                undone = call.undone
+                await self._record(call, argument, answer, undone.status if undone is not None else code, undone)
             if serializer is not None:
                 answer = self._serialised(call, serializer, answer)
             return answer

@@ -38,6 +38,7 @@ from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora_runtime import ids, protomap
 from modelmora_runtime.auth import current_caller
 from modelmora_runtime.host import EngineCard
+from modelmora_runtime.interceptors import left_undone
 
 from modelmora_registry import lock_yaml, locks, mirrors
 from modelmora_registry.artifacts import Artifacts
@@ -79,7 +80,8 @@ class Step:
 
     done_bytes: int = 0
     outcome: str = ""
-    reason: str = ""
+    error: ModelMoraError | None = None
+    """Why the outcome is `failed`."""
 
 
 class LockRpcs:
@@ -190,19 +192,21 @@ class LockRpcs:
         document = await self._lock_document(request, "name", "yaml")
         mirrors.check(request.mirror)
         total = sum(locked.size_bytes for locked in document.models)
-        before, converged = 0, True
+        before, failure = 0, None
         for locked in document.models:
             async for step in self._converge(locked, request.mirror, promote=request.promote):
+                failure = failure or step.error
                 yield pb.ApplyModelLockResponse(
                     model_version=locked.model_version,
                     outcome=step.outcome,
-                    reason=step.reason,
+                    reason=f"{step.error.reason}: {step.error.message}" if step.error is not None else "",
                     done_bytes=before + min(step.done_bytes, locked.size_bytes),
                     total_bytes=total,
                 )
-                converged = converged and step.outcome != "failed"
             before += locked.size_bytes
-        yield pb.ApplyModelLockResponse(done_bytes=before, total_bytes=total, done=True, converged=converged)
+        if failure is not None:
+            left_undone(context, failure)
+        yield pb.ApplyModelLockResponse(done_bytes=before, total_bytes=total, done=True, converged=failure is None)
 
     # Making and reading.
 
@@ -300,7 +304,7 @@ class LockRpcs:
         except (ShuttingDown, DatabaseUnavailable):
             raise
         except ModelMoraError as error:
-            yield Step(outcome="failed", reason=f"{error.reason}: {error.message}")
+            yield Step(outcome="failed", error=error)
             return
         yield Step(done_bytes=locked.size_bytes, outcome=outcome)
 

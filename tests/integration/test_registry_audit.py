@@ -25,6 +25,7 @@ from modelmora.errors import (
 )
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora.status import error_from_rpc
+from modelmora_registry import lock_yaml, locks
 from modelmora_registry.audit_store import AuditStore
 from modelmora_runtime import auth
 from modelmora_runtime.db import Database
@@ -84,6 +85,20 @@ async def test_what_changes_something_is_written_down_with_its_result(rig: Rig) 
     for wrong in ({"filter": "who = x"}, {"page_token": "x"}, {"filter": "status < OK"}):
         with pytest.raises(InvalidArgument):
             await rig.call(rig.registry.ListAuditEntries, pb.ListAuditEntriesRequest(**wrong))
+
+
+async def test_a_lock_that_does_not_converge_is_no_success(rig: Rig) -> None:
+    await rig.echo()
+    yaml = (await rig.call(rig.registry.CreateModelLock, pb.CreateModelLockRequest(models=["acme/echo"]))).yaml
+    (here,) = lock_yaml.read(yaml).models
+    other = locks.LockDocument.of([here.model_copy(update={"engine_options": {"seed": 8}})])
+    for text, converges in ((yaml, True), (locks.render(other), False)):
+        told = [each async for each in rig.registry.ApplyModelLock(pb.ApplyModelLockRequest(yaml=text), timeout=20)]
+        assert told[-1].converged is converges, told
+        # The caller has heard of it in the answer, and the call itself went well.
+        entry, *_ = await entries(rig, "method : applymodellock")
+        reason = "" if converges else told[0].reason.partition(":")[0]
+        assert (entry.status == "OK", entry.reason) == (converges, reason), entry
 
 
 async def test_the_refused_are_written_down_too_and_only_admins_read_it(database_url: str, data_dir: Path) -> None:

@@ -117,3 +117,6 @@ async def test_a_lock_without_fingerprints_says_so(rig: Rig, tmp_path: Path) -> 
     made = await run(rig, "lock", "create", "a/one")
     assert (made.exit_code, made.stderr) == (0, "")
     assert json.loads((await run(rig, "lock", "create", "a/one", "--json")).stdout)["without_fingerprint"] == []
+    await rig.echo("a/echo")  # It has no files: no load will ever take one.
+    made = await run(rig, "lock", "create", "a/echo")
+    assert (made.exit_code, made.stderr) == (0, "")

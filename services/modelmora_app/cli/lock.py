@@ -38,7 +38,8 @@ def create(session: Session, models: tuple[str, ...], output: Path | None, lock_
     made = session.client.create_lock(*models, lock_id=lock_id)
     if output is not None:
         _write(output, made.yaml)
-    bare = [each.model_version for each in made.model_lock.models if not each.HasField("fingerprint")]
+    # Without files there is nothing of which answers could change unnoticed, and none is ever taken.
+    bare = [each.model_version for each in made.model_lock.models if each.files and not each.HasField("fingerprint")]
     if session.as_json:
         show.print_json({**show.as_json(made.model_lock), "without_fingerprint": bare})
     elif output is None:
@@ -51,7 +52,7 @@ def create(session: Session, models: tuple[str, ...], output: Path | None, lock_
         more = f" and {len(bare) - MAX_NAMED} more" if len(bare) > MAX_NAMED else ""
         click.echo(
             f"warning: no fingerprint of {names}{more}: `lock verify` will not notice other answers. One is taken a "
-            "moment after a version is loaded; lock again then.",
+            "moment after a version that answers texts is loaded; lock again then.",
             err=True,
         )
 
