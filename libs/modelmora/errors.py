@@ -129,6 +129,10 @@ class DeadlineExceeded(ModelMoraError):
     status = "DEADLINE_EXCEEDED"
 
 
+class QueryTooSlow(DeadlineExceeded):
+    """The database gave up looking for this; ask for less, the fields say where."""
+
+
 class Cancelled(ModelMoraError):
     """The caller withdrew the request."""
 
@@ -340,6 +344,10 @@ class ProfileNotSupported(FailedPrecondition):
 
 class TextTooLong(InvalidArgument):
     """A text has more tokens than the model takes and truncate is false."""
+
+
+class StreamNotRead(Unavailable):
+    """The client has not taken the answers in its stream for too long; open another and read it."""
 
 
 class QueueFull(ResourceExhausted):

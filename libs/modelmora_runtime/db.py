@@ -36,6 +36,7 @@ from modelmora.errors import (
     FailedPrecondition,
     InvalidArgument,
     ModelMoraError,
+    QueryTooSlow,
     StorageFull,
 )
 from sqlalchemy import Connection, event, exc, text
@@ -461,6 +462,8 @@ def translate(error: BaseException | None) -> ModelMoraError | None:
         return DatabaseUnavailable(f"the database is away: {why_away(error)}")
     if state == "53100":
         return StorageFull("the database's disk is full; free some space")
+    if state == "57014":
+        return QueryTooSlow()  # the server is well: it stopped a statement, as it was told to
     if state in ("22021", "22P05"):
         return InvalidArgument("a text has the character NUL, which the database cannot keep")
     if state in ("40001", "40P01"):
@@ -469,7 +472,6 @@ def translate(error: BaseException | None) -> ModelMoraError | None:
 
 
 _AWAY_STATES = {
-    "57014": "no answer in time",  # a statement that was cancelled
     "57P01": "it is stopping",
     "57P02": "it has crashed",
     "57P03": "it is starting or stopping",

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from modelmora.errors import FieldViolation, QueryTooSlow
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from modelmora_registry.domain import MANAGED_ALIAS, PRODUCTION_ALIAS, tasks_of
@@ -20,6 +21,11 @@ RANKED = 500
 
 FEW = 1_000
 """So many of what a search finds beside a filter are put in order by themselves."""
+
+LONGEST_SECONDS = 3
+"""So long each look at what a filter or words find may take. A condition that hardly any row meets and that no index
+knows walks the whole table; the caller hears so before everybody else waits for the database."""
+_NARROWER = "add a condition that is met by few, such as labels.key = value, name, state or create_time, or rarer words"
 
 Narrowed = tuple[sa.Select[Any], sa.ColumnElement[Any], sa.ColumnElement[Any]]
 """Rows, their uid and their sort key."""
@@ -172,10 +178,31 @@ async def page_of(
 ) -> tuple[Sequence[Any], str, int | None]:
     """Rows of one page, the token of the next and, if wanted, the capped count. `query` selects the sort key too, under
     its name; `tie` is the uid that tells rows of one sort key apart. `narrow` says among which of all that is found the
-    page is, with their sort key."""
-    if page.query or page.filter is not None:
+    page is, with their sort key. Raises QueryTooSlow at `filter` or `query`."""
+    narrows = bool(page.query) or page.filter is not None
+    if narrows:
         # The plan is for these words: one for any words takes them all for rare.
-        await connection.execute(sa.text("SET LOCAL plan_cache_mode = force_custom_plan"))
+        await connection.execute(_set(plan_cache_mode="force_custom_plan", statement_timeout=f"{LONGEST_SECONDS}s"))
+    try:
+        return await _page_of(connection, query, tie, keys, fields, page, with_total, narrow)
+    except QueryTooSlow:
+        if not narrows:
+            raise
+        field = "filter" if page.filter is not None else "query"
+        wrong = f"finds too little among too much to look at ({LONGEST_SECONDS} s are over): {_NARROWER}"
+        raise QueryTooSlow(f"{field}: {wrong}", fields=[FieldViolation(field, wrong)]) from None
+
+
+async def _page_of(
+    connection: AsyncConnection,
+    query: sa.Select[Any],
+    tie: sa.ColumnElement[Any],
+    keys: Mapping[str, sa.ColumnElement[Any]],
+    fields: Mapping[str, Condition],
+    page: Page,
+    with_total: bool,
+    narrow: Callable[[sa.Select[Any]], Narrowed] | None,
+) -> tuple[Sequence[Any], str, int | None]:
     if page.filter is not None:
         query = query.where(condition_of(page.filter, fields))
     total = None
@@ -217,8 +244,12 @@ async def _few(connection: AsyncConnection, query: sa.Select[Any], tie: sa.Colum
 
 def _lookups(walks: str) -> sa.Select[Any]:
     """Whether the planner may walk an index or the table, in this transaction."""
-    names = ("enable_indexscan", "enable_indexonlyscan", "enable_seqscan")
-    return sa.select(*(sa.func.set_config(name, walks, True) for name in names))
+    return _set(enable_indexscan=walks, enable_indexonlyscan=walks, enable_seqscan=walks)
+
+
+def _set(**settings: str) -> sa.Select[Any]:
+    """Settings of the server for this transaction."""
+    return sa.select(*(sa.func.set_config(name, value, True) for name, value in settings.items()))
 
 
 def _read_key(key: sa.ColumnElement[Any], text: str) -> Any:

@@ -17,6 +17,7 @@ from modelmora.errors import (
     IllegalTransition,
     InvalidArgument,
     ModelNotFound,
+    QueryTooSlow,
     VersionArchived,
     VersionIsCurrent,
     VersionNotReady,
@@ -240,6 +241,24 @@ async def test_a_search_beside_a_filter_finds_the_same_however_many_it_finds(
         request.page_token = page.next_page_token
     assert seen == ["models/acme/m1", "models/acme/m3", "models/acme/m5"]
     assert page.next_page_token == ""
+
+
+async def test_a_filter_that_takes_too_long_says_so_and_harms_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await create(rig, "acme/one", family="bert")
+    monkeypatch.setattr(list_store, "LONGEST_SECONDS", 0.3)
+    connection = await asyncpg.connect(rig.database_url.replace("+asyncpg", ""))
+    try:
+        await connection.execute("BEGIN; LOCK TABLE registry.model IN ACCESS EXCLUSIVE MODE")
+        for fields, field in (({"filter": 'family = "bert"'}, "filter"), ({"query": "bert"}, "query")):
+            with pytest.raises(QueryTooSlow, match="add a condition") as caught:
+                await rig.call(rig.registry.ListModels, pb.ListModelsRequest(**fields))
+            assert [violation.field for violation in caught.value.fields] == [field]
+            # The database is not taken for gone: what asks for less is answered.
+            await rig.call(rig.registry.ListModelLocks, pb.ListModelLocksRequest())
+    finally:
+        await connection.close()
+    found = await rig.call(rig.registry.ListModels, pb.ListModelsRequest(filter='family = "bert"'))
+    assert [model.name for model in found.models] == ["models/acme/one"]
 
 
 @pytest.mark.parametrize("order", ["name", "create_time desc", "rank"])

@@ -12,6 +12,7 @@ from modelmora.errors import (
     DatabaseUnavailable,
     DataFolderUnusable,
     InvalidArgument,
+    QueryTooSlow,
     StorageFull,
 )
 from modelmora_runtime import db
@@ -121,7 +122,6 @@ def test_errors_of_the_driver_become_ours_and_the_callers_own_stay() -> None:
         asyncpg.ConnectionDoesNotExistError("closed"),
         asyncpg.AdminShutdownError("shutdown"),
         asyncpg.CrashShutdownError("crash"),
-        asyncpg.QueryCanceledError("timeout"),
         asyncpg.TooManyConnectionsError("many"),
         asyncpg.InterfaceError("connection is closed"),
         asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress"),
@@ -134,6 +134,7 @@ def test_errors_of_the_driver_become_ours_and_the_callers_own_stay() -> None:
         assert told is not None
         assert told.message.startswith("the database is away: "), error
         assert "db7" not in told.message, error
+    assert isinstance(db.translate(asyncpg.QueryCanceledError("statement timeout")), QueryTooSlow)
     assert isinstance(db.translate(asyncpg.DiskFullError("full")), StorageFull)
     assert isinstance(db.translate(asyncpg.DeadlockDetectedError("dead")), Conflict)
     assert isinstance(db.translate(asyncpg.SerializationError("again")), Conflict)
