@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from modelmora.common.v1 import common_pb2
@@ -132,31 +132,41 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
     """The inference context; only jobs need the database. It waits for nobody to come up."""
     peers = platform.peers
 
+    # A stub makes a callable for each RPC of its service: made once, and not before its context is asked for.
+    @cache
+    def registry() -> Any:
+        return registry_pb2_grpc.RegistryServiceStub(peers.channel("registry"))  # type: ignore[no-untyped-call]
+
+    @cache
+    def lifecycle() -> Any:
+        return lifecycle_pb2_grpc.LifecycleServiceStub(peers.channel("lifecycle"))  # type: ignore[no-untyped-call]
+
+    @cache
+    def leases() -> Any:
+        return lifecycle_pb2_grpc.LifecycleLeaseServiceStub(peers.channel("lifecycle"))  # type: ignore[no-untyped-call]
+
     def acquire() -> Any:
-        return lifecycle_pb2_grpc.LifecycleLeaseServiceStub(peers.channel("lifecycle")).Acquire()  # type: ignore[no-untyped-call]
+        return leases().Acquire()
 
     async def look_up(reference: str) -> tuple[VersionFacts, float]:
-        registry = registry_pb2_grpc.RegistryServiceStub(peers.channel("registry"))  # type: ignore[no-untyped-call]
         request = registry_pb2.ResolveModelRequest(reference=reference)
-        answer = await registry.ResolveModel(request, timeout=LOOKUP_SECONDS)
+        answer = await registry().ResolveModel(request, timeout=LOOKUP_SECONDS)
         return facts_of(answer), answer.cache_ttl.ToNanoseconds() / 1e9
 
     catalog = Catalog(look_up)
 
     async def is_loaded(version: str) -> bool:
-        lifecycle = lifecycle_pb2_grpc.LifecycleServiceStub(peers.channel("lifecycle"))  # type: ignore[no-untyped-call]
         request = lifecycle_pb2.ListReplicasRequest(
             page_size=1, filter=f'state = "loaded" AND model_version = "{version}"'
         )
         try:
-            return bool((await lifecycle.ListReplicas(request, timeout=LOOKUP_SECONDS)).replicas)
+            return bool((await lifecycle().ListReplicas(request, timeout=LOOKUP_SECONDS)).replicas)
         except ModelMoraError:
             return False
 
     async def would_serve(version: str) -> bool:
-        lifecycle = lifecycle_pb2_grpc.LifecycleServiceStub(peers.channel("lifecycle"))  # type: ignore[no-untyped-call]
         request = lifecycle_pb2.ExplainPlacementRequest(model=version)
-        placement = (await lifecycle.ExplainPlacement(request, timeout=ASK_SECONDS)).placement
+        placement = (await lifecycle().ExplainPlacement(request, timeout=ASK_SECONDS)).placement
         refused = (lifecycle_pb2.PLACEMENT_OUTCOME_NEVER_FITS, lifecycle_pb2.PLACEMENT_OUTCOME_REFUSED)
         return placement.outcome not in refused
 
