@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+from e2e.test_readme import commands
 
 from bench.up import Up
 
@@ -16,12 +18,15 @@ BUF = ROOT / "node_modules" / ".bin" / "buf"
 
 
 def buf_curl(folder: Path, *arguments: str) -> str:
+    return _run(folder, "curl", "--protocol", "grpc", "--http2-prior-knowledge", *arguments)
+
+
+def _run(folder: Path, *arguments: str) -> str:
     if not BUF.exists():
         if os.environ.get("CI") == "true":
             pytest.fail("buf is not installed: run make check first")
         pytest.skip("buf is not installed (make check installs it, with node)")
-    command = [BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([BUF, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -44,3 +49,9 @@ def test_buf_curl_calls_embed_without_proto_files(platform: Up, tmp_path: Path, 
     )  # fmt: skip
     assert [len(row["values"]) for row in answer["embeddings"]] == [384, 384]
     assert answer["engineProfile"]["precision"] == "fp32"
+
+
+def test_the_line_of_the_readme_answers(platform: Up, tmp_path: Path) -> None:
+    (line,) = [shlex.split(command) for command in commands() if command.startswith("buf curl ")]
+    answer = json.loads(_run(tmp_path, *(word.replace("127.0.0.1:50051", platform.target) for word in line[1:])))
+    assert [len(row["values"]) for row in answer["embeddings"]] == [384]

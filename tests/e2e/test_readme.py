@@ -20,8 +20,9 @@ from e2e.rig import no_process_left
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-NEEDS_MORE = ("modelmora import hub:", "modelmora import /models/mine", "grpcurl", "make ")
-"""Commands that need the network, files of the reader's own, a tool of the reader's own, or are what runs this test."""
+NEEDS_MORE = ("modelmora import hub:", "modelmora import /models/mine", "grpcurl", "buf curl", "make ")
+"""Commands that need the network, files of the reader's own, a tool of the reader's own (`buf curl` is run in
+test_e2e_buf_curl.py), or are what runs this test."""
 
 
 def blocks(language: str) -> list[str]:
