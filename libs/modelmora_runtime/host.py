@@ -26,7 +26,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import grpc
 from grpc_health.v1 import health_pb2_grpc
 from modelmora.errors import FailedPrecondition, FieldViolation, ModelMoraError
 
@@ -34,6 +33,7 @@ from modelmora_runtime import auth, health, listen, telemetry
 from modelmora_runtime.audit import Audit
 from modelmora_runtime.auth import READERS, Role, TokenFile
 from modelmora_runtime.calls import ByteBudget, Gate
+from modelmora_runtime.grpc_server import Server as GrpcServer
 from modelmora_runtime.health import ComponentHealth, HealthBoard, HealthService, tell_if_broken
 from modelmora_runtime.interceptors import Interceptors, Router
 from modelmora_runtime.peers import Peers
@@ -157,7 +157,7 @@ class Host:
         self._stack = AsyncExitStack()
         self._gate = Gate()
         self._router = Router()
-        self._server: grpc.aio.Server | None = None
+        self._server: GrpcServer | None = None
 
     @property
     def target(self) -> str:
@@ -339,7 +339,7 @@ class Host:
             ("grpc.server.max_pending_requests", 100_000),
             ("grpc.server.max_pending_requests_hard_limit", 100_000),
         ]
-        server = grpc.aio.server(handlers=[self._router], options=options)
+        server = GrpcServer([self._router], options)
         try:
             self.port = server.add_insecure_port(listen.address(settings.host, settings.port))
         except RuntimeError as error:

@@ -20,6 +20,8 @@ from modelmora_runtime.host import Context, EngineCard, Host, make_private
 from modelmora_runtime.settings import PlatformSettings
 
 TRIM_SECONDS = 30.0
+MALLOC = {"M_ARENA_MAX": (-8, 2), "M_MMAP_THRESHOLD": (-3, 256 * 1024), "M_TRIM_THRESHOLD": (-1, 32 * 1024 * 1024)}
+"""What glibc's malloc is told, by the numbers of malloc.h."""
 
 
 def run(
@@ -39,6 +41,7 @@ def run(
     """
     import uvloop
 
+    _bound_malloc()
     host = Host(settings, contexts, engines=engines, announce=announce, endpoint_name=endpoint_name)
     try:
         with ExitStack() as stack:
@@ -89,6 +92,15 @@ async def _serve_until_told(host: Host, announce: Callable[[str], None]) -> int:
         task.uncancel()
     announce("stopped")
     return 0
+
+
+def _bound_malloc() -> None:
+    """Before there are threads: by default each of gRPC's gets an arena of its own, and once a large message was freed
+    the next ones are cut from the heap, among small things that stay. Both keep growing for hours under mixed calls."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in MALLOC.values():
+            mallopt(parameter, value)
 
 
 def _settle_memory() -> None:

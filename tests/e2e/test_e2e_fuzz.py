@@ -1,13 +1,17 @@
-"""Every RPC of the whole platform under messages nobody would send. See bench/fuzz.py."""
+"""Every RPC of the whole platform under messages nobody would send, and its ports under connections nobody would make.
+See bench/fuzz.py and bench/fuzz_connections.py."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
-from e2e.rig import no_process_left
+from e2e.conftest import StartUp
+from e2e.rig import eventually, no_process_left
 
 from bench.fuzz import INFERENCE, Report, fuzz
+from bench.fuzz_connections import Connections
 
 PER_RPC = 500
 OTHERS = 0.2
@@ -38,3 +42,26 @@ def test_a_hundred_thousand_messages_break_nothing(tmp_path: Path) -> None:
     report = fuzz(tmp_path, 1000, warm_up=300, seed=2)
     judged(report, tmp_path, 1000, 1000)
     assert report.messages.total() >= 100_000
+
+
+FILES_OF_ITS_OWN = 10
+"""What the host may have opened meanwhile by itself: connections to its database."""
+
+
+@pytest.mark.timeout(300)
+def test_no_connection_breaks_anything(start_up: StartUp) -> None:
+    """Garbage, half of HTTP/2, frames cut short, floods, a byte now and then, and thousands that come and go."""
+    up = start_up()
+    up.add_model("guard/echo", engine="echo")
+    connections = Connections(up.target, up.metrics, up.pid, "guard/echo", seed=1)
+    asyncio.run(connections.run(each=20, dropped=1000, held=50))
+    report = connections.report
+    assert report.findings == []
+    assert report.answered == 40
+    assert report.connections.total() > 2500
+    assert report.good_calls == report.good_reads > 1
+    limit = report.files_before + FILES_OF_ITS_OWN
+    eventually(lambda: connections.files() <= limit, 60, f"at most {limit} files are open, as before")
+    assert up.process is not None
+    assert up.process.poll() is None
+    assert "Traceback" not in up.log.read_text(errors="replace")

@@ -8,7 +8,7 @@ import logging
 import os
 import urllib.request
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from modelmora.status import error_from_rpc
 from modelmora_runtime import auth, listen, status
 from modelmora_runtime.host import Context, Host, Mounted, Platform, Service, StartFailed
 from pydantic import BaseModel, ValidationError, field_validator
+
+from bench.fuzz_connections import PREFACE, SETTINGS, call, frame
 
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -415,3 +417,30 @@ async def test_a_timer_that_a_call_has_set_keeps_nothing_of_it(data_dir: Path) -
         assert len(timers) == 2
         for timer in timers:
             timer.cancel()
+
+
+async def test_a_path_that_is_no_text_ends_nothing(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It ends the loop in which grpc.aio takes calls: the ports were closed, and the process lived on for nobody."""
+
+    async def again(ask: Callable[..., Awaitable[str]], *given: str) -> str:
+        """As a client that tries again what is worth it."""
+        while True:
+            try:
+                return await ask(*given, wait_for_ready=True)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+
+    async with rig(data_dir) as it, asyncio.timeout(60):
+        running = asyncio.create_task(it.get("wait:1", timeout=60))
+        await it.tiny.entered.wait()
+        for turn in range(1, 4):
+            _, writer = await asyncio.open_connection("127.0.0.1", it.host.port)
+            writer.write(PREFACE + frame(SETTINGS) + call(b"/modelmora\xff/Embed"))
+            while caplog.text.count("broke the gRPC server") < turn:  # noqa: ASYNC110 - only the log tells
+                await asyncio.sleep(0.01)
+            assert await again(it.get, "nothing") == ""
+            assert await again(it.embed, "caller") == "peer default service True"  # from context to context
+            writer.close()
+        it.tiny.go_on.set()
+        await running
