@@ -312,15 +312,10 @@ class Worker:
             self._confine(process, 0)
             self._control = await WorkerChannel.connect(process.endpoint, process.control_key)
             self.endpoint = process.endpoint
-            await holding
+            reply = await self._loaded_and_held(holding)
         finally:
             holding.cancel()
             await asyncio.gather(holding, return_exceptions=True)
-        reply = await self._control.load(
-            load_request(self._facts, self._need, self._rules.cache_path(self._facts)),
-            timeout_seconds=self._rules.load_seconds(self._facts.artifact_bytes),
-            progress_seconds=self._rules.load_timeout_seconds,
-        )
         wrong = nonsense_limits(reply)
         if wrong:
             raise NonsenseFootprint(f"the engine tells of {wrong}", model_version=self._facts.name)
@@ -331,6 +326,24 @@ class Worker:
         self._dimensions = reply.embedding_dimensions
         self._profile = reply.engine_profile
         self._reports.loaded(self.uid, reply, time.monotonic() - start - process.server_seconds)
+
+    async def _loaded_and_held(self, holding: asyncio.Future[None]) -> worker_pb2.LoadReply:
+        """The load goes on while the registry is asked: what it deletes in between is refused by the hold, and nothing
+        is loaded before both are there. Why there is no hold says more than why the files cannot be loaded."""
+        loading = asyncio.ensure_future(
+            self._open_control().load(
+                load_request(self._facts, self._need, self._rules.cache_path(self._facts)),
+                timeout_seconds=self._rules.load_seconds(self._facts.artifact_bytes),
+                progress_seconds=self._rules.load_timeout_seconds,
+            )
+        )
+        try:
+            await asyncio.wait((holding, loading), return_when=asyncio.FIRST_EXCEPTION)
+            await holding
+            return await loading
+        finally:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
 
     async def _serve(self) -> None:
         """Until it is to stop or is gone."""
