@@ -936,10 +936,13 @@ class AsyncClient(Connection):
         return (await self._call(self.registry.CheckExternalLink, request, timeout)).external_link
 
     async def export_version(
-        self, version: str, link: str, *, timeout: float | None = None
+        self, version: str, link: str, *, overwrite: bool = False, timeout: float | None = None
     ) -> registry_pb2.ExternalLink:
-        """Copies a version to the other side, whole or not at all. After `timeout` it still runs to its end there."""
-        request = requests.build(registry_pb2.ExportModelVersionRequest, name=version, external_link=link)
+        """Copies a version to the other side, whole or not at all. After `timeout` it still runs to its end there.
+        `overwrite`: also over files that are not as an export left them."""
+        request = requests.build(
+            registry_pb2.ExportModelVersionRequest, name=version, external_link=link, overwrite=overwrite
+        )
         return (await self._call(self.registry.ExportModelVersion, request, timeout)).external_link
 
     async def cancel_import(self, name: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:

@@ -1017,9 +1017,14 @@ class Client(Connection):
         request = requests.build(registry_pb2.CheckExternalLinkRequest, name=name)
         return self._call(self.registry.CheckExternalLink, request, timeout).external_link
 
-    def export_version(self, version: str, link: str, *, timeout: float | None = None) -> registry_pb2.ExternalLink:
-        """Copies a version to the other side, whole or not at all. After `timeout` it still runs to its end there."""
-        request = requests.build(registry_pb2.ExportModelVersionRequest, name=version, external_link=link)
+    def export_version(
+        self, version: str, link: str, *, overwrite: bool = False, timeout: float | None = None
+    ) -> registry_pb2.ExternalLink:
+        """Copies a version to the other side, whole or not at all. After `timeout` it still runs to its end there.
+        `overwrite`: also over files that are not as an export left them."""
+        request = requests.build(
+            registry_pb2.ExportModelVersionRequest, name=version, external_link=link, overwrite=overwrite
+        )
         return self._call(self.registry.ExportModelVersion, request, timeout).external_link
 
     def cancel_import(self, name: str, *, timeout: float | None = None) -> registry_pb2.ModelVersion:

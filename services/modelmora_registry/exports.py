@@ -2,8 +2,9 @@
 
 A folder gets the files of a version and SHA256SUMS, all at once: they are written beside it, read back, and then take
 its place in one step. A folder with anything in it that no export put there is left alone, and so is a Hub repository;
-else that gets one commit, which also takes away what an earlier export put there. Everything blocks and runs in a
-thread of its own; one export at a time.
+else that gets one commit, which also takes away what an earlier export put there. What would be replaced or taken away
+and is not as an export left it is named and stays, unless the caller asks to overwrite it. Everything blocks and runs
+in a thread of its own; one export at a time.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ T = TypeVar("T")
 CHUNK_BYTES = 4 * 2**20
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_OVERWRITES = "`overwrite` replaces such files"
+_GIT_BYTES = 16 * 2**20
+"""Larger files no Hub keeps in git itself."""
 _OUTSIDE = "the folder lies outside registry.model_roots and registry.export_roots"
 
 
@@ -49,8 +53,9 @@ class Plan:
     """What an export to a Hub repository will do there; of a folder only `files`."""
 
     files: tuple[str, ...]
-    new: tuple[str, ...] = ()
-    """Those that are not there yet."""
+    overwrite: bool = False
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Of those files: what the Hub may tell of each, with spaces between."""
     deleted: tuple[str, ...] = ()
     """Files of earlier exports that this version does not have."""
     commit: str = ""
@@ -79,9 +84,10 @@ class Exports:
         """Compares a version with the other side. SourceUnavailable when that does not answer."""
         return await _in(self._looks, self._look, link, version)
 
-    async def plan(self, link: ExternalLink, version: ModelVersion) -> Plan:
-        """Writes nothing. FailedPrecondition where the version would not be the only one there, SourceUnavailable."""
-        return await _in(self._looks, self._plan, link, version)
+    async def plan(self, link: ExternalLink, version: ModelVersion, *, overwrite: bool) -> Plan:
+        """Writes nothing. FailedPrecondition where the version would not be the only one there, or what no export put
+        there would be lost; SourceUnavailable."""
+        return await _in(self._looks, self._plan, link, version, overwrite)
 
     async def export(self, link: ExternalLink, version: ModelVersion, plan: Plan) -> None:
         """Copies a version there and reads back what was written. FailedPrecondition, ChecksumMismatch, StorageFull,
@@ -118,26 +124,30 @@ class Exports:
         extra = [path for path in metadata.wanted_of(there) if path not in here]
         return Look(differences(changed, missing, extra), {**snapshot.metadata, "commit": snapshot.commit})
 
-    def _plan(self, link: ExternalLink, version: ModelVersion) -> Plan:
+    def _plan(self, link: ExternalLink, version: ModelVersion, overwrite: bool) -> Plan:
         if version.artifact is None or not version.artifact.files:
             raise FailedPrecondition(f"{version.name} has no files to export", version=version.name)
         here = tuple(file.path for file in version.artifact.files)
         if link.registry_type is RegistryType.FOLDER:
-            return Plan(here)
+            return Plan(here, overwrite)
         self._sources.hub.check_writable()
+        root = Path(version.artifact.path)
+        digests = {file.path: _digests(root, file) for file in version.artifact.files}
         try:
             snapshot = self._sources.hub.snapshot(link.external_id, DEFAULT_HUB_REVISION)
         except SourceNotFound:
-            return Plan(here, here)
-        there = {file.path for file in snapshot.files}
-        deleted = superseded(link.external_id, there, here, link.exported_files)
-        return Plan(here, tuple(sorted(set(here) - there)), deleted, snapshot.commit)
+            return Plan(here, overwrite, digests)
+        there = {file.path: file.sha256 or file.blob_id or "" for file in snapshot.files}
+        deleted = superseded(link.external_id, there.keys(), here, link.exported_files)
+        if not overwrite:
+            check_known(link.external_id, there, digests, link.exported_files, link.exported_digests)
+        return Plan(here, overwrite, digests, deleted, snapshot.commit)
 
     def _export(self, link: ExternalLink, version: ModelVersion, plan: Plan) -> None:
         artifact = version.artifact
         assert artifact is not None
         if link.registry_type is RegistryType.FOLDER:
-            self._export_folder(Path(link.external_id), Path(artifact.path), artifact.files)
+            self._export_folder(Path(link.external_id), Path(artifact.path), artifact.files, plan.overwrite)
             return
         self._sources.hub.upload(
             link.external_id,
@@ -150,12 +160,12 @@ class Exports:
         if found := self._look(link, version).differences:
             raise ChecksumMismatch(f"the Hub has something else than what was sent: {found}")
 
-    def _export_folder(self, target: Path, snapshot: Path, files: Sequence[ArtifactFile]) -> None:
+    def _export_folder(self, target: Path, snapshot: Path, files: Sequence[ArtifactFile], overwrite: bool) -> None:
         parent = os.path.realpath(target.parent)
         target = Path(parent, target.name)
         if target.is_symlink() or not target.name or not self._may_write(str(target)):
             raise FailedPrecondition(f"{target} lies outside the configured export roots (registry.export_roots)")
-        check_replaceable(target)
+        check_replaceable(target, overwrite)
         spare = target.with_name(f".{target.name}.modelmora")
         shutil.rmtree(spare, ignore_errors=True)  # Of an export that was killed; there is one at a time.
         try:
@@ -207,8 +217,35 @@ def superseded(repo_id: str, there: Set[str], here: Collection[str], exported: C
     return tuple(sorted(gone))
 
 
-def check_replaceable(target: Path) -> None:
-    """Raises FailedPrecondition when there is anything in the way that no export has put there."""
+def check_known(
+    repo_id: str,
+    there: Mapping[str, str],
+    here: Mapping[str, str],
+    exported: Collection[str],
+    exported_digests: Mapping[str, str],
+) -> None:
+    """Raises FailedPrecondition when an export would replace or delete a file that is not as an export left it.
+    `there`: what the Hub tells of each file; `here` and `exported_digests`: what it may tell of ours."""
+    strangers, changed = [], []
+    for path, digest in there.items():
+        if digest in here.get(path, "").split():
+            continue  # It stays as it is.
+        if path not in exported:
+            strangers += [path] if path in here else []
+        elif path in exported_digests and digest not in exported_digests[path].split():
+            changed.append(path)
+    found = [
+        f"{named(paths)} {what}"
+        for paths, what in ((strangers, "came from no export"), (changed, "was changed there since its export"))
+        if paths
+    ]
+    if found:
+        raise FailedPrecondition(f"{repo_id}: {'; '.join(found)}; nothing was written, {_OVERWRITES}")
+
+
+def check_replaceable(target: Path, overwrite: bool = False) -> None:
+    """Raises FailedPrecondition when there is anything in the way that no export has put there, or, unless `overwrite`,
+    that is not as it was put there."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -217,11 +254,16 @@ def check_replaceable(target: Path) -> None:
         os.path.relpath(os.path.join(parent, name), target) for parent, _, names in os.walk(target) for name in names
     }
     try:
-        ours = set(parse_sums((target / SUMS_FILE).read_bytes())) | {SUMS_FILE} if there else set()
+        sums = parse_sums((target / SUMS_FILE).read_bytes()) if there else {}
     except OSError:
-        ours = set()
+        sums = {}
+    ours = sums.keys() | {SUMS_FILE} if sums else set()
     if strangers := sorted(there - ours):
         raise FailedPrecondition(f"{target} holds {strangers[0]}, which no export has put there; name another folder")
+    changed = [path for path in there & sums.keys() if sha256_of(target / path) != sums[path]]
+    if changed and not overwrite:
+        wrong = f"{named(changed)} was changed there since its export"
+        raise FailedPrecondition(f"{target}: {wrong}; nothing was written, {_OVERWRITES}")
 
 
 def _copy_verified(source: Path, target: Path, file: ArtifactFile) -> None:
@@ -251,6 +293,11 @@ def _take_the_place(spare: Path, target: Path) -> None:
     os.rename(target, old)
     os.rename(spare, target)
     os.rename(old, spare)
+
+
+def _digests(root: Path, file: ArtifactFile) -> str:
+    """What a Hub may tell of a file, which keeps it as it chooses."""
+    return f"{file.sha256} {_blob_id(root / file.path)}" if file.size_bytes <= _GIT_BYTES else file.sha256
 
 
 def _blob_id(file: Path) -> str:

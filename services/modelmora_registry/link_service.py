@@ -85,12 +85,14 @@ class LinkRpcs:
         _, version = await self._store.resolve(reference)
 
         async def export() -> ExternalLink:
-            plan = await self._exports.plan(link, version)
-            if plan.new:
-                await self._links.change(model_id, uid, lambda now_there, now: now_there.exporting(plan.new))
+            plan = await self._exports.plan(link, version, overwrite=request.overwrite)
+            if plan.digests:
+                await self._links.change(model_id, uid, lambda now_there, now: now_there.exporting(plan.digests))
             await self._exports.export(link, version, plan)
             return await self._links.change(
-                model_id, uid, lambda now_there, now: now_there.with_export(version.version, plan.files, now=now)
+                model_id,
+                uid,
+                lambda now_there, now: now_there.with_export(version.version, plan.files, plan.digests, now=now),
             )
 
         return pb.ExportModelVersionResponse(external_link=await self._message(await _to_its_end(export())))

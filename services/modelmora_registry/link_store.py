@@ -37,12 +37,14 @@ external_link = sa.Table(
     sa.Column("check_time", sa.TIMESTAMP(timezone=True)),
     sa.Column("metadata", JSONB(none_as_null=True)),
     sa.Column("exported_files", JSONB(none_as_null=True)),
+    sa.Column("exported_digests", JSONB(none_as_null=True)),
     sa.Column("revision", sa.BigInteger),
     sa.Column("create_time", sa.TIMESTAMP(timezone=True)),
 )
 _STORED = (
     *("registry_type", "external_id", "version", "imported", "import_time", "export_time"),
-    *("sync_state", "sync_reason", "check_time", "metadata", "exported_files", "revision"),
+    *("sync_state", "sync_reason", "check_time", "metadata", "exported_files", "exported_digests"),
+    "revision",
 )
 
 

@@ -78,6 +78,8 @@ class ExternalLink(Value):
     metadata: ReadOnly[str] = Field(default_factory=lambda: MappingProxyType({}))
     exported_files: tuple[str, ...] = ()
     """Paths in a Hub repository that are there because of an export."""
+    exported_digests: ReadOnly[str] = Field(default_factory=lambda: MappingProxyType({}))
+    """Of those: what a Hub may tell of each as an export put it there, sha256 or git's blob id, spaces between."""
     revision: int = 0
 
     @property
@@ -95,16 +97,24 @@ class ExternalLink(Value):
             version=version, imported=True, import_time=now, sync_state=SyncState.SYNCED, sync_reason=""
         )
 
-    def exporting(self, new: Iterable[str]) -> ExternalLink:
-        """Before a commit: files that are not there yet are an export's if they are there afterwards, also where it
-        does not live to say so."""
-        return self._changed(exported_files=tuple(sorted({*self.exported_files, *new})))
+    def exporting(self, digests: Mapping[str, str]) -> ExternalLink:
+        """Before a commit: files with these contents are an export's if they are there afterwards, also where it does
+        not live to say so."""
+        known = self.exported_digests
+        both = {path: " ".join(sorted({*known.get(path, "").split(), *new.split()})) for path, new in digests.items()}
+        return self._changed(
+            exported_files=tuple(sorted({*self.exported_files, *digests})),
+            exported_digests=MappingProxyType({**known, **both}),
+        )
 
-    def with_export(self, version: str, files: Iterable[str], *, now: datetime) -> ExternalLink:
+    def with_export(
+        self, version: str, files: Iterable[str], digests: Mapping[str, str], *, now: datetime
+    ) -> ExternalLink:
         """What is there came from here, and was read back."""
         return self._changed(
             version=version,
             exported_files=tuple(sorted(files)),
+            exported_digests=MappingProxyType(dict(digests)),
             export_time=now,
             check_time=now,
             sync_state=SyncState.SYNCED,

@@ -68,8 +68,8 @@ async def check(rig: Rig, name: str) -> pb.ExternalLink:
     return (await rig.call(rig.registry.CheckExternalLink, pb.CheckExternalLinkRequest(name=name))).external_link
 
 
-async def export(rig: Rig, reference: str, name: str) -> pb.ExternalLink:
-    request = pb.ExportModelVersionRequest(name=reference, external_link=name)
+async def export(rig: Rig, reference: str, name: str, *, overwrite: bool = False) -> pb.ExternalLink:
+    request = pb.ExportModelVersionRequest(name=reference, external_link=name, overwrite=overwrite)
     return (await rig.call(rig.registry.ExportModelVersion, request)).external_link
 
 
@@ -123,9 +123,14 @@ async def test_a_version_goes_to_the_hub_in_one_commit_and_is_read_back(
     version = await rig.import_model(model_id="org/repo", source=local(folder), version="2")
     made = await link(rig, "huggingface", "org/repo")
     assert (await check(rig, made.name)).sync_state == NEVER
-    exported = await export(rig, "org/repo@2", made.name)
+    before = dict(fake.files)
+    with pytest.raises(FailedPrecondition, match=f"org/repo: {WEIGHTS} came from no export; nothing was written"):
+        await export(rig, "org/repo@2", made.name)
+    assert (fake.files, fake.commits) == (before, 0)
+    exported = await export(rig, "org/repo@2", made.name, overwrite=True)
     assert (exported.sync_state, exported.version) == (SYNCED, "2")
     assert exported.HasField("export_time")
+    assert set(exported.exported_digests) == set(exported.exported_files) == set(fake.files)
     assert fake.commits == 1
     assert fake.files == content(Path(version.artifact.path))
     fake.refuse.append((429, {}))
@@ -161,6 +166,30 @@ async def test_an_export_takes_away_what_an_earlier_one_put_there_and_nothing_el
     assert (await export(rig, "org/repo@2", made.name)).sync_state == SYNCED
     assert fake.files.pop(".gitattributes") == b"none of our business"
     assert (fake.files, fake.commits) == (content(Path(smaller.artifact.path)), 2)
+
+
+async def test_what_somebody_has_changed_there_is_named_and_stays(rig: Rig, fake: FakeHub, tmp_path: Path) -> None:
+    folder = tmp_path / "roots" / "mini"
+    (folder / "notes.txt").write_text("notes")
+    first = await rig.import_model(model_id="org/repo", source=local(folder), version="1")
+    (folder / "notes.txt").unlink()
+    second = await rig.import_model(model_id="org/repo", source=local(folder), version="2")
+    made = await link(rig, "huggingface", "org/repo")
+    await export(rig, "org/repo@1", made.name)
+    # One would be deleted, the other replaced; a third that is changed to what comes anyway is nobody's loss.
+    fake.files["notes.txt"] = b"somebody's own notes"
+    fake.files["config.json"] += b" "
+    before = dict(fake.files)
+    for _ in range(2):
+        wrong = r"org/repo: config\.json, notes\.txt was changed there since its export; nothing was written"
+        with pytest.raises(FailedPrecondition, match=wrong):
+            await export(rig, "org/repo@2", made.name)
+    assert (fake.files, fake.commits) == (before, 1)
+    fake.files["config.json"] = content(Path(first.artifact.path))["config.json"]
+    with pytest.raises(FailedPrecondition, match=r"org/repo: notes\.txt was changed"):
+        await export(rig, "org/repo@2", made.name)
+    assert (await export(rig, "org/repo@2", made.name, overwrite=True)).sync_state == SYNCED
+    assert fake.files == content(Path(second.artifact.path))
 
 
 async def test_what_an_export_left_that_never_ended_is_its_own(
@@ -202,13 +231,17 @@ async def test_a_folder_gets_a_version_whole_and_its_sums(rig: Rig, tmp_path: Pa
     assert (await check(rig, made.name)).sync_state == OUT
     (source / WEIGHTS).write_bytes(safetensors(100_000, b"v"))
     await rig.import_model(model_id="org/repo", source=local(source), version="2")
-    assert (await export(rig, "org/repo@2", made.name)).sync_state == SYNCED  # What an export put there makes way.
+    with pytest.raises(FailedPrecondition, match=r"config\.json was changed there since its export"):
+        await export(rig, "org/repo@2", made.name)
+    assert (target / "config.json").read_text() == "{}"
+    assert (await export(rig, "org/repo@2", made.name, overwrite=True)).sync_state == SYNCED
     assert (target / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
     assert (await check(rig, made.name)).sync_state == SYNCED
+    assert (await export(rig, "org/repo@2", made.name)).sync_state == SYNCED  # What an export put there makes way.
     (target / "mine.txt").write_text("mine")
     assert (await check(rig, made.name)).sync_reason == "mine.txt is there only"
     with pytest.raises(FailedPrecondition, match=r"mine\.txt"):
-        await export(rig, "org/repo@1", made.name)
+        await export(rig, "org/repo@1", made.name, overwrite=True)
     assert (target / "mine.txt").read_text() == "mine"
     again = await rig.import_model(
         model_id="org/copy", source=pb.ModelSource(local=pb.LocalSource(path=str(source))), version="1"

@@ -32,7 +32,7 @@ def link() -> ExternalLink:
 
 STEPS = {
     "import": lambda each: each.with_import("1", now=NOW),
-    "export": lambda each: each.with_export("2", (), now=NOW),
+    "export": lambda each: each.with_export("2", (), {}, now=NOW),
     "equal": lambda each: each.checked("", {}, now=NOW),
     "differs": lambda each: each.checked("x differs there", {}, now=NOW),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from modelmora.errors import FailedPrecondition, InvalidModelFiles, ModelMoraError, UnsafeFile
 from modelmora_registry import contents
 from modelmora_registry.domain import ImportProgress, UrlSource, file_paths_problem
-from modelmora_registry.exports import check_replaceable, superseded
+from modelmora_registry.exports import check_known, check_replaceable, superseded
 from modelmora_registry.sources import parse_sums, render_sums
 from modelmora_registry.web import Asked, refusal
 from pydantic import ValidationError
@@ -207,6 +208,21 @@ def test_only_files_of_exports_leave_a_repository() -> None:
         superseded("org/repo", {*here, *others, "mine.txt", "old.txt"}, here, ("old.txt",))
 
 
+def test_what_is_not_as_an_export_left_it_is_named() -> None:
+    here = {"a": "sha256:1 b1", "b": "sha256:2"}
+    exported, digests = ("a", "b", "gone", "old"), {"a": "sha256:0 b0", "gone": "sha256:9 b9"}
+    for there in (
+        {},
+        {"a": "b1", "b": "sha256:2"},  # as it will be
+        {"a": "sha256:0", "gone": "b9"},  # as an export left it
+        {"b": "?", "old": "?"},  # of before digests were remembered
+        {"other": "?"},  # neither replaced nor deleted
+    ):
+        check_known("org/repo", there, here, exported, digests)
+    with pytest.raises(FailedPrecondition, match=r"org/repo: b came from no export; a, gone was changed there since"):
+        check_known("org/repo", {"a": "b2", "b": "?", "gone": "?"}, here, ("a", "gone"), digests)
+
+
 def test_only_what_an_export_put_there_makes_way(tmp_path: Path) -> None:
     target = tmp_path / "m"
     check_replaceable(target)
@@ -217,10 +233,14 @@ def test_only_what_an_export_put_there_makes_way(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match=r"sub/a\.json"):
         check_replaceable(target)
     (target / "SHA256SUMS").write_text(f"{DIGEST}  sub/a.json\n")
+    check_replaceable(target, overwrite=True)
+    with pytest.raises(FailedPrecondition, match=r"sub/a\.json was changed"):
+        check_replaceable(target)
+    (target / "SHA256SUMS").write_text(f"{hashlib.sha256(b'{}').hexdigest()}  sub/a.json\n")
     check_replaceable(target)
     (target / "mine").write_text("")
     with pytest.raises(FailedPrecondition, match="mine"):
-        check_replaceable(target)
+        check_replaceable(target, overwrite=True)
     with pytest.raises(FailedPrecondition, match="no folder"):
         check_replaceable(target / "mine")
 

@@ -78,10 +78,12 @@ def check(session: Session, link: str) -> None:
 @links.command("export")
 @click.argument("version")
 @click.argument("link")
+@click.option("--overwrite", is_flag=True, help="Also over files there that are not as an export left them.")
 @remote
-def export(session: Session, version: str, link: str) -> None:
+def export(session: Session, version: str, link: str, overwrite: bool) -> None:
     """Copy VERSION (org/repo@version) to the other side of LINK, whole or not at all."""
-    _show(session, session.client.export_version(version, link, timeout=session.timeout_given or 600.0))
+    timeout = session.timeout_given or 600.0
+    _show(session, session.client.export_version(version, link, overwrite=overwrite, timeout=timeout))
 
 
 @links.command("delete")

@@ -273,7 +273,8 @@ class InferenceServiceServicer(object):
         tenant, operators see all: NOT_FOUND (JobNotFound) for others.
 
         Accepts a job and answers at once, in PENDING. With a `request_id` that was used before it answers with the job of
-        that time; ALREADY_EXISTS (RequestIdReused) when its content was another. INVALID_ARGUMENT with field paths;
+        that time; ALREADY_EXISTS (RequestIdReused) when its content was another. INVALID_ARGUMENT with field paths (for a
+        `prompt_name` that the model does not have: if it has answered a call here, else the inputs fail);
         NOT_FOUND (ModelNotFound, VersionNotFound); FAILED_PRECONDITION (TaskNotSupported, VersionNotReady);
         RESOURCE_EXHAUSTED with RetryInfo: QuotaExceeded while the tenant has too many unfinished jobs, QueueFull while all
         jobs together keep too many bytes.

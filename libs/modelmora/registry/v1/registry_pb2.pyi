@@ -849,8 +849,15 @@ class ApplyModelLockResponse(_message.Message):
     def __init__(self, model_version: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., done: bool = ..., converged: bool = ...) -> None: ...
 
 class ExternalLink(_message.Message):
-    __slots__ = ("name", "uid", "registry_type", "external_id", "url", "version", "imported", "import_time", "export_time", "sync_state", "sync_reason", "check_time", "metadata", "revision", "etag", "exported_files")
+    __slots__ = ("name", "uid", "registry_type", "external_id", "url", "version", "imported", "import_time", "export_time", "sync_state", "sync_reason", "check_time", "metadata", "revision", "etag", "exported_files", "exported_digests")
     class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class ExportedDigestsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -873,6 +880,7 @@ class ExternalLink(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
     EXPORTED_FILES_FIELD_NUMBER: _ClassVar[int]
+    EXPORTED_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     registry_type: str
@@ -889,7 +897,8 @@ class ExternalLink(_message.Message):
     revision: int
     etag: str
     exported_files: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., registry_type: _Optional[str] = ..., external_id: _Optional[str] = ..., url: _Optional[str] = ..., version: _Optional[str] = ..., imported: bool = ..., import_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., export_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sync_state: _Optional[_Union[SyncState, str]] = ..., sync_reason: _Optional[str] = ..., check_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., revision: _Optional[int] = ..., etag: _Optional[str] = ..., exported_files: _Optional[_Iterable[str]] = ...) -> None: ...
+    exported_digests: _containers.ScalarMap[str, str]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., registry_type: _Optional[str] = ..., external_id: _Optional[str] = ..., url: _Optional[str] = ..., version: _Optional[str] = ..., imported: bool = ..., import_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., export_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sync_state: _Optional[_Union[SyncState, str]] = ..., sync_reason: _Optional[str] = ..., check_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., revision: _Optional[int] = ..., etag: _Optional[str] = ..., exported_files: _Optional[_Iterable[str]] = ..., exported_digests: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class CreateExternalLinkRequest(_message.Message):
     __slots__ = ("parent", "external_link")
@@ -960,12 +969,14 @@ class CheckExternalLinkResponse(_message.Message):
     def __init__(self, external_link: _Optional[_Union[ExternalLink, _Mapping]] = ...) -> None: ...
 
 class ExportModelVersionRequest(_message.Message):
-    __slots__ = ("name", "external_link")
+    __slots__ = ("name", "external_link", "overwrite")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EXTERNAL_LINK_FIELD_NUMBER: _ClassVar[int]
+    OVERWRITE_FIELD_NUMBER: _ClassVar[int]
     name: str
     external_link: str
-    def __init__(self, name: _Optional[str] = ..., external_link: _Optional[str] = ...) -> None: ...
+    overwrite: bool
+    def __init__(self, name: _Optional[str] = ..., external_link: _Optional[str] = ..., overwrite: bool = ...) -> None: ...
 
 class ExportModelVersionResponse(_message.Message):
     __slots__ = ("external_link",)

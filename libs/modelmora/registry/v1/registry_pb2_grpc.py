@@ -467,7 +467,9 @@ class RegistryServiceServicer(object):
 
     def ExportModelVersion(self, request, context):
         """Copies a version to the other side, whole or not at all, and verifies what it wrote. FAILED_PRECONDITION when the
-        registry type cannot be written to.
+        registry type cannot be written to, when files would stand beside the version's that no export put there, and,
+        unless `overwrite` is set, when a file would be replaced or deleted that is not as an export left it; each with the
+        names, and nothing is written.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
