@@ -29,7 +29,8 @@ class RegistryServiceStub(object):
     """Public RPCs of the registry. References to models are accepted as `models/{org}/{repo}`, `org/repo`; references to
     versions also as `…/versions/{version}`, `org/repo@version` and `org/repo@alias`.
 
-    Every RPC may answer INVALID_ARGUMENT with field paths, and UNAVAILABLE while the database is away.
+    Every RPC may answer INVALID_ARGUMENT with field paths, and UNAVAILABLE while the database is away. Lists with a
+    `filter` or `query` that looks at too much answer DEADLINE_EXCEEDED (QueryTooSlow) at that field, after a few seconds.
     """
 
     def __init__(self, channel):
@@ -219,7 +220,8 @@ class RegistryServiceServicer(object):
     """Public RPCs of the registry. References to models are accepted as `models/{org}/{repo}`, `org/repo`; references to
     versions also as `…/versions/{version}`, `org/repo@version` and `org/repo@alias`.
 
-    Every RPC may answer INVALID_ARGUMENT with field paths, and UNAVAILABLE while the database is away.
+    Every RPC may answer INVALID_ARGUMENT with field paths, and UNAVAILABLE while the database is away. Lists with a
+    `filter` or `query` that looks at too much answer DEADLINE_EXCEEDED (QueryTooSlow) at that field, after a few seconds.
     """
 
     def CreateModel(self, request, context):
@@ -483,7 +485,9 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEntries(self, request, context):
-        """Who did which admin RPC on what, with what result; newest first. Append-only, with a retention. Admins only.
+        """Who did which admin RPC on what, with what result; newest first. Append-only, with a retention. Admins only. Of a
+        call that told in its answer what it could not do, such as an ApplyModelLock that did not converge, the result is
+        the first thing that went wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -679,7 +683,8 @@ class RegistryService(object):
     """Public RPCs of the registry. References to models are accepted as `models/{org}/{repo}`, `org/repo`; references to
     versions also as `…/versions/{version}`, `org/repo@version` and `org/repo@alias`.
 
-    Every RPC may answer INVALID_ARGUMENT with field paths, and UNAVAILABLE while the database is away.
+    Every RPC may answer INVALID_ARGUMENT with field paths, and UNAVAILABLE while the database is away. Lists with a
+    `filter` or `query` that looks at too much answer DEADLINE_EXCEEDED (QueryTooSlow) at that field, after a few seconds.
     """
 
     @staticmethod
