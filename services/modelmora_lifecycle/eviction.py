@@ -131,8 +131,7 @@ class Impossible:
 
 def plan(need: Need, replicas: Sequence[Candidate], policy: Policy, now: float) -> Plan | Wait | Impossible:
     """Decides who has to go for `need`; see the head of this file. Deterministic: ties go by uid."""
-    fixed = [replica for replica in replicas if replica.pinned]
-    pinned = plus(*(r.charge for r in fixed), *{owner: v for r in fixed for owner, v in r.shares.items()}.values())
+    pinned = pinned_bytes(replicas)
     for device, need_bytes in sorted(positive(need.memory).items()):  # 1
         room = need.ceiling.get(device, 0) - pinned.get(device, 0)
         if need_bytes > room:
@@ -158,6 +157,12 @@ def plan(need: Need, replicas: Sequence[Candidate], policy: Policy, now: float) 
         victims=tuple(r.uid for r in (able if expected is None else expected)) if attainable else (),
         attainable=attainable,
     )
+
+
+def pinned_bytes(replicas: Sequence[Candidate]) -> dict[str, int]:
+    """By device: what no eviction gives back, with what the pinned share."""
+    fixed = [replica for replica in replicas if replica.pinned]
+    return plus(*(r.charge for r in fixed), *{owner: v for r in fixed for owner, v in r.shares.items()}.values())
 
 
 def relief(

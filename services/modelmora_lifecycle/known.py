@@ -37,8 +37,6 @@ class Known:
     """Why it is not in memory, for people."""
     wait_until: float | None = None
     """When a wait for memory is expected to be over."""
-    waits_within: object = None
-    """The bounds of memory within which it was found that it has to wait; None: it was not."""
     dismissed: bool = False
     """Unloaded by name, or not to be loaded at all: its residency rests until someone wants it again."""
     short_since: float | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 
@@ -12,6 +12,8 @@ from modelmora.errors import ModelMoraError
 from modelmora_lifecycle.scaling import Report
 
 ENDLESS = float("inf")
+LAST = (ENDLESS, ENDLESS)
+"""The rank of nobody."""
 
 
 @dataclass(slots=True)
@@ -49,6 +51,8 @@ class Leases:
         self._lanes: dict[str, dict[int, dict[str, Lease]]] = {}
         """Those who wait by version and priority, first come first: thousands may wait for one version, and only the
         first of each priority can be the most urgent."""
+        self._ranks: dict[str, tuple[float, tuple[float, float]]] = {}
+        """What `rank` answered last, by version, with what it was asked for."""
         self._holding: dict[str, dict[str, Lease]] = {}
         self._busy: dict[str, dict[int, int]] = {}
         """By replica and priority: how many of its leases have something in flight."""
@@ -68,6 +72,7 @@ class Leases:
         self._all[lease.uid] = lease
         self._waiting.setdefault(lease.version, {})[lease.uid] = lease
         self._lanes.setdefault(lease.version, {}).setdefault(lease.priority, {})[lease.uid] = lease
+        self._ranks.pop(lease.version, None)
         self.expire_at(lease, lease.deadline)
 
     def expire_at(self, lease: Lease, deadline: float) -> None:
@@ -83,11 +88,13 @@ class Leases:
             lease.priority = priority
             lane = self._lanes.setdefault(lease.version, {}).setdefault(priority, {})
             lane[lease.uid] = lease
+            self._ranks.pop(lease.version, None)
             for later in [other for other in lane.values() if other.arrival > lease.arrival]:
                 lane[later.uid] = lane.pop(later.uid)
 
     def _leave_lane(self, lease: Lease) -> None:
         lanes = self._lanes[lease.version]
+        self._ranks.pop(lease.version, None)
         del lanes[lease.priority][lease.uid]
         if not lanes[lease.priority]:
             del lanes[lease.priority]
@@ -111,9 +118,9 @@ class Leases:
         if not place[key]:
             del place[key]
 
-    def wanted(self) -> list[str]:
-        """Versions that someone waits for."""
-        return list(self._waiting)
+    def wanted(self) -> Mapping[str, object]:
+        """Versions that someone waits for, in the order of their first one; to be copied by who changes them."""
+        return self._waiting
 
     def is_wanted(self, version: str) -> bool:
         return version in self._waiting
@@ -124,6 +131,19 @@ class Leases:
     def foremost(self, version: str) -> list[Lease]:
         """Of those that wait for a version, the first of each priority."""
         return [next(iter(lane.values())) for lane in self._lanes.get(version, {}).values()]
+
+    def rank(self, version: str, aging_seconds: float) -> tuple[float, float]:
+        """Where the most urgent of those that wait for a version stands among all who wait, lowest first; endless when
+        nobody does. Everyone ages at the same rate, `aging_seconds` a point of priority, so the order of two waiters
+        never changes: no clock needed."""
+        if version not in self._lanes:
+            return LAST
+        known = self._ranks.get(version)
+        if known is None or known[0] != aging_seconds:
+            waits = ((lease.arrival, lease.priority) for lease in self.foremost(version))
+            known = (aging_seconds, min((arrival - wanted * aging_seconds, arrival) for arrival, wanted in waits))
+            self._ranks[version] = known
+        return known[1]
 
     def held(self, replica: str) -> list[Lease]:
         return list(self._holding.get(replica, {}).values())

@@ -43,7 +43,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from modelmora.errors import (
     DeadlineExceeded,
@@ -83,12 +83,13 @@ from modelmora_lifecycle.eviction import (
     Policy,
     Trigger,
     Wait,
+    pinned_bytes,
     plan,
     relief,
     verdicts,
 )
 from modelmora_lifecycle.known import Known, KnownVersions
-from modelmora_lifecycle.leases import ENDLESS, Lease, Leases
+from modelmora_lifecycle.leases import ENDLESS, LAST, Lease, Leases
 from modelmora_lifecycle.ledger import Bounds, Ledger, Vector, covers, largest, least, minus, plus, positive
 from modelmora_lifecycle.placement import Notes, Placement, PlacementOutcome
 from modelmora_lifecycle.prediction import Measured, Pace, Prediction, nonsense, sum_of_seconds
@@ -161,13 +162,13 @@ class Effects(Protocol):
     def decided(self, decision: Decision) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Shortage:
+class _Shortage(NamedTuple):
+    """Sorts as it is served: further replicas last."""
+
+    further: bool
+    rank: tuple[float, float]
     version: str
     kind: Literal["asked", "kept", "scaled"]
-    rank: tuple[bool, float, float]
-    priority: float
-    """Aged."""
 
 
 @dataclass(slots=True)
@@ -210,6 +211,10 @@ class Scheduler:
         self._invited: set[tuple[str, str]] = set()
         """Holder and replica."""
         self._decided: dict[str, tuple[object, ...]] = {}
+        self._waiting_on: set[str] = set()
+        """Versions that need main memory and were found to have to wait for it, within the bounds of `_waits_within`;
+        each has a replica that is UNLOADED and has no plan."""
+        self._waits_within: object = None
         self._told: dict[str, tuple[float | None, str]] = {}
         """By version: when its waiters were told that it will be ready, and why it is not."""
         self._untold: list[Lease] = []
@@ -349,7 +354,7 @@ class Scheduler:
         the same, for who comes later."""
         if lease in self._leases:
             raise ValueError(f"lease {lease} exists")
-        known = self._known.see(facts, self._in_use_versions)
+        known = self._see(facts)
         if self._closing:
             self._effects.refused(lease, ShuttingDown())
             return ""
@@ -491,7 +496,7 @@ class Scheduler:
             self._residencies.pop(version, None)
         else:
             self._residencies[version] = residency
-        known = self._known.see(facts, self._in_use_versions) if facts is not None else self._known.get(version)
+        known = self._see(facts) if facts is not None else self._known.get(version)
         if known is not None:
             known.dismissed = False
             known.scale = min(known.scale, residency.max_replicas)
@@ -510,7 +515,7 @@ class Scheduler:
         known = self._known.get(facts.name)
         if known is None:
             return
-        known.see(facts)
+        self._see(facts)
         for replica in self._of(facts.name, _IN_MEMORY):
             if _other_profile(replica.profile, facts.profile):
                 self._outdated.setdefault(replica.uid, now)
@@ -775,13 +780,19 @@ class Scheduler:
                 self._wakes.append(since + self.rules.unhealthy_grace_seconds)
 
     def _forget_unwanted(self, now: float) -> None:  # 2
+        # Hundreds may wait, each for its only replica: whom somebody waits for is not looked at.
+        resting = self._resting()
+        waits = set[str]() if resting else self._waiting_on & self._leases.wanted().keys()
         coming = [
-            r for r in reversed(self._replicas.values()) if r.state in (ReplicaState.UNLOADED, ReplicaState.LOADING)
+            r
+            for r in reversed(self._replicas.values())
+            if r.state in (ReplicaState.UNLOADED, ReplicaState.LOADING)
+            and (r.version not in waits or len(self._versions[r.version]) > 1)
         ]
         # Those without memory go before those that load, the newest first.
         for replica in sorted(coming, key=lambda r: r.state is ReplicaState.LOADING):
             one = len(self._versions[replica.version]) == 1 and self._leases.is_wanted(replica.version)
-            if (one and not self._resting()) or len(self._of(replica.version, _COUNTED)) <= self._goal(replica.version):
+            if (one and not resting) or len(self._of(replica.version, _COUNTED)) <= self._goal(replica.version):
                 continue
             if replica.state is ReplicaState.LOADING:
                 self._fail(replica, "cancelled: nobody waits for it", now)
@@ -790,8 +801,10 @@ class Scheduler:
             self._give_up_claims(replica.uid, now)
 
     def _grant(self, now: float) -> None:  # 3
-        for version in self._leases.wanted():
-            if not self._of(version, (ReplicaState.LOADED,)):
+        charged = (self._replicas[uid] for uid in self.ledger.charges if uid in self._replicas)
+        loaded = {replica.version for replica in charged if replica.state is ReplicaState.LOADED}
+        for version in list(self._leases.wanted()) if loaded else ():
+            if version not in loaded:
                 continue
             for lease in self._leases.waiters(version):
                 replica = self._serving(lease)
@@ -852,7 +865,8 @@ class Scheduler:
         if not shortages and not self._promised:
             return
         # What is free or on its way and promised to nobody.
-        room = plus(self.ledger.free, self.ledger.freed_by(r.uid for r in self._replicas.values() if self._goes(r)))
+        going = [uid for uid in self.ledger.charges if uid in self._replicas and self._goes(self._replicas[uid])]
+        room = plus(self.ledger.free, self.ledger.freed_by(going))
         for uid, promised in list(self._promised.items()):
             room = minus(room, promised)
             broken = any(room.get(device, 0) < 0 for device in positive(promised))
@@ -864,6 +878,7 @@ class Scheduler:
         # bounds hold for a newcomer: victims to come are no memory yet, and what is kept for others is not his.
         rest, kept = dict(room), set[str]()
         candidates: list[Candidate] | None = None
+        spoken_for = False
         for short in shortages:
             version = short.version
             known = self._known[version]
@@ -872,6 +887,9 @@ class Scheduler:
                 self._wakes.append(known.retry_at)
                 if known.error is None:
                     known.note = "its worker keeps crashing" if known.failures > 1 else "its worker crashed"
+                continue
+            # Hundreds may wait. When all that could go is spoken for, who has been told to wait waits on.
+            if spoken_for and version in self._waiting_on:
                 continue
             there = next(iter(self._of(version, (ReplicaState.UNLOADED,))), None)
             if there is not None and there.uid in self._promised:
@@ -883,6 +901,7 @@ class Scheduler:
             available = least(room, rest)
             if covers(available, need):
                 room, rest = minus(room, need), minus(rest, need)
+                self._waiting_on.discard(version)
                 replica = there or self._new(version, now)
                 if covers(self.ledger.free, need) and self._may_load(need):
                     if self._start(replica, need, now):
@@ -894,13 +913,15 @@ class Scheduler:
                 continue
             if candidates is None:
                 candidates = self._candidates(kept)
-                pinned = plus(*(c.charge for c in candidates if c.pinned))
+                pinned = pinned_bytes(candidates)
                 bounds = (self.ledger.ceiling, self.ledger.standing, pinned)
-            # Hundreds may wait. When all that could go is spoken for, who has been told to wait waits on.
+                if bounds != self._waits_within:
+                    self._waits_within = bounds
+                    self._waiting_on.clear()
             spoken_for = rest.get(HOST, 0) <= 0 and not any(c.evictable and not c.pinned for c in candidates)
-            if there is not None and known.waits_within == bounds and spoken_for:
+            if spoken_for and version in self._waiting_on:
                 continue
-            known.waits_within = None
+            self._waiting_on.discard(version)
             outcome = self._plan(short, need, available, candidates, now)
             if isinstance(outcome, Impossible) or (isinstance(outcome, Wait) and short.kind == "scaled"):
                 self._hinder(short, there, outcome)
@@ -913,10 +934,12 @@ class Scheduler:
                 self._changes += 1
                 for uid in outcome.victims:
                     self._claim(self._replicas[uid], replica.uid, version, now)
-                candidates = None
+                candidates, spoken_for = None, False
                 room, rest = plus(room, change), plus(rest, change)
                 continue
-            known.note, known.waits_within = f"waiting for memory: {outcome.reason}", bounds
+            known.note = f"waiting for memory: {outcome.reason}"
+            if need.get(HOST, 0) > 0:
+                self._waiting_on.add(version)
             if outcome.until is not None:
                 self._wakes.append(outcome.until)
                 known.wait_until = outcome.until
@@ -924,6 +947,7 @@ class Scheduler:
                 kept.update(outcome.victims)
                 candidates = [replace(c, evictable=False) if c.uid in outcome.victims else c for c in candidates]
                 rest = plus(rest, change)
+                spoken_for = spoken_for and rest.get(HOST, 0) <= 0
 
     def _hinder(self, short: _Shortage, there: Replica | None, outcome: Wait | Impossible) -> None:
         """It will not be placed: callers are told, a further replica is not wanted any more, and what is kept waits for
@@ -1041,15 +1065,18 @@ class Scheduler:
         if not self.tells:
             self._untold.clear()
             return
-        for version in [version for version in self._told if not self._leases.is_wanted(version)]:
+        for version in self._told.keys() - self._leases.wanted().keys():
             del self._told[version]
         fresh, self._untold = self._untold, []
         told_anew = set[str]()
-        for version in self._leases.wanted():
+        for version in list(self._leases.wanted()):
+            known = self._known[version]
+            if self._told.get(version) == (None, known.note) and known.wait_until is None and self._only_waits(version):
+                continue  # one of hundreds that wait and know it
             seconds = self.ready_in(version, now)
             moment = None if seconds is None else now + seconds
             loading = self._of(version, (ReplicaState.LOADING,))
-            reason = "loading" if loading else self._known[version].note
+            reason = "loading" if loading else known.note
             if self._of(version, (ReplicaState.LOADED,)):
                 reason, moment = "its holder has every replica", None
             if version in self._told and _tells_the_same(self._told[version], (moment, reason), now):
@@ -1257,6 +1284,7 @@ class Scheduler:
 
     def _remove(self, uid: str) -> None:
         version = self._replicas.pop(uid).version
+        self._waiting_on.discard(version)
         del self._versions[version][uid]
         if not self._versions[version]:
             del self._versions[version]
@@ -1294,6 +1322,12 @@ class Scheduler:
         else:
             self._effects.refused(lease.uid, error)
 
+    def _see(self, facts: VersionFacts) -> Known:
+        known = self._known.get(facts.name)
+        if known is not None and known.facts != facts:
+            self._waiting_on.discard(facts.name)  # it may need less now
+        return self._known.see(facts, self._in_use_versions)
+
     def _in_use_versions(self) -> set[str]:
         return {*self._versions, *self._leases.wanted(), *self._residencies}
 
@@ -1312,32 +1346,41 @@ class Scheduler:
         found: list[_Shortage] = []
         if self._resting():
             return found
+        aging = self.rules.policy.aging_seconds_per_point
         for version in dict.fromkeys((*self._leases.wanted(), *self._residencies)):
+            if version in self._waiting_on and len(self._versions[version]) == 1 and version not in self._residencies:
+                found.append(_Shortage(False, self._leases.rank(version, aging), version, "asked"))
+                continue
             known = self._known.get(version)
             if known is None:
                 continue
-            there = len(self._of(version, _IN_MEMORY))
-            kept = 0 if known.dismissed else self.residency(version).kept_replicas
-            if there >= kept:
+            states = [self._replicas[uid].state for uid in self._versions.get(version, ())]
+            there = sum(state in _IN_MEMORY for state in states)
+            residency = self._residencies.get(version, _DEFAULTS)
+            if there >= (0 if known.dismissed else residency.kept_replicas):
                 known.short_since = None
             elif known.short_since is None:
                 known.short_since = now
-            rank, priority = (ENDLESS, ENDLESS), 0.0
-            kind: Literal["asked", "kept", "scaled"] = "scaled"
-            aging = self.rules.policy.aging_seconds_per_point
-            waits = [(lease.arrival, lease.priority) for lease in self._leases.foremost(version)] if not there else []
+            rank = self._leases.rank(version, aging) if not there else LAST
+            asked = rank is not LAST
             if known.short_since is not None:
-                kind = "kept"
-                waits.append((known.short_since, LOW_PRIORITY))
-            for arrival, wanted in waits:
-                # Everyone ages at the same rate, so the order of two waiters never changes: no clock needed.
-                rank = min(rank, (arrival - wanted * aging, arrival))
-                priority = max(priority, self.rules.policy.aged(wanted, now - arrival))
-            if not there and self._leases.is_wanted(version):
-                kind = "asked"
-            if waits or there < min(known.scale, self.residency(version).max_replicas):
-                found.append(_Shortage(version, kind, (kind == "scaled", *rank), priority))
-        return sorted(found, key=lambda short: (short.rank, short.version))
+                rank = min(rank, (known.short_since - LOW_PRIORITY * aging, known.short_since))
+            if rank is LAST and there >= min(known.scale, residency.max_replicas):
+                continue
+            if known.failures and ReplicaState.LOADING in states:
+                continue  # its last load failed: what makes room for a second one may do so in vain
+            kind: Literal["asked", "kept", "scaled"] = "asked" if asked else "scaled" if rank is LAST else "kept"
+            found.append(_Shortage(kind == "scaled", rank, version, kind))
+        return sorted(found)
+
+    def _priority(self, short: _Shortage, now: float) -> float:
+        """Aged."""
+        if short.kind == "scaled":
+            return 0.0
+        waits = [(lease.arrival, lease.priority) for lease in self._leases.foremost(short.version)]
+        since = self._known[short.version].short_since
+        waits = (waits if short.kind == "asked" else []) + ([(since, LOW_PRIORITY)] if since is not None else [])
+        return max(self.rules.policy.aged(wanted, now - arrival) for arrival, wanted in waits)
 
     def _may_load(self, need: Vector) -> bool:
         """Whether every device that is needed has a place for one more load."""
@@ -1356,7 +1399,7 @@ class Scheduler:
     ) -> Plan | Wait | Impossible:
         version = short.version
         ceiling = minus(self.ledger.ceiling, self.ledger.standing)
-        asked = Need(need, available, ceiling, self.ledger.budget, short.priority)
+        asked = Need(need, available, ceiling, self.ledger.budget, self._priority(short, now))
         if short.kind == "scaled":
             idle = now - self.rules.scaling.idle_seconds
             candidates = [
@@ -1389,7 +1432,7 @@ class Scheduler:
 
     def _candidates(self, kept: set[str]) -> list[Candidate]:
         """Replicas in memory as eviction sees them; those of `kept` are spoken for."""
-        return [self._candidate(r, kept) for r in self._replicas.values() if r.uid in self.ledger.charges]
+        return [self._candidate(self._replicas[uid], kept) for uid in self.ledger.charges if uid in self._replicas]
 
     def _candidate(self, replica: Replica, kept: set[str]) -> Candidate:
         end, _, _ = self._stay_until(replica)
@@ -1482,6 +1525,10 @@ class Scheduler:
         residency = self._residencies.get(version)
         return residency is not None and residency.max_replicas > 1
 
+    def _only_waits(self, version: str) -> bool:
+        """Whether it has nothing but one replica that waits for memory and has no plan."""
+        return version in self._waiting_on and len(self._versions[version]) == 1
+
     def _resting(self) -> bool:
         """Nothing is to be loaded."""
         return self._closing or self._cordon is not None
@@ -1518,7 +1565,7 @@ class Scheduler:
         twin._replicas, twin._residencies = dict(self._replicas), dict(self._residencies)
         twin._promised, twin._decided, twin._told = dict(self._promised), dict(self._decided), dict(self._told)
         twin._leaving, twin._ending, twin._invited = set(self._leaving), set(self._ending), set(self._invited)
-        twin._servers = copy(self._servers)
+        twin._servers, twin._waiting_on = copy(self._servers), set(self._waiting_on)
         twin._sick_since, twin._outdated, twin._wakes = dict(self._sick_since), dict(self._outdated), []
         return twin, notes
 

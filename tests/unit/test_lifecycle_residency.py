@@ -331,6 +331,37 @@ def test_batches_of_a_second_that_wait_for_each_other_scale() -> None:
     assert node.starts("a") == 2, "who is answered waits for one whole batch before his own"
 
 
+def test_who_failed_to_load_tries_one_replica_at_a_time(node: Node) -> None:
+    # Day 15,641 of the long run: the second one asked a neighbour to yield, again and again, in vain.
+    node.want("busy", version("a", 53))
+    node.run_for(5.0)
+    node.use("busy")
+    node.workers["bad"] = FakeWorker(fails=True)
+    node.keep(version("bad", 31), min_replicas=2, max_replicas=2)
+    node.run_for(3.0)
+    node.log.clear()
+    node.run_for(200.0)
+    assert node.starts("bad") >= 3
+    assert node.of("yielding") == []
+    node.workers["bad"] = FakeWorker()
+    node.run_for(60.0)
+    assert S.LOADED in node.states("bad")
+
+
+def test_what_pinned_models_come_to_share_is_told_to_who_waits(node: Node) -> None:
+    # Day 23,021 of the long run: a want that could never be met was forgotten.
+    node.keep(version("p", 80), pinned=True)
+    node.run_for(5.0)
+    node.workers["q"] = FakeWorker(hangs=True)
+    node.want("q", version("q", 20))
+    node.want("x", version("x", 20))
+    assert not node.of("refused"), "q may go some day"
+    (pinned,) = [replica.uid for replica in node.scheduler.replicas() if replica.version == "p"]
+    node.scheduler.charge_shared("artifacts/p", {HOST: 10}, node.clock.now, [pinned])
+    told = {call[1]: type(call[2]) for call in node.of("refused")}
+    assert told["x"] is NeverFits
+
+
 def test_replicas_beyond_a_smaller_maximum_go(node: Node) -> None:
     node.keep(version("a", 20), min_replicas=3, max_replicas=3)
     node.run_for(5.0)
