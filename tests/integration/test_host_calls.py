@@ -444,3 +444,25 @@ async def test_a_path_that_is_no_text_ends_nothing(data_dir: Path, caplog: pytes
             writer.close()
         it.tiny.go_on.set()
         await running
+
+
+async def test_calls_leave_nothing_to_the_collector(data_dir: Path) -> None:
+    """What only the collector can free stays for long: it looks seldom, and at what it has missed hardly ever."""
+
+    def calls() -> int:
+        return sum(type(one).__name__ == "RPCState" for one in gc.get_objects())
+
+    async with rig(data_dir) as it, asyncio.timeout(60):
+        await it.get("nothing")
+        gc.collect()
+        gc.disable()
+        try:
+            before = calls()
+            for _ in range(20):
+                await it.get("nothing")
+                assert type(await it.failure("raise:x")) is errors.ReplicaNotFound
+            await it.get("nothing")
+            while calls() > before + 2:  # noqa: ASYNC110 - the last ones are just being ended
+                await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
