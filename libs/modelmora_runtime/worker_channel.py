@@ -38,12 +38,17 @@ def _error(
     return error
 
 
+Heard = Callable[[worker_pb2.InferReply | None, errors.ModelMoraError | None], None]
+"""Hears each reply of a batch, or the error it ended with."""
+
+
 class _Call:
     """Replies to one request, in order, and their end."""
 
-    def __init__(self, channel: WorkerChannel, request_id: int) -> None:
+    def __init__(self, channel: WorkerChannel, request_id: int, heard: Heard | None = None) -> None:
         self.request_id = request_id
         self._channel = channel
+        self._heard = heard
         self._replies: deque[tuple[worker_pb2.WorkerReply, int]] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
@@ -67,6 +72,11 @@ class _Call:
         return reply
 
     def _add(self, reply: worker_pb2.WorkerReply, size: int, last: bool) -> None:
+        if self._heard is not None:
+            self._ended = last
+            self._channel._grant(size)
+            self._heard(reply.infer, None)
+            return
         self._replies.append((reply, size))
         if last:
             self._end(None)
@@ -81,6 +91,9 @@ class _Call:
             for _, size in self._replies:
                 self._channel._grant(size)
             self._wake()
+            if self._heard is not None and error is not None:
+                # Not at once: whoever asked may not have its call in hand yet.
+                self._channel._loop.call_soon(self._heard, None, error)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -184,9 +197,13 @@ class WorkerChannel(asyncio.Protocol):
             self._cancel(call)
         raise errors.LoadFailed("the worker ended the load without an answer")
 
-    def infer(self, request: worker_pb2.InferRequest) -> InferCall:
-        """Sends one batch. Never blocks; a gone worker or a request over the limit shows in the iteration."""
-        return InferCall(self, self._send(worker_pb2.WorkerRequest(infer=request)))
+    def infer(self, request: worker_pb2.InferRequest, heard: Heard | None = None) -> InferCall:
+        """Sends one batch. Never blocks; a gone worker or a request over the limit shows in the iteration.
+
+        `heard` is for whoever has many batches and no task for each: it is called with every reply as it comes, or with
+        the error, and there is nothing left to iterate.
+        """
+        return InferCall(self, self._send(worker_pb2.WorkerRequest(infer=request), heard))
 
     async def drain(self, *, timeout_seconds: float) -> None:
         """Lets the worker finish what runs and exit with status 0. Raises TimeoutError, WorkerUnavailable."""
@@ -306,8 +323,8 @@ class WorkerChannel(asyncio.Protocol):
             del self._calls[request_id]
             call._add(reply, size, last=True)
 
-    def _send(self, request: worker_pb2.WorkerRequest) -> _Call:
-        call = _Call(self, next(self._request_ids))
+    def _send(self, request: worker_pb2.WorkerRequest, heard: Heard | None = None) -> _Call:
+        call = _Call(self, next(self._request_ids), heard)
         if self.closed.is_set() or self._transport is None:
             call._end(self._gone())
             return call

@@ -6,7 +6,7 @@ A dispatcher exists while its version is in use. Its life, numbered as in the co
      everybody who waits; what may pass is asked for again, with growing pauses, until its patience ends. While only
      calls wait that would not wait for a load, it asks for a lease of what is in memory only.
   2. With the worker's address and key it connects and sends batches (`_pump`) whenever something arrives or is done;
-     queue.py decides what and when. Each batch on a worker is followed by one task.
+     queue.py decides what and when.
   3. Lifecycle hears when the first batch starts and, a moment after the last has ended, that the lease is idle; and
      once a second what waits beyond that, in the queue or on the worker behind another batch, from which it judges
      whether another replica pays.
@@ -32,6 +32,7 @@ import uuid
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
@@ -53,6 +54,10 @@ TELL_WAITING_SECONDS = 1.0
 """So often lifecycle hears what waits."""
 LAST_WORD_SECONDS = 1.0
 """When the worker's connection is gone, so long lifecycle may take to say why."""
+GATHER_SECONDS = 0.002
+"""So long at most a call waits for those that arrive with it, while this process is busy taking them in."""
+QUIET_TURN_SECONDS = 10e-6
+"""A turn of the event loop that takes less had nothing to take in."""
 UNKNOWN_IMAGE_TOKENS = 256
 """An image counts so many tokens before its model was loaded once; all of them count the same, whatever their size."""
 _COST_TOKENS = 50_000.0
@@ -180,12 +185,13 @@ class _Lease:
     last_start: float = float("inf")
     """No batch starts at or after this; finite once we were asked to yield."""
     left: bool = False
-    """We closed the connection ourselves, because the worker takes no more work."""
+    """We close the connection ourselves, because the worker takes no more work."""
     crashed: bool = False
     told_busy: bool = False
     told_waiting_time: float = 0.0
     """When lifecycle last heard what waits; 0: that nothing does."""
-    following: dict[Batch, tuple[InferCall, asyncio.Task[None]]] = field(default_factory=dict)
+    following: dict[Batch, InferCall] = field(default_factory=dict)
+    """What is on the worker."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -235,6 +241,8 @@ class Dispatcher:
         self._behind = (0, 0.0)
         """Entries that waited, the most at a time, and the longest wait, since lifecycle heard of it."""
         self._behind_time = 0.0
+        self._gathering: asyncio.TimerHandle | None = None
+        self._turn_began = self._pump_until = 0.0
         self._progress = False
         self._bytes_per_token = 4.0
         self._cost_seconds = self._cost_tokens = 0.0
@@ -287,9 +295,8 @@ class Dispatcher:
             entry.call.owner.give_way(entry.call)  # type: ignore[attr-defined]
         if self._life is None:
             self._begin()
-        elif self._leases and not self._pumping:
-            self._pumping = True
-            self._loop.call_soon(self._pump)
+        elif self._leases:
+            self._pump_soon(now, urgent=call.priority is Priority.HIGH)
 
     def give_way(self, call: Call) -> None:
         """Some of a call had to leave for a tenant that is within its share: all of it does."""
@@ -311,7 +318,7 @@ class Dispatcher:
         for batch, positions in rows.items():
             for lease in self._leases:
                 if batch in lease.following:
-                    lease.following[batch][0].cancel(positions if batch.wanted else ())
+                    lease.following[batch].cancel(positions if batch.wanted else ())
 
     def fail_waiting(self, error: errors.ModelMoraError) -> None:
         """Answers everything that waits; what is on a worker is left to it."""
@@ -460,8 +467,7 @@ class Dispatcher:
             finally:
                 self._leases.remove(lease)
                 await channel.close()
-                if lease.following:
-                    await asyncio.wait([task for _, task in lease.following.values()])
+                lease.following.clear()
                 self._give_back(lease)
                 if self._leases:
                     self._pump()  # what it left goes to the others
@@ -560,6 +566,8 @@ class Dispatcher:
                     if not await self._hear(lease, reading):
                         return
                     reading = self._read(stream)
+                if lease.left:
+                    return
                 if lost.done():
                     await self._hear_why(lease, stream, reading)  # 6
                     return
@@ -654,8 +662,6 @@ class Dispatcher:
 
     async def _hear_why(self, lease: _Lease, stream: Any, reading: asyncio.Task[Any]) -> None:
         """The worker's connection is gone. Without a word from lifecycle it counts as a crash."""
-        if lease.left:
-            return
         lease.crashed = "lease-withdrawn" not in lease.channel.close_reason
         until = time.monotonic() + LAST_WORD_SECONDS
         while True:
@@ -679,9 +685,40 @@ class Dispatcher:
 
     # Batches.
 
+    def _pump_soon(self, now: float, *, urgent: bool = False) -> None:
+        """Sends what should go, together with what arrives with it. One by one, calls that come at once would cost this
+        process and the worker several times as much, and the last of them would be answered later, not sooner.
+
+        To a worker that has nothing to do it goes at the end of a turn of the loop in which little else was done: all
+        that has arrived is taken in then. While the workers compute, which is longer than a moment or soon over, a
+        moment is lost to nobody.
+        """
+        at_once = urgent or any(not lease.worker.running for lease in self._leases)
+        if self._gathering is not None and at_once:
+            self._gathering.cancel()
+            self._gathering = None
+        elif self._pumping:
+            return
+        self._pumping = True
+        if at_once:
+            self._turn_began, self._pump_until = now, now + GATHER_SECONDS
+            self._loop.call_soon(self._turn)
+        else:
+            self._gathering = self._loop.call_later(GATHER_SECONDS, self._pump)
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        if now - self._turn_began < QUIET_TURN_SECONDS or now >= self._pump_until:
+            self._pump()
+        else:
+            self._turn_began = now
+            self._loop.call_soon(self._turn)
+
     def _pump(self) -> None:  # 2
         """Sends what should go now."""
-        self._pumping = False
+        if self._gathering is not None:
+            self._gathering.cancel()
+        self._pumping, self._gathering = False, None
         now = time.monotonic()
         leases = self._leases
         while self._send_one(leases if len(leases) < 2 else sorted(leases, key=_in_flight), now):
@@ -729,28 +766,36 @@ class Dispatcher:
                 text.CopyFrom(entry.payload)  # type: ignore[arg-type]
             text.timeout.seconds = seconds
             text.timeout.nanos = int((left - seconds) * 1e9)
-        infer = lease.channel.infer(request)
-        following = self._loop.create_task(self._follow(lease, batch, infer), context=self._context)
-        lease.following[batch] = (infer, following)
+        lease.following[batch] = lease.channel.infer(request, partial(self._heard, lease, batch))
 
-    async def _follow(self, lease: _Lease, batch: Batch, infer: InferCall) -> None:
+    def _heard(
+        self,
+        lease: _Lease,
+        batch: Batch,
+        reply: worker_pb2.InferReply | None,
+        error: errors.ModelMoraError | None,
+    ) -> None:
         """Delivers the rows of one batch until the worker has let go of it."""
-        error: errors.ModelMoraError | None = None
-        try:
-            async for reply in infer:
+        infer = lease.following.get(batch)
+        if infer is None:
+            return  # it has failed already, or its lease has ended
+        if reply is not None:
+            try:
                 self._deliver(lease, batch, reply)
+            except errors.ModelMoraError as raised:
+                error = raised
+            else:
                 if not reply.done:
-                    self._pump()
-            if batch.answered < len(batch.entries):
-                error = errors.InternalError("the worker left rows of a batch unanswered")
-        except errors.ModelMoraError as raised:
-            error = raised
+                    self._pump_soon(time.monotonic())
+                    return
+                if batch.answered < len(batch.entries):
+                    error = errors.InternalError("the worker left rows of a batch unanswered")
         del lease.following[batch]
         if isinstance(error, errors.WorkerUnavailable | errors.ShuttingDown):
             # The worker is gone or takes no more: what is on it goes back when the lease has ended.
             if not lease.channel.closed.is_set():
-                lease.left = True
-                await lease.channel.close()
+                lease.left, lease.last_start = True, 0.0
+                lease.wake.set()
             return
         if error is None:
             self._counts.batch_entries.observe(len(batch.entries))
@@ -771,7 +816,7 @@ class Dispatcher:
             for entry in failed:
                 self._fail(entry, error)
         self._progress = True
-        self._pump()
+        self._pump_soon(time.monotonic())
         if not lease.worker.running:
             lease.idle_since = time.monotonic()
             if lease.last_start < float("inf"):
