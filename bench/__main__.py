@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from modelmora.inference.v1 import inference_pb2
-from modelmora.lifecycle.v1 import lifecycle_pb2
 
 from bench import workload
 from bench.lifecycle import lifecycle_bench
 from bench.minilm import MODEL, minilm_folder, served
+from bench.plumbing import plumbing_bench
 from bench.registry import registry_bench
 from bench.report import Series, merged, page
 from bench.script import Script
 from bench.sharing import sharing_bench
-from bench.statistics import bootstrap, percentile
+from bench.statistics import bootstrap
 from bench.up import Up
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,29 +63,6 @@ def embed_bench(
         load.close()
     ceiling.close()
     return found, facts
-
-
-def plumbing_bench(rounds: int, seconds: float) -> dict[str, list[float]]:
-    """The echo engine without any delay: what the platform itself costs a call."""
-    texts = workload.passages(200)
-    found: dict[str, list[float]] = {"overhead_p50_ms": [], "overhead_p99_ms": [], "calls_per_second": []}
-    with tempfile.TemporaryDirectory(prefix="modelmora-bench-") as temporary, Up(Path(temporary) / "data") as up:
-        up.add_model("bench/echo", engine="echo", options={"dimensions": 384})
-        up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model="bench/echo", wait=True, pin=True), timeout=60)
-        load = Script("-m", "bench.load", up.target, "bench/echo")
-        load.ask(texts=texts)
-        for number in range(-1, rounds):
-            alone = load.ask(mode="clients", clients=1, seconds=seconds, seed=1)
-            many = load.ask(mode="clients", clients=32, seconds=seconds, seed=2)
-            if number >= 0:
-                overhead = [a - b for a, b in zip(alone["latencies"], alone["engine_seconds"], strict=True)]
-                found["overhead_p50_ms"].append(percentile(overhead, 50) * 1000)
-                found["overhead_p99_ms"].append(percentile(overhead, 99) * 1000)
-                found["calls_per_second"].append(many["count"] / many["seconds"])
-        load.close()
-    for name, values in found.items():
-        say(f"plumbing {name}: {bootstrap(values)}")
-    return found
 
 
 def startup_bench(folder: Path, rounds: int) -> dict[str, list[float]]:
@@ -134,7 +111,7 @@ def main() -> None:
     folder = minilm_folder()
     parts = (arguments.only,) if arguments.only else PARTS
     startup = startup_bench(folder, max(3, arguments.pairs // 2)) if "startup" in parts else None
-    plumbing = plumbing_bench(arguments.pairs, arguments.seconds) if "plumbing" in parts else None
+    plumbing = plumbing_bench(arguments.pairs, arguments.seconds, say) if "plumbing" in parts else None
     lifecycle = (
         lifecycle_bench(folder, max(4, arguments.pairs), arguments.seconds, say) if "lifecycle" in parts else None
     )

@@ -109,29 +109,31 @@ async def _bench(say: Callable[[str], None], versions: int) -> Figures:
 @asynccontextmanager
 async def _registry(server_url: str, data_dir: Path, versions: int) -> AsyncIterator[Up]:
     """A registry with so many versions in a database of its own."""
-    head, _, tail = server_url.partition("@/")
-    url = f"{head}@/{data_dir.name}?{tail.partition('?')[2]}"
-    await _execute(server_url, f"CREATE DATABASE {data_dir.name}")
+    url = await make_database(server_url, data_dir.name)
     command = ("-m", "modelmora_app", "serve", "registry")
     up = Up(data_dir, command=command, settings={"DATABASE_URL": url})
     await asyncio.to_thread(up.start)
     try:
-        await _fill(url, versions // VERSIONS_PER_MODEL)
+        await fill(url, versions // VERSIONS_PER_MODEL)
         yield up
     finally:
         await asyncio.to_thread(up.stop)
 
 
-async def _execute(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+async def make_database(server_url: str, name: str) -> str:
+    """The URL of a new database of this server."""
+    connection = await asyncpg.connect(server_url.replace("+asyncpg", ""))
     try:
-        await connection.execute(statement, timeout=600)
+        await connection.execute(f"CREATE DATABASE {name}", timeout=600)
     finally:
         await connection.close()
+    head, _, tail = server_url.partition("@/")
+    return f"{head}@/{name}?{tail.partition('?')[2]}"
 
 
-async def _fill(url: str, models: int) -> None:
-    """Indexes are made when the rows are there, and keys are not checked: that takes a third of the time."""
+async def fill(url: str, models: int) -> None:
+    """So many models with 20 versions each. Indexes are made when the rows are there, and keys are not checked: that
+    takes a third of the time."""
     connection = await asyncpg.connect(url.replace("+asyncpg", ""))
     indexes = await connection.fetch(INDEXES)
     for index in indexes:

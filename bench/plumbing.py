@@ -1,0 +1,203 @@
+"""Plumbing: what the platform itself costs a call, with the echo engine and no delay.
+
+Beside the plain figures: what does a call cost with 10,000 registered models instead of one, and while 10,000 requests
+wait in the queue? Both states are measured in turn, pair by pair, and what counts is the ratio within each pair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from pathlib import Path
+
+from modelmora.common.v1 import common_pb2
+from modelmora.inference.v1 import inference_pb2
+from modelmora.lifecycle.v1 import lifecycle_pb2
+from modelmora_runtime.postgres import EmbeddedPostgres
+from modelmora_runtime.process import descendants
+
+from bench import workload
+from bench.registry import fill, make_database
+from bench.script import Script
+from bench.statistics import bootstrap, percentile
+from bench.up import Up
+
+MANY_MODELS = 10_000
+DEEP = 10_000
+"""Requests that wait."""
+BULK = 2_000
+"""Of them in one call."""
+SLOW_SECONDS = 600.0
+
+TARGETS = {
+    "overhead_p50_ms": "≤ 0.9",
+    "overhead_p99_ms": "≤ 3",
+    "calls_per_second": "≥ 2800",
+    "host_cpu_seconds_per_10000_calls": "",
+    "worker_cpu_seconds_per_10000_calls": "",
+    "entries_per_batch": "",
+    "calls_per_second_with_1_model": "",
+    "calls_per_second_with_10000_models": "",
+    "p50_ms_with_1_model": "",
+    "p50_ms_with_10000_models": "",
+    "cost_ratio_10000_models_to_1": "≤ 1.10",
+    "calls_per_second_with_empty_queue": "",
+    "calls_per_second_with_10000_deep_queue": "",
+    "p50_ms_with_empty_queue": "",
+    "p50_ms_with_10000_deep_queue": "",
+    "cost_ratio_10000_deep_queue_to_empty": "≤ 1.10",
+}
+"""The figures in the order of the page, and what is asked of them."""
+
+
+def plumbing_bench(rounds: int, seconds: float, say: Callable[[str], None]) -> dict[str, list[float]]:
+    """One value a round for each of TARGETS. A cost is the CPU time of host and workers for a call."""
+    return asyncio.run(_bench(rounds, seconds, say))
+
+
+async def _bench(rounds: int, seconds: float, say: Callable[[str], None]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name in TARGETS}
+    with tempfile.TemporaryDirectory(prefix="mm-bench-") as temporary:
+        folder = Path(temporary)
+        async with (
+            EmbeddedPostgres(folder / "pg", folder / "run") as postgres,
+            _served(postgres.url, folder / "few", 0) as few,
+            _served(postgres.url, folder / "many", MANY_MODELS) as many,
+        ):
+            await asyncio.to_thread(_measure, few, many, rounds, seconds, found)
+    for name, values in found.items():
+        say(f"plumbing {name}: {bootstrap(values)}")
+    return found
+
+
+def _measure(few: _Served, many: _Served, rounds: int, seconds: float, found: dict[str, list[float]]) -> None:
+    for number in range(-1, rounds):  # the one before the first warms up
+        one, crowd = few.calls(1, seconds), few.calls(32, seconds)
+        if number >= 0:
+            for name in ("overhead_p50_ms", "overhead_p99_ms"):
+                found[name].append(one[name])
+            for name in ("calls_per_second", "entries_per_batch"):
+                found[name].append(crowd[name])
+            for name in ("host", "worker"):
+                found[f"{name}_cpu_seconds_per_10000_calls"].append(crowd[name])
+    nothing: Callable[[], AbstractContextManager[None]] = nullcontext
+    _pairs(found, rounds, seconds, ("1_model", few, nothing), ("10000_models", many, nothing))
+    _pairs(found, rounds, seconds, ("empty_queue", few, nothing), ("10000_deep_queue", few, few.deep_queue))
+
+
+def _pairs(
+    found: dict[str, list[float]],
+    rounds: int,
+    seconds: float,
+    *sides: tuple[str, _Served, Callable[[], AbstractContextManager[None]]],
+) -> None:
+    """Both sides in turn; who goes first changes from pair to pair."""
+    first, second = (name for name, _, _ in sides)
+    for number in range(-1, rounds):
+        cost = {}
+        for name, served, state in sides if number % 2 else sides[::-1]:
+            with state():
+                figures = served.calls(32, seconds)
+            cost[name] = figures["host"] + figures["worker"]
+            if number >= 0:
+                found[f"calls_per_second_with_{name}"].append(figures["calls_per_second"])
+                found[f"p50_ms_with_{name}"].append(figures["p50_ms"])
+        if number >= 0:
+            ratio = f"cost_ratio_{second}_to_{first.removesuffix('_model').removesuffix('_queue')}"
+            found[ratio].append(cost[second] / cost[first])
+
+
+@asynccontextmanager
+async def _served(server_url: str, data_dir: Path, models: int) -> AsyncIterator[_Served]:
+    """A platform with so many models beside the two that are called."""
+    url = await make_database(server_url, data_dir.name)
+    up = Up(data_dir, settings={"DATABASE_URL": url})
+    await asyncio.to_thread(up.start)
+    try:
+        if models:
+            await fill(url, models)
+        served = await asyncio.to_thread(_Served, up)
+        yield served
+        served.load.close()
+    finally:
+        await asyncio.to_thread(up.stop)
+
+
+class _Served:
+    """A platform with an echo model in memory, and one so slow that all its calls wait."""
+
+    def __init__(self, up: Up) -> None:
+        self.up = up
+        up.add_model("bench/echo", engine="echo", options={"dimensions": 384})
+        up.add_model("bench/slow", engine="echo", options={"dimensions": 384, "delay_seconds": SLOW_SECONDS})
+        for model in ("bench/echo", "bench/slow"):
+            up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=model, wait=True, pin=True), timeout=60)
+        self.load = Script("-m", "bench.load", up.target, "bench/echo")
+        self.load.ask(texts=workload.passages(200))
+
+    def calls(self, clients: int, seconds: float) -> Mapping[str, float]:
+        """So many clients for a while; `host` and `worker` are CPU seconds for 10,000 calls."""
+        counted, cpu = self.up.scrape(), self._cpu()
+        answer = self.load.ask(mode="clients", clients=clients, seconds=seconds, seed=clients)
+        cpu_after, counted_after = self._cpu(), self.up.scrape()
+        overhead = [a - b for a, b in zip(answer["latencies"], answer["engine_seconds"], strict=True)]
+        entries, batches = (
+            counted_after[name] - counted[name]
+            for name in ("modelmora_inference_batch_entries_sum", "modelmora_inference_batches_total")
+        )
+        return {
+            "overhead_p50_ms": percentile(overhead, 50) * 1000,
+            "overhead_p99_ms": percentile(overhead, 99) * 1000,
+            "p50_ms": percentile(answer["latencies"], 50) * 1000,
+            "calls_per_second": answer["count"] / answer["seconds"],
+            "entries_per_batch": entries / batches,
+            **{name: (cpu_after[name] - cpu[name]) / answer["count"] * 10_000 for name in cpu},
+        }
+
+    def _cpu(self) -> dict[str, float]:
+        """CPU seconds so far of the host, and of its workers together."""
+        workers = [pid for pid in descendants(self.up.pid) if b"modelmora_worker" in _command(pid)]
+        return {"host": _cpu_seconds(self.up.pid), "worker": sum(map(_cpu_seconds, workers))}
+
+    @contextmanager
+    def deep_queue(self) -> Iterator[None]:
+        """While it lasts, LOW requests wait behind a model that does not answer."""
+        request = inference_pb2.EmbedRequest(
+            model="bench/slow", texts=["a text that waits"] * BULK, priority=common_pb2.PRIORITY_LOW
+        )
+        waiting = [self.up.inference.Embed.future(request, timeout=SLOW_SECONDS) for _ in range(DEEP // BULK + 1)]
+        try:
+            self._until(lambda depth: depth >= DEEP)
+            yield
+        finally:
+            for call in waiting:
+                call.cancel()
+            self._until(lambda depth: depth == 0)
+
+    def _until(self, holds: Callable[[int], bool]) -> None:
+        """Waits until so many requests wait for the slow model."""
+        until = time.monotonic() + 30
+        while True:
+            answer = self.up.inference.GetQueue(inference_pb2.GetQueueRequest(model="bench/slow"), timeout=10)
+            depth = sum(level.entries for queue in answer.queues for level in queue.levels)
+            if holds(depth):
+                return
+            if time.monotonic() > until:
+                raise RuntimeError(f"{depth} requests wait")
+            time.sleep(0.02)
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
