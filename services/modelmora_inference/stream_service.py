@@ -3,7 +3,9 @@
 Two coroutines serve a stream. The reader takes the next call as soon as there is room for it and starts it as a task;
 the writer, which is the RPC itself, hands the answers to the transport as they come. A call is open until the transport
 has taken its answer, so a client that does not read is soon not read either: what a stream holds is bounded by the
-number of its open calls and by STREAM_BYTES, and counts against the byte budget of the process.
+number of its open calls and by STREAM_BYTES, and counts against the byte budget of the process. Of one tenant and
+priority the first to come is the first to be computed, so a stream has no more in the queue than keeps the worker busy
+(STREAM_INPUTS): other calls of its own tenant would wait behind all of it. (Three streams have delayed one by 21 s.)
 
 How a stream ends, numbered as in the code:
   1. The client closes its side: what is open is answered, then OK. The same after a message that cannot be read, which
@@ -13,7 +15,9 @@ How a stream ends, numbered as in the code:
      stream sends there what was not answered here.
   4. Nothing was open and nothing came for the idle time, or the stream is older than LONGEST_SECONDS, over which a
      caller's rights may have changed: as with 3, but Unavailable.
-  5. The client has not taken an answer for the idle time: it is cut off, without a word that it would not read either.
+  5. The client has not taken an answer for the idle time: all that it waits for is withdrawn and forgotten, but for the
+     one answer that the transport has, which nobody can take back. When that is read after all, StreamNotRead follows.
+     (It was cut off without a word: gRPC then tells the client nothing, ever, and keeps the answer uncounted.)
 """
 
 from __future__ import annotations
@@ -36,9 +40,16 @@ log = logging.getLogger(__name__)
 MAX_ID_CHARACTERS = 200
 STREAM_BYTES = 32 * 1024 * 1024
 """Of requests and answers that one stream holds before it is not read any more; a call alone may be larger."""
+STREAM_INPUTS = 512
+"""Inputs that one stream has in the queue and on workers before it is not read any more: two batches for the worker and
+two that wait. A call alone may have more."""
 ANSWER_BYTES = 4096
 """What the answer to a text is taken for until it is there: a vector of a thousand dimensions."""
+BEHIND_SECONDS = 1.0
+"""When a client has not taken an answer for so long, nothing more is computed for it than was read."""
 LONGEST_SECONDS = 3600.0
+STOP_SECONDS = 5.0
+"""A stop waits so long for a client that does not read."""
 
 Embed = Callable[[pb.EmbedRequest, Any], Awaitable[pb.EmbedResponse]]
 
@@ -100,6 +111,8 @@ class _Stream:
         self._unanswered = 0
         """Calls that were read and whose answers are not written, refused ones too."""
         self._held_bytes = 0
+        self._inputs = 0
+        """Of calls that are not computed."""
         self._wake = asyncio.Event()
         """For the writer."""
         self._room = asyncio.Event()
@@ -107,6 +120,8 @@ class _Stream:
         self._began = self._last_time = self._loop.time()
         self._writing_since: float | None = None
         self._why: errors.ModelMoraError | None = None
+        self._unread = False
+        """Given up: nothing more is written."""
         self._broken: BaseException | None = None
 
     async def serve(self, requests: AsyncIterator[pb.StreamEmbedRequest]) -> None:
@@ -133,12 +148,34 @@ class _Stream:
         if self._why is None:
             self._why = why
             self._reading.cancel()
+        if isinstance(why, errors.ShuttingDown):
+            self._loop.call_later(STOP_SECONDS, self._leave_if_stuck, self._writing_since)
+
+    def _leave_if_stuck(self, since: float | None) -> None:
+        """At a stop: the connection ends anyway."""
+        if since is not None and self._writing_since == since:
+            self._task.cancel()
+
+    def _give_up(self) -> None:
+        """Withdraws what is open, forgets what is answered, and takes nothing more."""
+        self._unread = True
+        self.end(errors.StreamNotRead(retry_after_seconds=1.0))
+        for task in self._open.values():
+            task.cancel()
+        for _, weight, _ in self._answers:
+            self._weigh(-weight)
+        self._answers.clear()
 
     async def _read(self, requests: AsyncIterator[pb.StreamEmbedRequest]) -> None:
         rules = self._rules
         async for message in requests:
             self._begin(message)
-            while self._unanswered >= rules.calls or self._held_bytes >= STREAM_BYTES:
+            while (
+                self._unanswered >= rules.calls
+                or self._held_bytes >= STREAM_BYTES
+                or self._inputs >= STREAM_INPUTS
+                or is_behind(self._writing_since, self._loop.time())
+            ):
                 self._room.clear()
                 await self._room.wait()
 
@@ -160,6 +197,7 @@ class _Stream:
             self._refuse(name, error)
             return
         self._held_bytes += weight
+        self._inputs += len(request.texts)
         task = self._open[name] = self._loop.create_task(self._call(name, request, weight))
         task.add_done_callback(self._ended)
 
@@ -177,10 +215,19 @@ class _Stream:
         except errors.ModelMoraError as error:
             response = pb.StreamEmbedResponse(id=name, error=call_error(error))
             size = response.ByteSize()
-        add_bytes(self._context, size - weight)
-        self._held_bytes += size - weight
+        except asyncio.CancelledError:
+            self._weigh(-weight)
+            raise
+        finally:
+            self._inputs -= len(request.texts)
+            self._room.set()
+        self._weigh(size - weight)
         self._answers.append((response, size, True))
         self._wake.set()
+
+    def _weigh(self, count: int) -> None:
+        self._held_bytes += count
+        add_bytes(self._context, count)
 
     def _seconds(self, request: pb.EmbedRequest) -> float:
         """How long a call may take: a timeout of its own, else the default, and never longer than the stream."""
@@ -210,9 +257,10 @@ class _Stream:
                 self._unanswered -= 1
                 if is_open:
                     del self._open[response.id]
-                    add_bytes(context, -weight)
-                    self._held_bytes -= weight
+                    self._weigh(-weight)
                 self._room.set()
+            if self._unread:
+                return
             if self._broken is not None:
                 raise self._broken
             if self._reading.done() and not self._open:
@@ -224,8 +272,8 @@ class _Stream:
         """Whether time itself ends the stream."""
         now, idle = self._loop.time(), self._rules.idle_seconds
         if self._writing_since is not None and now - self._writing_since >= idle:  # 5
-            log.info("a stream was cut off: its client has not read for %g s", idle)
-            self._task.cancel()
+            log.info("a stream is given up: its client has not read for %g s", idle)
+            self._give_up()
             return
         since = now if self._unanswered else self._last_time
         if now - since >= idle:  # 4
@@ -234,6 +282,11 @@ class _Stream:
             self.end(errors.Unavailable("the stream has lasted long enough; open another", retry_after_seconds=0.1))
         soonest = min(self._writing_since or now, since) + idle - now
         self._timer = self._loop.call_later(max(soonest, idle / 10), self._look)
+
+
+def is_behind(writing_since: float | None, now: float) -> bool:
+    """Whether an answer has not been taken for long."""
+    return writing_since is not None and now - writing_since >= BEHIND_SECONDS
 
 
 class _OneCall:

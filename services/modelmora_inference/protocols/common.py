@@ -22,7 +22,14 @@ from modelmora.errors import FieldViolation
 from modelmora_runtime.interceptors import add_bytes, deadline_seconds, take_bytes
 
 from modelmora_inference.domain import MAX_TIMEOUT_SECONDS
-from modelmora_inference.stream_service import LONGEST_SECONDS, STREAM_BYTES, StreamRules
+from modelmora_inference.stream_service import (
+    LONGEST_SECONDS,
+    STOP_SECONDS,
+    STREAM_BYTES,
+    STREAM_INPUTS,
+    StreamRules,
+    is_behind,
+)
 
 log = logging.getLogger(__name__)
 
@@ -93,15 +100,17 @@ async def in_order(
     stopping: asyncio.Event,
     context: Any = None,
     rules: StreamRules | None = None,
+    inputs_of: Callable[[Request], int] = lambda request: 1,
 ) -> AsyncIterator[Answer]:
     """Answers the requests of a stream at the same time, as many as `rules` allow; yields the answers in their order.
 
     It ends like StreamEmbed (see stream_service.py): after the client has closed its side and all is answered; at once,
-    with everything withdrawn, when the client cancels or does not read; with ShuttingDown or Unavailable, what is open
-    answered first, when the platform stops, nothing comes, or it has lasted long. The first exception of `answer` or of
-    reading ends it too, in its place. With a `context` its bytes count against the budget of the process.
+    with everything withdrawn, when the client cancels; with StreamNotRead when it does not read; with ShuttingDown or
+    Unavailable, what is open answered first, when the platform stops, nothing comes, or it has lasted long. The first
+    exception of `answer` or of reading ends it too, in its place. With a `context` its bytes count against the budget
+    of the process. `inputs_of` says how many places in the queue a request takes.
     """
-    calls = _OpenCalls(answer, context, rules or StreamRules())
+    calls = _OpenCalls(answer, context, rules or StreamRules(), inputs_of)
     stop = asyncio.ensure_future(stopping.wait())
 
     def stopped(stop: asyncio.Future[Any]) -> None:
@@ -126,12 +135,24 @@ class _Call(Generic[Answer]):
 class _OpenCalls(Generic[Request, Answer]):
     """The calls of one stream. Times are on the loop's clock."""
 
-    def __init__(self, answer: Callable[[Request], Awaitable[Answer]], context: Any, rules: StreamRules) -> None:
+    def __init__(
+        self,
+        answer: Callable[[Request], Awaitable[Answer]],
+        context: Any,
+        rules: StreamRules,
+        inputs_of: Callable[[Request], int],
+    ) -> None:
         self._answer = answer
         self._context = context
         self._rules = rules
+        self._inputs_of = inputs_of
         self._calls: deque[_Call[Answer]] = deque()
+        self._withdrawn: list[asyncio.Future[Answer]] = []
+        self._unread = False
+        """Given up: nothing more is written."""
         self._held_bytes = 0
+        self._inputs = 0
+        """Of calls that are not computed."""
         self._wake, self._room = asyncio.Event(), asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._began = self._last_time = self._loop.time()
@@ -147,6 +168,23 @@ class _OpenCalls(Generic[Request, Answer]):
             self._why = why
             if self._reading is not None:
                 self._reading.cancel()
+        if isinstance(why, errors.ShuttingDown):
+            self._loop.call_later(STOP_SECONDS, self._leave_if_stuck, self._writing_since)
+
+    def _leave_if_stuck(self, since: float | None) -> None:
+        """At a stop: the connection ends anyway."""
+        if since is not None and self._writing_since == since and self._task is not None:
+            self._task.cancel()
+
+    def _give_up(self) -> None:
+        """Withdraws what is open and forgets what is answered, but for the one answer that the transport has."""
+        self._unread = True
+        self.end(errors.StreamNotRead(retry_after_seconds=1.0))
+        while len(self._calls) > 1:
+            call = self._calls.pop()
+            call.task.cancel()
+            self._withdrawn.append(call.task)
+            self._weigh(-call.weight_bytes)
 
     async def serve(self, requests: AsyncIterator[Request]) -> AsyncIterator[Answer]:
         self._reading = reading = asyncio.ensure_future(self._read(requests))
@@ -161,6 +199,8 @@ class _OpenCalls(Generic[Request, Answer]):
                 self._calls.popleft()
                 self._weigh(-call.weight_bytes)
                 self._room.set()
+                if self._unread and self._why is not None:
+                    raise self._why
             elif reading.done():
                 if self._why is not None:
                     raise self._why
@@ -173,7 +213,7 @@ class _OpenCalls(Generic[Request, Answer]):
     async def close(self) -> None:
         """Withdraws what is open."""
         self._timer.cancel()
-        left: list[asyncio.Future[Any]] = [call.task for call in self._calls]
+        left: list[asyncio.Future[Any]] = [*self._withdrawn, *(call.task for call in self._calls)]
         if self._reading is not None:
             left.append(self._reading)
         running = [task for task in left if not task.done()]
@@ -193,15 +233,26 @@ class _OpenCalls(Generic[Request, Answer]):
             self._held_bytes += weight
             self._last_time = self._loop.time()
             call: _Call[Answer] = _Call(asyncio.get_running_loop().create_future(), weight)
-            call.task = asyncio.ensure_future(self._answered(request, call))
+            inputs = self._inputs_of(request)
+            self._inputs += inputs
+            call.task = asyncio.ensure_future(self._answered(request, call, inputs))
             self._calls.append(call)
             self._wake.set()
-            while len(self._calls) >= self._rules.calls or self._held_bytes >= STREAM_BYTES:
+            while (
+                len(self._calls) >= self._rules.calls
+                or self._held_bytes >= STREAM_BYTES
+                or self._inputs >= STREAM_INPUTS
+                or is_behind(self._writing_since, self._loop.time())
+            ):
                 self._room.clear()
                 await self._room.wait()
 
-    async def _answered(self, request: Request, call: _Call[Answer]) -> Answer:
-        found = await self._answer(request)
+    async def _answered(self, request: Request, call: _Call[Answer], inputs: int) -> Answer:
+        try:
+            found = await self._answer(request)
+        finally:
+            self._inputs -= inputs
+            self._room.set()
         size = _size(found)
         self._weigh(size - call.weight_bytes)
         call.weight_bytes = size
@@ -216,9 +267,8 @@ class _OpenCalls(Generic[Request, Answer]):
         """Whether time itself ends the stream."""
         now, idle = self._loop.time(), self._rules.idle_seconds
         if self._writing_since is not None and now - self._writing_since >= idle:
-            log.info("a stream was cut off: its client has not read for %g s", idle)
-            if self._task is not None:
-                self._task.cancel()
+            log.info("a stream is given up: its client has not read for %g s", idle)
+            self._give_up()
             return
         since = now if self._calls else self._last_time
         if now - since >= idle:

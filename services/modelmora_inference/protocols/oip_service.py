@@ -19,6 +19,7 @@ from modelmora_runtime.auth import OPERATORS, READERS
 from modelmora_runtime.interceptors import deadline_seconds, metadata_value
 from modelmora_runtime.peers import Peers
 
+from modelmora_inference.domain import MAX_TEXTS
 from modelmora_inference.metrics import Counts, VersionCounts
 from modelmora_inference.protocols import oip_pb2 as foreign
 from modelmora_inference.protocols import oip_pb2_grpc
@@ -143,7 +144,9 @@ class OipService(oip_pb2_grpc.GRPCInferenceServiceServicer):
             response.infer_response.parameters[FINAL].bool_param = True
             return response
 
-        async for response in in_order(requests, answer, stopping=self._stopping, context=context, rules=self._rules):
+        async for response in in_order(
+            requests, answer, stopping=self._stopping, context=context, rules=self._rules, inputs_of=_inputs_of
+        ):
             yield response
 
     async def ModelStatistics(
@@ -232,6 +235,12 @@ class OipService(oip_pb2_grpc.GRPCInferenceServiceServicer):
                     return found
         except (errors.Unavailable, errors.FailedPrecondition):
             return found
+
+
+def _inputs_of(request: foreign.ModelInferRequest) -> int:
+    """Texts, as the shape tells; it may tell anything, and is looked at later."""
+    told = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
+    return min(max(1, told), MAX_TEXTS)
 
 
 def _repository_name(request: Any) -> str:

@@ -204,13 +204,14 @@ class InferenceServiceServicer(object):
     def StreamEmbed(self, request_iterator, context):
         """Embed for bulk: calls are sent one after another without waiting for answers, and each is answered as soon as it is
         done, in any order, under the id it came with. What is wrong with one call is answered in its place; the stream goes
-        on. At most 64 calls (a setting) are open at once, or 32 MiB of them: beyond that nothing is read until one is
-        answered and the answer taken. Each has the time that its `timeout` says, from when it is read, by default 60 s. When
-        the client closes its side, what is open is answered first; when it cancels, all of it is withdrawn.
+        on. At most 64 calls (a setting) are open at once, or 32 MiB of them, or 512 texts that are not computed (one call may
+        have more): beyond that, or while an answer was not taken for 1 s, nothing is read until one is answered and taken.
+        Each has the time that its `timeout` says, from when it is read, by default 60 s. When the client closes its side, what
+        is open is answered first; when it cancels, all of it is withdrawn.
 
         UNAVAILABLE with RetryInfo, once what is open is answered: the platform stops (ShuttingDown), or nothing came for 300 s
-        (a setting), or the stream is an hour old. Send what was not answered in another stream. A client that takes no answer
-        for 300 s is cut off.
+        (a setting), or the stream is an hour old. Send what was not answered in another stream. When a client takes no answer
+        for 300 s, all that is open is withdrawn; should it read on, StreamNotRead follows what was on its way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
