@@ -452,7 +452,7 @@ async def test_calls_leave_nothing_to_the_collector(data_dir: Path) -> None:
     def calls() -> int:
         return sum(type(one).__name__ == "RPCState" for one in gc.get_objects())
 
-    async with rig(data_dir) as it, asyncio.timeout(60):
+    async with rig(data_dir) as it, asyncio.timeout(20):
         await it.get("nothing")
         gc.collect()
         gc.disable()
