@@ -1029,8 +1029,22 @@ class Scheduler:
         if going:
             self._tell_why(self._overdraft_trigger, going, _SQUEEZES[self._overdraft_trigger], now, short)
         for uid in going:
-            self._drain(self._replicas[uid], "memory is overdrawn", now, grace=self.rules.holder_grace_seconds)
+            reason = self._overdrawn(self._replicas[uid], short)
+            self._drain(self._replicas[uid], reason, now, grace=self.rules.holder_grace_seconds)
             self._leaving.add(uid)
+
+    def _overdrawn(self, replica: Replica, short: Vector) -> str:
+        """Why it goes, with what was predicted, measured and allowed, and what can be done about it."""
+        charge, trigger = self.ledger.charge_of(replica.uid), self._overdraft_trigger
+        figures = ", ".join(
+            f"{over} bytes too many on {device} for the budget of {self.ledger.budget.get(device, 0)}; it was "
+            f"{replica.need_source or 'predicted'} to take {replica.granted.get(device, 0)}, has had at most "
+            f"{replica.peak.get(device, 0)}, and {charge.get(device, 0)} are charged to it"
+            for device, over in sorted(short.items())
+        )
+        grown = any(replica.peak.get(device, 0) > replica.granted.get(device, 0) for device in short)
+        remedy = "declare the memory that it takes, or raise the budget" if grown else _REMEDIES[trigger]
+        return f"memory is overdrawn, for {_SQUEEZES[trigger]}: {figures}; {remedy}"
 
     def _stop_runaway(self, replica: Replica, short: Vector, now: float) -> None:
         figures = ", ".join(
@@ -1630,6 +1644,11 @@ _SQUEEZES = {
     Trigger.OVERDRAFT: "workers have more memory than was reserved for them",
     Trigger.FOREIGN: "other programs have taken memory",
     Trigger.BUDGET: "the budget is smaller now",
+}
+_REMEDIES = {
+    Trigger.OVERDRAFT: "declare the memory that models take, or raise the budget",
+    Trigger.FOREIGN: "end what else runs, or keep fewer models",
+    Trigger.BUDGET: "raise the budget, or keep fewer models",
 }
 
 

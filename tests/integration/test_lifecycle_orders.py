@@ -135,6 +135,18 @@ async def test_budgets_and_policy_change_at_once_and_outlive_a_restart(database_
         names = [await node.echo(f"acme/m{number}", memory_bytes=100 * MIB) for number in range(4)]
         for name in names:
             await node.load(name)
+
+        spare = await node.echo("acme/spare")
+
+        async def resident() -> int:
+            """How many may not go yet: a minimum residency lasts as long as the load took."""
+            request = pb.ExplainPlacementRequest(model=spare)
+            candidates = (await node.lifecycle.ExplainPlacement(request)).placement.candidates
+            assert {candidate.model_version for candidate in candidates} == set(names)
+            return sum(candidate.HasField("resident_for") for candidate in candidates)
+
+        # One whose load was slow stays longer than those that came after it, and then another goes in its place.
+        await eventually(resident, lambda count: count == 0)
         answer = await settings(node, budgets=[pb.DeviceBudget(device="host", memory_bytes=250 * MIB)], policy="gdsf")
         assert not answer.warnings
         # Idle ones go until the smaller budget is kept.

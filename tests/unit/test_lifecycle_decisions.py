@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fakes import FakeClock, FakeEffects
-from modelmora_lifecycle.domain import HOST, EngineProfile, ReplicaState, Residency, VersionFacts
+from fakes import FakeClock, FakeEffects, FakeWorker
+from modelmora_lifecycle.domain import HOST, MIB, EngineProfile, ReplicaState, Residency, VersionFacts
 from modelmora_lifecycle.eviction import Decision, Plan, Policy, Trigger
 from modelmora_lifecycle.scheduler import Rules
 
@@ -103,6 +103,21 @@ def test_an_overdraft_names_its_cause_and_everyone_who_was_looked_at(node: Node,
     assert [v.candidate.version for v in decision.verdicts()] == ["a", "b"]
     assert [v.victim for v in decision.verdicts()] == [True, False]
     assert decision.reason
+
+
+def test_who_goes_is_told_what_was_predicted_measured_and_allowed_and_what_to_do(node: Node) -> None:
+    facts = VersionFacts("grown", "echo")
+    node.scheduler.configure(Rules(prediction=node.rules.prediction), {HOST: 400 * MIB}, node.clock.now)
+    node.workers["grown"] = FakeWorker(memory={HOST: 200 * MIB})
+    uid = node.load(facts)
+    node.scheduler.configure(node.scheduler.rules, {HOST: 100 * MIB}, node.clock.now)
+    reason = next(str(call[4]) for call in node.of("changed") if call[3] is ReplicaState.DRAINING)
+    assert reason == (
+        f"memory is overdrawn, for the budget is smaller now: {120 * MIB} bytes too many on host for the budget of "
+        f"{100 * MIB}; it was predicted to take {32 * MIB}, has had at most {200 * MIB}, and {220 * MIB} are charged "
+        "to it; declare the memory that it takes, or raise the budget"
+    )
+    assert node.scheduler.replica(uid) is not None
 
 
 def test_those_at_work_are_named_when_an_overdraft_lasts(node: Node) -> None:
