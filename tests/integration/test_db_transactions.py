@@ -310,7 +310,8 @@ async def test_who_hears_from_one_schema_that_the_server_is_back_can_use_the_oth
 
 async def test_statements_in_flight_when_the_server_stops_are_told_in_time(data_dir: Path) -> None:
     async with EmbeddedPostgres(data_dir, data_dir.parent / "run") as postgres:
-        database = Database(postgres.url, "things")
+        # Who does not get a connection at once never comes to the barrier, and all others wait there.
+        database = Database(postgres.url, "things", connect_seconds=30)
         ready = asyncio.Barrier(9)
 
         async def write() -> float:
