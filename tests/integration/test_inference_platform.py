@@ -274,3 +274,42 @@ async def test_replicas_come_for_batches_that_wait_for_each_other(platform: Runn
         for task in clients:
             task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
+
+
+async def test_a_node_drained_at_work_loses_no_call_and_serves_again_when_it_is_taken_back(platform: Running) -> None:
+    await platform.echo("acme/echo", delay_seconds=0.05, max_batch_entries=2)
+    await platform.right("acme/echo", "warm up")
+    answered, refused = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+    async def client(number: int) -> None:
+        while True:
+            try:
+                await platform.right("acme/echo", f"client {number}")
+                answered.release()
+            except errors.NodeCordoned:
+                refused.release()
+                await asyncio.sleep(0.1)
+
+    clients = [asyncio.create_task(client(number)) for number in range(6)]
+
+    async def count(what: asyncio.Semaphore, number: int) -> None:
+        async with asyncio.timeout(60):
+            for _ in range(number):
+                await what.acquire()
+
+    try:
+        await count(answered, 12)
+        drain = lifecycle_pb2.DrainNodeRequest(wait=True, reason="a new disk")
+        drained = await platform.lifecycle.DrainNode(drain, timeout=60)
+        assert list(drained.replicas) == []
+        await count(refused, 6)
+        assert await platform.replicas() == []
+        await platform.lifecycle.UncordonNode(lifecycle_pb2.UncordonNodeRequest())
+        while not answered.locked():
+            await answered.acquire()
+        await count(answered, 12)
+        assert not any(task.done() for task in clients), "every other error ends its client"
+    finally:
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)

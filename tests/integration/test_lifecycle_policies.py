@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -145,3 +147,41 @@ async def test_a_crash_loop_turns_health_red_and_recovery_green(database_url: st
         assert "keeps failing" in node.host.board.components()[MODELS].reason
         await eventually(lambda: asyncio.sleep(0, health()), lambda state: state == "healthy")
         assert len(await loaded(node, version)) == 1
+
+
+async def test_models_make_way_when_another_program_takes_the_memory(database_url: str, data_dir: Path) -> None:
+    program = "import sys; held = b'x' * (1024 << 20); sys.stdin.read()"
+    async with rig(database_url, data_dir, memory_budget_bytes=0, node="here") as node:
+        # Room for 2 GiB beside what the machine uses now, of which two models have 1.5 by their declarations alone.
+        async def devices() -> list[pb.DeviceLedger]:
+            return list((await node.lifecycle.GetMemory(pb.GetMemoryRequest())).devices)
+
+        device = (await eventually(devices, lambda found: found != []))[0]
+        share = (device.foreign_bytes + 2048 * MIB) / device.total_bytes
+        budget = pb.UpdateNodeRequest(node=pb.Node(budgets=[pb.DeviceBudget(device="host", share=share)]))
+        budget.update_mask.paths.append("budgets")
+        await node.lifecycle.UpdateNode(budget)
+        idle, busy = [await node.echo(f"acme/{name}", memory_bytes=768 * MIB) for name in ("idle", "busy")]
+        await node.load(idle)
+        holder = await (await node.acquire(busy)).ready()
+        await holder.in_use(1)
+        assert len(await node.replicas('state = "loaded"')) == 2
+        other = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdin=subprocess.PIPE)
+        try:
+            (decision,) = await decided(node, "foreign")
+            assert victims(decision) == {idle}
+            assert "other programs" in decision.reason
+            await eventually(node.replicas, lambda found: [replica.model_version for replica in found] == [busy])
+            assert (await holder.embed()).rows, "who is at work goes on"
+        finally:
+            other.kill()
+            await other.wait()
+        await eventually(lambda: fits(node, idle), lambda found: found)
+        assert (await node.load(idle)).state == pb.REPLICA_STATE_LOADED
+        await holder.close()
+
+
+async def fits(node: Rig, version: str) -> bool:
+    """Whether it would fit now."""
+    placement = (await node.lifecycle.ExplainPlacement(pb.ExplainPlacementRequest(model=version))).placement
+    return placement.outcome in (pb.PLACEMENT_OUTCOME_FITS, pb.PLACEMENT_OUTCOME_LOADED)
