@@ -42,6 +42,18 @@ async def test_high_waits_for_one_micro_batch_of_low_and_not_for_its_batches(ste
     assert (await stepping.worker.seen()).entries == 62, "nothing was computed twice"
 
 
+async def test_the_next_batch_is_on_the_worker_before_the_running_one_ends(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {"hang_after_batches": 1}}) as made:
+        await made.right("warm up")
+        running = asyncio.create_task(made.embed("one"))
+        await made.running()
+        following = asyncio.create_task(made.embed("another"))
+        await made.until(lambda queue: queue.in_flight == 2)
+        for call in (running, following):
+            call.cancel()
+        await asyncio.gather(running, following, return_exceptions=True)
+
+
 async def test_what_is_computed_for_nobody_is_counted(stepping: Rig) -> None:
     leaving = asyncio.create_task(stepping.embed(*texts(40)))
     await stepping.until(lambda queue: 0 < queue.in_flight < 40)  # one is answered, so the next one computes
