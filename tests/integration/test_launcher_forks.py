@@ -252,6 +252,9 @@ async def test_a_launch_takes_the_spare_and_the_next_one_gets_another(launcher, 
     first = await launch(launcher)
     spare = await spare_of(launcher)
     assert parent_of(spare) == family_pid(launcher)
+    own = await launch(launcher, replace(SPEC, env={"EXTRA": "given"}))
+    assert own.start_mode == "spawned"
+    assert launcher.spares() == [("cheap", spare)]
     other = replace(SPEC, replica_uid="ffffffffff", label="models/acme/other/versions/1")
     workers = await asyncio.gather(launch(launcher, other), launch(launcher))
     assert [worker.pid == spare for worker in workers] == [True, False]
