@@ -33,6 +33,7 @@ from array import array
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import grpc
@@ -64,6 +65,7 @@ _COST_TOKENS = 50_000.0
 """The usual time of a token is that of about so many last ones."""
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
+_tokens = attrgetter("tokens")
 _PASSING = (errors.Unavailable, errors.Aborted)
 
 
@@ -277,6 +279,8 @@ class Dispatcher:
                     text, call, index, call.priority, call.tenant, call.arrival, call.deadline, tokens, size_bytes, lane
                 )
             )
+        # A call is answered as a whole, so its texts may go in any order: a batch of like lengths is padded least.
+        entries.sort(key=_tokens)
         now = time.monotonic()
         try:
             leaving = self.queue.push(entries, now)

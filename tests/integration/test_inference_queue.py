@@ -13,6 +13,8 @@ from integration.test_inference_embed import _metrics, _value
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2
+from modelmora_inference.dispatcher import Call, Dispatchers, Rules
+from modelmora_inference.domain import Priority
 from modelmora_runtime.auth import SUBTENANT_KEY
 
 LOW, HIGH = common_pb2.PRIORITY_LOW, common_pb2.PRIORITY_HIGH
@@ -187,3 +189,35 @@ async def test_a_tenant_that_fills_the_queue_makes_room_for_others(data_dir: Pat
         modest.cancel()
         page = await asyncio.to_thread(_metrics, made.host.metrics_port)
         assert _value(page, "modelmora_inference_displaced_requests_total") == 1
+
+
+async def test_texts_of_one_call_go_by_their_length_so_that_batches_are_alike() -> None:
+    class Silent:
+        """A lease that is never granted."""
+
+        async def write(self, message: object) -> None:
+            await asyncio.Event().wait()
+
+        def cancel(self) -> None: ...
+
+    dispatchers = Dispatchers(Silent, Rules())
+    call = Call(
+        priority=Priority.MEDIUM,
+        tenant="default",
+        arrival=time.monotonic(),
+        deadline=time.monotonic() + 60,
+        normalize=True,
+        truncate=True,
+        dimensions=0,
+        exact=False,
+        done=asyncio.get_running_loop().create_future(),
+    )
+    words = [40, 3, 90, 3, 1, 60]
+    dispatcher = dispatchers.submit("v", call, ["word " * count for count in words])
+    queued = sorted(dispatcher.queue.waiting(), key=lambda entry: entry.sequence)
+    assert [words[entry.index] for entry in queued] == sorted(words)
+    assert [entry.index for entry in queued] == [4, 1, 3, 0, 5, 2]
+    assert call.entries == queued
+    await dispatchers.close()
+    with pytest.raises(errors.ShuttingDown):
+        await call.done
