@@ -63,10 +63,10 @@ MODEL = "drill/echo"
 DIMENSIONS = 8
 ENGINE = {"delay_seconds": 0.02, "max_batch_entries": 16, "load_seconds": 0.05}
 KINDS = ("worker", "fork server", "inference", "lifecycle", "database", "platform")
-CALL_SECONDS = 30.0
+CALL_SECONDS = 100.0
 PATIENCE_SECONDS = 120.0
 """For what may take its time where much else wants the processors."""
-LATE_SECONDS = 2.0
+LATE_SECONDS = 20.0
 """A call may end so long after its deadline: this program is one of those that want a processor."""
 RECONNECT_SECONDS = 2.0
 """So long a channel may take to notice that somebody listens again."""
