@@ -14,9 +14,9 @@ from bench.fuzz import INFERENCE, Report, fuzz
 from bench.fuzz_connections import Connections
 
 PER_RPC = 500
-OTHERS = 0.2
+OTHERS = 0.1
 """RPCs of the other contexts get so much less in the suite: what they do in the database takes the time."""
-SHORT_SLACK = 0.2
+SHORT_SLACK = 0.3
 """In the short form memory has hardly settled; half a KiB that each message leaves would show."""
 
 
@@ -29,10 +29,9 @@ def judged(report: Report, folder: Path, per_rpc: int, others: int) -> None:
     assert report.half_closed > 100
 
 
-@pytest.mark.long  # until a quiet machine has told what it takes; about 47 s of the host's processor time
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_no_message_to_any_rpc_breaks_anything(tmp_path: Path) -> None:
-    report = fuzz(tmp_path, PER_RPC, warm_up=150, seed=1, others=OTHERS, slack=SHORT_SLACK)
+    report = fuzz(tmp_path, PER_RPC, warm_up=200, seed=1, others=OTHERS, slack=SHORT_SLACK)
     judged(report, tmp_path, PER_RPC, round(PER_RPC * OTHERS))
 
 
