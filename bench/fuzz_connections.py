@@ -293,13 +293,13 @@ class Connections:
 
 
 async def _patient(ask: Callable[[], Awaitable[Any]]) -> Any:
-    """The answer, however often it has to be asked for: who breaks a server may cost others a call that is worth
-    another try."""
+    """The answer, however often it has to be asked for. Who breaks a server costs others the calls that it has not yet
+    looked at: it answers them UNAVAILABLE or, those that it has read, CANCELLED."""
     while True:
         try:
             return await ask()
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                 raise
 
 

@@ -205,8 +205,7 @@ class Interceptors:
                 answer = self._serialised(call, serializer, answer)
             return answer
         except ModelMoraError as error:
-            # A copy: on the error hang the frames of the call, with the request. The collector cannot take them apart
-            # where pydantic's findings are among its causes, for it does not see into those: they stayed for ever.
+            # A copy: on the error hang the frames of the call, this one among them. See `_without_frames`.
             failure = error.copy()
         except (grpc.aio.AbortError, grpc.aio.InternalError):
             code = "ABORTED_BY_SERVICER" if context.code() is None else context.code().name
@@ -332,7 +331,8 @@ class Interceptors:
 
 def _without_frames(error: BaseException, _: object) -> None:
     """gRPC keeps the error that ended a call beside the call, which stands in its frames: a circle with all that the
-    call had, for the collector to find. It looks seldom (`process`), and what it once has missed stays for long."""
+    call had, for the collector to find. It looks seldom (`process`), what it once has missed stays for long, and a
+    circle with pydantic's findings in it, which it cannot look into, stayed for ever."""
     error.__traceback__ = None
 
 
