@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -420,7 +421,7 @@ class Fuzz:
         # The worker is another process after each drain, with the same in it.
         roles = {self._up.pid: "host", guard.pid: f"worker of {GUARD}"}
         pids = platform_pids(os.fsencode(self._up.data_dir)) | {guard.pid}
-        return {roles.get(pid) or f"{name_of(pid)} {command_of(pid)}": private_bytes(pid, files=False) for pid in pids}
+        return {roles.get(pid) or _name(pid): private_bytes(pid, files=False) for pid in pids}
 
     async def _end_jobs(self) -> None:
         states = ("PENDING", "QUEUED", "RUNNING", "CANCELLING")
@@ -462,6 +463,11 @@ def _shown(rpc: Rpc, raw: bytes) -> str:
         return " ".join(str(rpc.request.FromString(raw)).split())[:400]
     except DecodeError:
         return raw[:100].hex()
+
+
+def _name(pid: int) -> str:
+    """Its name and command, without the folders of this machine."""
+    return re.sub(r"/\S*/", "", f"{name_of(pid)} {command_of(pid)}")
 
 
 async def _if_there(call: Awaitable[Any]) -> None:
