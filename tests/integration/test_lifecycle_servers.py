@@ -16,8 +16,8 @@ from modelmora.registry.v1 import registry_pb2
 ENGINE = """
 from modelmora_worker.engines import base, echo
 ROW = base.EngineRow(
-    "theirs", "their_engine:Engine", frozenset({"txt2embed"}), needs_files=False, profiles=("echo/fp32",),
-    family="cheap", preload=("their_library",),
+    "theirs", "slow_engine:Engine", frozenset({"txt2embed"}), needs_files=False, profiles=("echo/fp32",),
+    family="cheap", preload=("slow_library",),
 )
 class Engine(echo.EchoEngine): pass
 """
@@ -29,12 +29,12 @@ SERVER = "fork-servers/cheap"
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that a third party has installed, whose library takes a second to import and keeps 64 MiB."""
-    (tmp_path / "their_engine.py").write_text(ENGINE)
-    (tmp_path / "their_library.py").write_text(LIBRARY)
-    info = tmp_path / "their_engine-1.0.dist-info"
+    (tmp_path / "slow_engine.py").write_text(ENGINE)
+    (tmp_path / "slow_library.py").write_text(LIBRARY)
+    info = tmp_path / "slow_engine-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-engine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[modelmora.engines]\ntheirs = their_engine:ROW\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-engine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[modelmora.engines]\ntheirs = slow_engine:ROW\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(tmp_path))
 
