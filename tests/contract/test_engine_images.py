@@ -251,6 +251,7 @@ BAD = {
     "a webp of no kind": (b"RIFF\x1a\0\0\0WEBPVP9 " + bytes(20), "nobody knows"),
     "a png without pixels": (png(5, 0), "5 × 0 pixels"),
     "a png without data": (png(5, 5), "cannot be read"),
+    "a png of a head alone": (png(5, 5)[:33], "it is no whole PNG"),
     "a png of garbage": (png(5, 5, (b"IDAT", b"garbage")), "cannot be read"),
     "a png with a bomb of text": (
         png(5, 5, (b"zTXt", b"a\0\0" + zlib.compress(bytes(200 << 20), 9))), "cannot be read"

@@ -54,7 +54,7 @@ def decoded(data: bytes, max_bytes: int, max_pixels: int) -> Any:
 
     Transparency is dropped, like in the pipelines of transformers; 16 bits of grey are scaled to 8.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if len(data) > max_bytes:
         raise InvalidArgument(f"the image has {len(data)} bytes, at most {max_bytes}")
@@ -78,7 +78,9 @@ def decoded(data: bytes, max_bytes: int, max_pixels: int) -> Any:
     ) as error:  # fmt: skip
         if isinstance(error, InvalidArgument):
             raise
-        raise InvalidArgument(f"the image cannot be read: {error}") from error
+        # Pillow's own words name an object in memory.
+        reason = f"it is no whole {kind}" if isinstance(error, UnidentifiedImageError) else error
+        raise InvalidArgument(f"the image cannot be read: {reason}") from error
 
 
 def _check_pixels(width: int, height: int, most: int) -> None:
