@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from modelmora.errors import FieldViolation, MessageTooLarge, ModelMoraError, class_for
+from modelmora.errors import FieldViolation, MessageTooLarge, ModelMoraError, Unavailable, class_for
 
 if TYPE_CHECKING:
     import grpc
@@ -57,6 +57,10 @@ def error_from_status(code_name: str, message: str, details_bin: bytes | None) -
         pass  # somebody between us wrote something else there; code and message still hold
     if not reason and code_name == "RESOURCE_EXHAUSTED" and "larger than max" in message:
         return MessageTooLarge(message)  # gRPC's own check, on either side
+    if not reason and code_name == message == "CANCELLED":
+        # So gRPC's core ends a call that it took in and nobody began, when its server breaks or is too busy. What is
+        # withdrawn on this side has another message.
+        return Unavailable("the server let go of the call before it began")
     error = class_for(code_name, reason)(message or None, fields=fields, retry_after_seconds=retry_after)
     error.metadata = metadata
     return error

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from modelmora.errors import (
     BASES,
+    Cancelled,
     FieldViolation,
     InternalError,
     InvalidArgument,
@@ -16,7 +17,9 @@ from modelmora.errors import (
     ModelNotFound,
     NeverFits,
     QueueFull,
+    Unavailable,
 )
+from modelmora.retry import is_retryable
 from modelmora.status import error_from_status
 from modelmora_runtime import status
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -83,6 +86,19 @@ def test_whatever_is_in_it_fits_into_a_header(
     back = there_and_back(error)
     assert isinstance(back, InvalidArgument)
     assert bool(back.fields) == bool(fields), "the first violation always arrives"
+
+
+def test_a_call_that_the_server_let_go_of_is_worth_another_try_and_one_that_was_withdrawn_is_none() -> None:
+    """As gRPC's core says it, without a word of ours; seen when a server broke, and when it was starved."""
+    let_go = error_from_status("CANCELLED", "CANCELLED", None)
+    assert type(let_go) is Unavailable
+    assert is_retryable(let_go)
+    for withdrawn in (
+        error_from_status("CANCELLED", "Locally cancelled by application!", None),
+        there_and_back(Cancelled()),
+    ):
+        assert type(withdrawn) is Cancelled
+        assert not is_retryable(withdrawn)
 
 
 class Part(BaseModel):
