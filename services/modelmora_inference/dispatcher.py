@@ -286,6 +286,7 @@ class Dispatcher:
             leaving = self.queue.push(entries, now)
         except errors.QueueFull:
             self._counts.refused += 1
+            self._version_counts.refused(now - call.arrival)
             raise
         count = len(entries)
         call.entries = entries
@@ -312,6 +313,8 @@ class Dispatcher:
 
     def withdraw(self, call: Call) -> None:
         """Nobody waits for this call any more: its entries leave the queue, and the workers that compute for it."""
+        if call.done.cancelled() or not call.done.done():
+            self._version_counts.refused(time.monotonic() - call.arrival)
         call.end(errors.Cancelled())
         rows: dict[Batch, list[int]] = {}
         for entry in call.entries:

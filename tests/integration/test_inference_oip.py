@@ -222,6 +222,18 @@ async def test_a_stream_is_read_no_further_than_it_is_answered(slow: Rig) -> Non
     await stream.end()
 
 
+async def test_statistics_count_a_cancelled_call_as_failed(slow: Rig) -> None:
+    asked = stub(slow).ModelInfer(raw(*[b"a"] * 20), timeout=60)
+    await slow.running()
+    asked.cancel()
+    await slow.until(lambda queue: not queue.in_flight and not any(level.entries for level in queue.levels))
+    answer = await stub(slow).ModelStatistics(oip.ModelStatisticsRequest(name="acme/echo"), timeout=5)
+    (told,) = answer.model_stats
+    assert (told.inference_stats.success.count, told.inference_stats.fail.count) == (0, 1)
+    assert told.inference_stats.fail.ns > 0
+    assert all(one.compute_infer.count for one in told.batch_stats)
+
+
 async def test_a_cancelled_stream_leaves_nothing_behind(slow: Rig) -> None:
     stream = Open(slow)
     for number in range(4):

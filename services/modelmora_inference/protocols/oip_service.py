@@ -281,6 +281,8 @@ def _statistics(version: str, counts: VersionCounts) -> foreign.ModelStatistics:
     ):
         duration.count, duration.ns = count, int(seconds * 1e9)
     for size, (batches, seconds) in sorted(counts.batches.items()):
+        if not batches:
+            continue  # of these some rows were computed, and no batch to its end
         batch = told.batch_stats.add(batch_size=size)
         batch.compute_infer.count, batch.compute_infer.ns = int(batches), int(seconds * 1e9)
     return told
