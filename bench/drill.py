@@ -56,7 +56,7 @@ from modelmora_runtime.postgres import EmbeddedPostgres
 from modelmora_worker.engines.echo import vector
 
 from bench.soak import ROOT, provenance
-from bench.soak_watch import fork_servers, name_of, parent_of, platform_pids, private_bytes
+from bench.soak_watch import anonymous_bytes, fork_servers, name_of, parent_of, platform_pids
 from bench.up import Up
 
 MODEL = "drill/echo"
@@ -216,9 +216,9 @@ class Site:
         return any(a <= until and since <= b + RECONNECT_SECONDS for a, b in list(self._down))
 
     def memory_bytes(self) -> int:
-        """Private memory of the platform's own processes, the database's aside."""
+        """Anonymous memory of the platform's own processes, the database's aside."""
         pids = platform_pids(os.fsencode(self.lifecycle.data_dir)) | platform_pids(os.fsencode(self.inference.data_dir))
-        return sum(private_bytes(pid, files=False) for pid in pids)
+        return sum(anonymous_bytes(pid) for pid in pids)
 
 
 @dataclass

@@ -36,7 +36,7 @@ from modelmora.status import DETAILS_KEY
 from modelmora_worker.engines.echo import vector
 
 from bench.fuzz_messages import Messages, Rpc, rpcs_of
-from bench.soak_watch import name_of, platform_pids, private_bytes
+from bench.soak_watch import anonymous_bytes, name_of, platform_pids
 from bench.soak_watch import words as command_of
 from bench.up import Up
 
@@ -421,7 +421,7 @@ class Fuzz:
         # The worker is another process after each drain, with the same in it.
         roles = {self._up.pid: "host", guard.pid: f"worker of {GUARD}"}
         pids = platform_pids(os.fsencode(self._up.data_dir)) | {guard.pid}
-        return {roles.get(pid) or _name(pid): private_bytes(pid, files=False) for pid in pids}
+        return {roles.get(pid) or _name(pid): anonymous_bytes(pid) for pid in pids}
 
     async def _end_jobs(self) -> None:
         states = ("PENDING", "QUEUED", "RUNNING", "CANCELLING")

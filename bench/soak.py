@@ -38,7 +38,7 @@ from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora_worker.engines.echo import vector
 
 from bench.small_models import small_models, words
-from bench.soak_watch import fork_servers
+from bench.soak_watch import fork_servers, spares
 from bench.up import Up
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -259,7 +259,7 @@ class Soak:
         self._up.lifecycle.UpdateNode(request, timeout=10)
 
     def _settled(self, ask: Any) -> int:
-        """Bytes of the platform with every family's fork server there and nothing loaded."""
+        """Bytes of the platform with every family's fork server and its spare worker there and nothing loaded."""
         self._load(min(self._real))
         for version in self._versions:
             request = lifecycle_pb2.UnloadModelRequest(model=version, force=True, wait=True)
@@ -269,9 +269,10 @@ class Soak:
                 if error.code() is not grpc.StatusCode.NOT_FOUND:  # type: ignore[attr-defined]
                     raise
         until = time.monotonic() + PATIENCE_SECONDS
-        while self._replicas():
+        folder = os.fsencode(self._up.data_dir)
+        while self._replicas() or spares(folder) != set(fork_servers(folder).values()) - {""}:
             if time.monotonic() > until:
-                raise TimeoutError(f"all was unloaded, and this is still there:\n{self._scene()}")
+                raise TimeoutError(f"all was unloaded, and not all is as it was without it:\n{self._scene()}")
             time.sleep(0.05)
         return int(ask()["own_bytes"])
 

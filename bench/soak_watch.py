@@ -87,10 +87,10 @@ class Watch:
         return before[1]
 
     def own_bytes(self) -> int:
-        """Private memory of the platform's own processes, the database's aside, without pages of files: whether those
-        are private depends on who else on this machine has mapped the same library."""
+        """Anonymous memory of the platform's own processes, the database's aside. Pages of files do not count: whether
+        those are private depends on who else on this machine has mapped the same library."""
         pids = [pid for pid in platform_pids(self._folder) if name_of(pid) != "postgres"]
-        return sum(private_bytes(pid, files=False) for pid in pids)
+        return sum(anonymous_bytes(pid) for pid in pids)
 
     def _doubled(self) -> dict[str, str]:
         """Families with several fork servers."""
@@ -120,9 +120,17 @@ class Watch:
         }
 
 
-def private_bytes(pid: int, *, files: bool = True) -> int:
+def private_bytes(pid: int) -> int:
     """What only this process has, swapped out or not (USS)."""
-    kinds = ("Private_Clean", "Private_Dirty", "Swap:") if files else ("Private_Dirty", "Swap:")
+    return _rolled_up(pid, ("Private_Clean", "Private_Dirty", "Swap:"))
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Its share (PSS) of anonymous memory, swapped out or not: a fork and its server have theirs in common."""
+    return _rolled_up(pid, ("Pss_Anon", "SwapPss"))
+
+
+def _rolled_up(pid: int, kinds: tuple[str, ...]) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -190,6 +198,12 @@ def fork_servers(folder: bytes) -> dict[int, str]:
     looks = {pid: words(pid) for pid in platform_pids(folder)}
     found = {pid: look.partition("--family ")[2].strip() for pid, look in looks.items() if "fork_server.py" in look}
     return {pid: family for pid, family in found.items() if not found.get(parent_of(pid), "")}
+
+
+def spares(folder: bytes) -> set[str]:
+    """Families whose fork server has a spare worker, where no other worker lives."""
+    servers = fork_servers(folder)
+    return {servers[parent] for pid in platform_pids(folder) if (parent := parent_of(pid)) in servers} - {""}
 
 
 def parent_of(pid: int) -> int:

@@ -11,6 +11,7 @@ from bench.drill import KINDS, drill, each_twice, for_minutes, write_evidence
 from bench.soak import ROOT
 
 
+@pytest.mark.long  # more than a minute, and deaths of single processes are in the suite
 @pytest.mark.timeout(600)
 def test_whatever_is_killed_each_job_ends_once_and_each_call_is_answered_or_may_be_repeated(tmp_path: Path) -> None:
     """Twelve deaths, two of each kind."""
