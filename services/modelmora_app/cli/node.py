@@ -18,7 +18,7 @@ DRAIN_SECONDS = 600.0
 @click.option("--reason", default="", metavar="WORDS", help="Why; everyone who is refused reads it.")
 @remote
 def drain(session: Session, wait: bool, reason: str) -> None:
-    """Empty the node for maintenance: load nothing new, let running work finish. It stays so over a restart, until
+    """Empty the node for maintenance: load nothing new, let running batches finish. It stays so over a restart, until
     `modelmora uncordon`.
     """
     timeout = session.timeout_given or (DRAIN_SECONDS if wait else None)
