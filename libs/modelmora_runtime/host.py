@@ -335,9 +335,11 @@ class Host:
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.http2.max_ping_strikes", 0),
             # Calls that have arrived and were not looked at yet. By default gRPC cancels some from 1,000 on, at random
-            # and without a word; a burst is for our own bounds to judge, which say when to come again.
+            # and without a word, and each that has waited for 30 s; a burst is for our own bounds to judge, which say
+            # when to come again.
             ("grpc.server.max_pending_requests", 100_000),
             ("grpc.server.max_pending_requests_hard_limit", 100_000),
+            ("grpc.server_max_unrequested_time_in_server", 3600),
         ]
         server = GrpcServer([self._router], options)
         try:
