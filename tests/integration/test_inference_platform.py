@@ -256,12 +256,16 @@ async def test_replicas_come_for_batches_that_wait_for_each_other(platform: Runn
     request.update_mask.paths.append("max_replicas")
     await platform.lifecycle.UpdateResidency(request)
     events = platform.lifecycle.WatchReplicas(lifecycle_pb2.WatchReplicasRequest())
+    calls = list[asyncio.Task[inference_pb2.EmbedResponse]]()
 
-    async def client(number: int) -> None:
+    async def arrive() -> None:
+        # Whether others are answered or not: callers who wait for their answers would share batch after batch, and
+        # none of these would wait for another.
         while True:
-            await platform.right("acme/echo", f"client {number}")
+            calls.append(asyncio.create_task(platform.right("acme/echo", f"text {len(calls)}")))
+            await asyncio.sleep(0.1)
 
-    clients = [asyncio.create_task(client(number)) for number in range(8)]
+    arrivals = asyncio.create_task(arrive())
     try:
         loaded = set[str]()
         async with asyncio.timeout(60):
@@ -271,9 +275,10 @@ async def test_replicas_come_for_batches_that_wait_for_each_other(platform: Runn
                     loaded.add(event.replica.uid)
     finally:
         events.cancel()
-        for task in clients:
+        for task in (arrivals, *calls):
             task.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
+        ends = await asyncio.gather(arrivals, *calls, return_exceptions=True)
+    assert [e for e in ends if isinstance(e, BaseException) and not isinstance(e, asyncio.CancelledError)] == []
 
 
 async def test_a_node_drained_at_work_loses_no_call_and_serves_again_when_it_is_taken_back(platform: Running) -> None:
