@@ -45,17 +45,19 @@ def frames(raw: bytes) -> Iterator[tuple[int, int, bytes]]:
         raw = raw[9 + length :]
 
 
-def head(path: bytes, **more: str) -> bytes:
+def head(path: bytes, **more: bytes) -> bytes:
     """The header block of a gRPC call, each field a literal that is not indexed."""
-    fields = {":method": "POST", ":scheme": "http", ":authority": "x", "te": "trailers"}
-    fields |= {"content-type": "application/grpc", **more}
-    pairs = [(b":path", path), *((name.encode(), value.encode()) for name, value in fields.items())]
+    fields = {":method": b"POST", ":scheme": b"http", ":authority": b"x", "te": b"trailers"}
+    fields |= {"content-type": b"application/grpc", **more}
+    pairs = [(b":path", path), *((name.encode(), value) for name, value in fields.items())]
     return b"".join(bytes([0, len(name)]) + name + bytes([len(value)]) + value for name, value in pairs)
 
 
-def call(path: bytes = b"/grpc.health.v1.Health/Check", message: bytes = bytes(5), stream: int = 1) -> bytes:
+def call(
+    path: bytes = b"/grpc.health.v1.Health/Check", message: bytes = bytes(5), stream: int = 1, **more: bytes
+) -> bytes:
     """A whole call with its message, which begins with gRPC's five bytes."""
-    opened = frame(HEADERS, head(path), flags=END_HEADERS, stream=stream)
+    opened = frame(HEADERS, head(path, **more), flags=END_HEADERS, stream=stream)
     return opened + frame(DATA, message, flags=END_STREAM, stream=stream)
 
 
@@ -102,6 +104,7 @@ def openings(chance: random.Random) -> dict[str, Callable[[], bytes]]:
         call(message=b"\2"),
         call(b"/none"),
         call(b"/no text \xff"),
+        call(authorization=b"Bearer \xff\x9e"),
         call(b"x" * 100, stream=2**31 - 1),
     )
     return {

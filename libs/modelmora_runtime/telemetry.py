@@ -237,6 +237,14 @@ def mark_with_trace(record: logging.LogRecord) -> bool:
     return True
 
 
+def spare_headers(record: logging.LogRecord) -> bool:
+    """A filter for gRPC's own logger, which writes a header that is not UTF-8 whole, a token too, with a traceback."""
+    if record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
+        record.msg, record.args = "a call has a header that is not UTF-8; it is read as Latin-1", None
+        record.exc_info, record.levelno, record.levelname = None, logging.WARNING, "WARNING"
+    return True
+
+
 class RateLimit(logging.Filter):
     """At most `burst` lines of one message in `per_seconds`; the next window says how many were left out."""
 
@@ -310,6 +318,7 @@ def logs(level: str, form: str, folder: Path | None, stream: TextIO | None = Non
     # Foreign loggers talk too much below warning.
     for name in ("asyncio", "sqlalchemy", "alembic", "httpx", "httpcore", "huggingface_hub", "urllib3", "filelock"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("grpc._cython.cygrpc").addFilter(spare_headers)
     listener.start()
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import logging
 import os
 import urllib.request
@@ -21,11 +22,11 @@ from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.status import error_from_rpc
-from modelmora_runtime import auth, listen, status
+from modelmora_runtime import auth, listen, status, telemetry
 from modelmora_runtime.host import Context, Host, Mounted, Platform, Service, StartFailed
 from pydantic import BaseModel, ValidationError, field_validator
 
-from bench.fuzz_connections import PREFACE, SETTINGS, call, frame
+from bench.fuzz_connections import PREFACE, SETTINGS, call, frame, frames
 
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -444,6 +445,22 @@ async def test_a_path_that_is_no_text_ends_nothing(data_dir: Path, caplog: pytes
             writer.close()
         it.tiny.go_on.set()
         await running
+
+
+async def test_a_header_that_is_no_text_is_not_written_to_the_log(data_dir: Path) -> None:
+    """gRPC's own logger would write it whole, and a token with one wrong byte is still nearly the token."""
+    written = io.StringIO()
+    with telemetry.logs("info", "text", None, written):
+        async with rig(data_dir) as it, asyncio.timeout(60):
+            reader, writer = await asyncio.open_connection("127.0.0.1", it.host.port)
+            writer.write(PREFACE + frame(SETTINGS) + call(authorization=b"Bearer my-secret\xff"))
+            answer = b""
+            while not any(stream == 1 for _, stream, _ in frames(answer)):
+                answer += await reader.read(65536)
+            writer.close()
+    assert "a header that is not UTF-8" in written.getvalue()
+    assert "my-secret" not in written.getvalue()
+    assert "Traceback" not in written.getvalue()
 
 
 async def test_calls_leave_nothing_to_the_collector(data_dir: Path) -> None:
