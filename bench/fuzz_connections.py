@@ -264,7 +264,9 @@ class Connections:
             while True:
                 try:
                     return await asyncio.open_connection(*self._ports[port])
-                except ConnectionRefusedError:  # one server has just been broken, the next is not there yet
+                except ConnectionError:
+                    # One server has just been broken: refused, as the next is not there yet, or reset, as the broken
+                    # one closed its port before it had taken us.
                     await asyncio.sleep(DRIP_SECONDS)
 
     async def _good_until(self, over: asyncio.Event, stub: Any) -> None:
