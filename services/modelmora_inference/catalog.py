@@ -18,6 +18,7 @@ from modelmora import errors
 from modelmora_inference.domain import VersionFacts
 
 MAX_REFERENCES = 20_000
+MAX_REFERENCE_CHARACTERS = 400
 REFUSED_SECONDS = 1.0
 STALE_SECONDS = 1.0
 """While the registry is away it is asked again so often, and nobody waits for it."""
@@ -32,8 +33,7 @@ Lookup = Callable[[str], Awaitable[tuple[VersionFacts, float]]]
 
 @dataclass(slots=True)
 class _Answer:
-    facts: VersionFacts | None
-    error: errors.ModelMoraError | None
+    facts: VersionFacts
     refresh_time: float
     end_time: float
     """Both on the monotonic clock."""
@@ -51,19 +51,22 @@ class Catalog:
         self._clock = clock
         self._max_references = max_references
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._refused: OrderedDict[str, tuple[errors.ModelMoraError, float]] = OrderedDict()
+        """Each until when it counts, in that order. Who asks for names that do not exist must not fill the memory."""
         self._asking: dict[str, asyncio.Task[VersionFacts]] = {}
 
     def known(self, reference: str) -> VersionFacts | None:
         """The facts if they are at hand; None: ask with `find`. Raises a remembered refusal."""
         answer = self._answers.get(reference)
         if answer is None:
+            refusal = self._refused.get(reference)
+            if refusal is not None and self._clock() < refusal[1]:
+                raise refusal[0].copy()
             return None
         now = self._clock()
         if now >= answer.end_time and not answer.stale:
             return None
         self._answers.move_to_end(reference)
-        if answer.error is not None:
-            raise answer.error.copy()
         if now >= answer.refresh_time and reference not in self._asking:
             self._ask(reference)
         return answer.facts
@@ -71,19 +74,22 @@ class Catalog:
     async def find(self, reference: str, timeout_seconds: float) -> VersionFacts:
         """The facts, from the registry if need be; callers that ask for the same wait for one lookup.
 
-        Raises what the registry raised, DeadlineExceeded after `timeout_seconds`.
+        Raises what the registry raised, InvalidArgument for a reference too long to be one, DeadlineExceeded after
+        `timeout_seconds`.
         """
+        if len(reference) > MAX_REFERENCE_CHARACTERS:
+            raise errors.InvalidArgument.at("reference", f"at most {MAX_REFERENCE_CHARACTERS} characters")
         facts = self.known(reference)
         if facts is not None:
             return facts
         asking = self._asking.get(reference) or self._ask(reference)
         last = self._answers.get(reference)
-        if last is not None and last.facts is not None:
+        if last is not None:
             timeout_seconds = min(timeout_seconds, PATIENCE_SECONDS)
         # One caller that leaves must not take the lookup of the others with it.
         await asyncio.wait([asking], timeout=timeout_seconds)
         if not asking.done():
-            if last is not None and last.facts is not None:
+            if last is not None:
                 last.stale = True
                 return last.facts
             raise errors.DeadlineExceeded("the registry did not say in time which version this is")
@@ -92,6 +98,7 @@ class Catalog:
     def forget(self, reference: str) -> None:
         """The answer turned out to be wrong."""
         self._answers.pop(reference, None)
+        self._refused.pop(reference, None)
 
     async def close(self) -> None:
         asking = list(self._asking.values())
@@ -116,23 +123,25 @@ class Catalog:
             facts, seconds = await self._lookup(reference)
         except (errors.Unavailable, errors.DeadlineExceeded, errors.ResourceExhausted):
             last = self._answers.get(reference)
-            if last is None or last.facts is None:
+            if last is None:
                 raise
             last.refresh_time = self._clock() + STALE_SECONDS
             last.stale = True
             return last.facts
         except (errors.NotFound, errors.FailedPrecondition, errors.InvalidArgument) as error:
             # A copy: the frames of the lookup, some 30 KB, hang on the error itself for as long as it is kept.
-            self._keep(reference, None, error.copy(), REFUSED_SECONDS)
+            self._refuse(reference, error.copy())
             raise
-        self._keep(reference, facts, None, seconds)
-        return facts
-
-    def _keep(
-        self, reference: str, facts: VersionFacts | None, error: errors.ModelMoraError | None, seconds: float
-    ) -> None:
+        self.forget(reference)
         now = self._clock()
-        self._answers[reference] = _Answer(facts, error, now + REFRESH_PART * seconds, now + seconds)
-        self._answers.move_to_end(reference)
+        self._answers[reference] = _Answer(facts, now + REFRESH_PART * seconds, now + seconds)
         while len(self._answers) > self._max_references:
             self._answers.popitem(last=False)
+        return facts
+
+    def _refuse(self, reference: str, error: errors.ModelMoraError) -> None:
+        self.forget(reference)
+        now = self._clock()
+        self._refused[reference] = error, now + REFUSED_SECONDS
+        while len(self._refused) > self._max_references or next(iter(self._refused.values()))[1] <= now:
+            self._refused.popitem(last=False)

@@ -21,7 +21,7 @@ from modelmora_runtime.interceptors import deadline_seconds, metadata_value
 from modelmora_runtime.telemetry import current_span
 
 from modelmora_inference.cache import ResponseCache
-from modelmora_inference.catalog import Catalog
+from modelmora_inference.catalog import MAX_REFERENCE_CHARACTERS, Catalog
 from modelmora_inference.checks import (
     MAX_PROMPT_NAME_CHARACTERS,
     MAX_REQUEST_ID_CHARACTERS,
@@ -47,7 +47,6 @@ from modelmora_inference.weight_store import TenantWeights
 
 log = logging.getLogger(__name__)
 
-MAX_REFERENCE_CHARACTERS = 400
 REQUEST_ID_KEY = "x-request-id"
 READY_IN_KEY = "modelmora-ready-in"
 """Trailing metadata of a call that met a cold model: the estimate in seconds."""
@@ -377,8 +376,6 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         return _violations(request, self._max_call_bytes)
 
     async def _find(self, reference: str, deadline: float, field: str = "model") -> VersionFacts:
-        if len(reference) > MAX_REFERENCE_CHARACTERS:
-            raise errors.InvalidArgument.at(field, f"at most {MAX_REFERENCE_CHARACTERS} characters")
         try:
             return await self._catalog.find(reference, deadline - time.monotonic())
         except errors.InvalidArgument as error:

@@ -136,6 +136,34 @@ async def test_a_refusal_is_remembered_but_not_for_long() -> None:
     assert registry.lookups == 2
 
 
+async def test_refusals_of_a_second_ago_are_forgotten() -> None:
+    registry = Registry()
+    kept: weakref.WeakSet[errors.ModelMoraError] = weakref.WeakSet()
+
+    class Refusal(errors.ModelNotFound):
+        def copy(self, **_: object) -> Refusal:
+            kept.add(made := Refusal())
+            return made
+
+    async def look_up(reference: str) -> tuple[VersionFacts, float]:
+        raise Refusal
+
+    catalog = Catalog(look_up, clock=lambda: registry.now)
+    for number in range(100):
+        registry.now += 0.1
+        with pytest.raises(errors.ModelNotFound):
+            await catalog.find(f"missing/{number}", 1)
+    gc.collect()
+    assert 1 <= len(kept) <= 11
+
+
+async def test_what_is_too_long_for_a_reference_is_refused_without_a_lookup() -> None:
+    registry = Registry()
+    with pytest.raises(errors.InvalidArgument):
+        await registry.catalog().find("a/" + "b" * 1000, 1)
+    assert registry.lookups == 0
+
+
 async def test_the_least_recently_used_is_forgotten() -> None:
     catalog = Registry().catalog(max_references=2)
     for reference in ("a", "b", "a", "c"):
