@@ -9,8 +9,8 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -279,9 +279,14 @@ class Rig:
     stub: Any
     channel: PeerChannel
 
-    async def embed(self, *texts: str, model: str = "acme/echo", timeout: float = 30.0, **fields: Any) -> Any:
-        """The answer; raises the named error."""
+    async def embed(
+        self, *texts: str, model: str = "acme/echo", timeout: float = 30.0, within: float = 0.0, **fields: Any
+    ) -> Any:
+        """The answer; raises the named error. `within` is the request's own timeout: the client's clock never ends it
+        before the service says why."""
         request = inference_pb2.EmbedRequest(model=model, texts=texts, **fields)
+        if within:
+            request.timeout.FromNanoseconds(int(within * 1e9))
         return await self.stub.Embed(request, timeout=timeout)
 
     async def right(self, *texts: str, **fields: Any) -> Any:
@@ -297,7 +302,7 @@ class Rig:
 
     async def until(self, condition: Callable[[inference_pb2.Queue], bool]) -> None:
         """Asks again and again until the queue is like this."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 if condition(await self.queue()):
                     return
@@ -313,6 +318,16 @@ class Rig:
     @property
     def worker(self) -> Loaded:
         return self.lessor.loaded[version_of("acme/echo")]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, the worker stands still: what is sent to it stays there, however slow the machine is."""
+        pid = self.worker.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 def version_of(reference: str) -> str:

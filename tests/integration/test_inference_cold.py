@@ -45,12 +45,13 @@ async def test_a_call_that_would_not_wait_fails_at_once_and_the_load_goes_on(two
 
 
 async def test_a_call_that_would_not_wait_fails_while_another_waits_for_the_load(two: Rig) -> None:
-    patient = asyncio.create_task(two.right("patient"))
-    await two.waiting(1)
-    with pytest.raises(errors.ModelLoading) as caught:
-        await two.embed("hasty", cold_policy=FAIL_FAST)
-    assert 0 < (caught.value.retry_after_seconds or 0) <= 2.5
-    assert not patient.done()
+    async with two.lessor.loads_wait(version_of("acme/echo")):
+        patient = asyncio.create_task(two.right("patient"))
+        await two.waiting(1)
+        with pytest.raises(errors.ModelLoading) as caught:
+            await two.embed("hasty", cold_policy=FAIL_FAST)
+        assert 0 < (caught.value.retry_after_seconds or 0) <= 2.5
+        assert not patient.done()
     await patient
     assert two.lessor.launches == 1
 
@@ -95,7 +96,7 @@ async def test_a_fallback_that_was_let_go_but_is_in_memory_still_answers(data_di
     async with rig(data_dir, models, idle_keep_seconds=0.1) as made:
         await made.right("warm", model="acme/small")
         lease = await made.lessor.lease(0)
-        await asyncio.wait_for(lease.closed.wait(), 5)
+        await asyncio.wait_for(lease.closed.wait(), 60)
         answer = await made.right("in its place", fallback_model="acme/small")
         assert answer.model_version == version_of("acme/small")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import urllib.request
 from array import array
 from collections.abc import AsyncIterator
@@ -27,8 +26,8 @@ async def echo(data_dir: Path) -> AsyncIterator[Rig]:
 
 @pytest.fixture
 async def slow(data_dir: Path) -> AsyncIterator[Rig]:
-    """Half a second for each batch, one text a batch, one batch on the worker."""
-    async with rig(data_dir, {"acme/echo": {"delay_seconds": 0.5}}, max_batch_entries=1, max_batches=1) as made:
+    """One text a batch, one batch on the worker; each takes a moment."""
+    async with rig(data_dir, {"acme/echo": {"delay_seconds": 0.1}}, max_batch_entries=1, max_batches=1) as made:
         yield made
 
 
@@ -57,7 +56,7 @@ async def test_bytes_are_the_same_vectors_as_floats(echo: Rig) -> None:
 
 async def test_a_burst_is_judged_by_our_own_bounds_and_all_of_it_answered(echo: Rig) -> None:
     # gRPC's own limit begins to cancel at 1,000 calls that nobody has looked at yet.
-    answers = await asyncio.gather(*(echo.embed(f"text {i}", timeout=60) for i in range(3000)))
+    answers = await asyncio.gather(*(echo.embed(f"text {i}", timeout=150) for i in range(3000)))
     assert len(answers) == 3000
 
 
@@ -109,11 +108,13 @@ async def test_the_more_urgent_call_is_answered_first(slow: Rig) -> None:
         await slow.right(name, priority=priority)
         order.append(name)
 
-    running = asyncio.create_task(call("running", LOW))
-    await slow.running()
-    low = [asyncio.create_task(call(f"low {i}", LOW)) for i in range(3)]
-    await slow.waiting(3)
-    high = asyncio.create_task(call("high", HIGH))
+    with slow.held():
+        running = asyncio.create_task(call("running", LOW))
+        await slow.running()
+        low = [asyncio.create_task(call(f"low {i}", LOW)) for i in range(3)]
+        await slow.waiting(3)
+        high = asyncio.create_task(call("high", HIGH))
+        await slow.until(lambda queue: queue.levels[0].entries + queue.levels[2].entries == 4 or queue.in_flight > 1)
     await asyncio.gather(running, high, *low)
     order.remove("running")  # HIGH overtakes it too when the worker has not begun with it
     assert order == ["high", "low 0", "low 1", "low 2"]
@@ -121,13 +122,18 @@ async def test_the_more_urgent_call_is_answered_first(slow: Rig) -> None:
 
 async def test_an_expired_call_is_answered_before_its_client_gives_up_and_costs_nothing(slow: Rig) -> None:
     await slow.embed("warm up")
-    running = asyncio.create_task(slow.right("running"))
-    await slow.running()
-    with pytest.raises(errors.DeadlineExceeded) as caught:
-        await slow.embed("late", timeout=0.2)
-    # The service's words: a client whose own clock ran out never hears them.
-    assert "1 of 1 texts still waited" in caught.value.message
-    assert "queue_seconds" in caught.value.metadata
+    with slow.held():
+        running = asyncio.create_task(slow.right("running"))
+        await slow.running()
+        for _ in range(5):  # the service is some hundredths of a second ahead of the client, if the machine lets it
+            with pytest.raises(errors.DeadlineExceeded) as caught:
+                await slow.embed("late", timeout=0.5)
+            # The service's words: a client whose own clock ran out never hears them.
+            if "1 of 1 texts still waited" in caught.value.message:
+                break
+        else:
+            pytest.fail(f"the client never heard why: {caught.value.message}")
+        assert "queue_seconds" in caught.value.metadata
     await running
     assert (await slow.queue()).in_flight == 0
     assert (await slow.worker.seen()).entries == 2
@@ -135,13 +141,11 @@ async def test_an_expired_call_is_answered_before_its_client_gives_up_and_costs_
 
 async def test_the_timeout_of_a_request_counts_when_it_is_earlier(slow: Rig) -> None:
     await slow.embed("warm up")
-    running = asyncio.create_task(slow.right("running"))
-    await slow.running()
-    request = inference_pb2.EmbedRequest(model="acme/echo", texts=["late"])
-    request.timeout.FromMilliseconds(100)
-    with pytest.raises(errors.DeadlineExceeded):
-        await slow.stub.Embed(request, timeout=30)
-    assert not running.done()
+    with slow.held():
+        running = asyncio.create_task(slow.right("running"))
+        await slow.running()
+        with pytest.raises(errors.DeadlineExceeded):
+            await slow.embed("late", within=0.1)
     await running
 
 
@@ -149,19 +153,19 @@ async def test_a_call_that_expires_on_the_worker_is_answered_too(data_dir: Path)
     async with rig(data_dir, {"acme/echo": {"hang_after_batches": 1}}) as made:
         await made.right("the first works")
         with pytest.raises(errors.DeadlineExceeded) as caught:
-            await made.embed("the second hangs", timeout=0.5)
+            await made.embed("the second hangs", within=0.5)
         assert "on the worker" in caught.value.message
 
 
 async def test_a_cancelled_call_leaves_the_queue_at_once(slow: Rig) -> None:
     await slow.embed("warm up")
-    running = asyncio.create_task(slow.right("running"))
-    await slow.running()
-    waiting = asyncio.create_task(slow.embed(*(f"text {i}" for i in range(5))))
-    await slow.waiting(5)
-    waiting.cancel()
-    await slow.waiting(0)
-    assert not running.done()
+    with slow.held():
+        running = asyncio.create_task(slow.right("running"))
+        await slow.running()
+        waiting = asyncio.create_task(slow.embed(*(f"text {i}" for i in range(5))))
+        await slow.waiting(5)
+        waiting.cancel()
+        await slow.waiting(0)
     await running
     assert (await slow.worker.seen()).entries == 2
 
@@ -170,13 +174,11 @@ async def test_a_batch_that_nobody_wants_any_more_is_taken_back_from_the_worker(
     options = {"delay_seconds": 0.2, "micro_batch_entries": 1}
     async with rig(data_dir, {"acme/echo": options}) as made:
         await made.embed("warm up")
-        call = asyncio.create_task(made.embed(*(f"text {i}" for i in range(20))))
+        call = asyncio.create_task(made.embed(*(f"text {i}" for i in range(100))))
         await made.running()
         call.cancel()
-        began = time.monotonic()
         await made.right("the next")
-        assert time.monotonic() - began < 2
-        assert (await made.worker.seen()).entries < 10
+        assert (await made.worker.seen()).entries < 50
 
 
 async def test_rows_that_nobody_wants_any_more_are_dropped_from_a_batch_of_others(data_dir: Path) -> None:
@@ -184,13 +186,13 @@ async def test_rows_that_nobody_wants_any_more_are_dropped_from_a_batch_of_other
     async with rig(data_dir, {"acme/echo": options}) as made:
         warm_up = asyncio.create_task(made.embed("warm up"))
         await made.running()
-        leaving = asyncio.create_task(made.embed(*(f"text {i}" for i in range(20))))
+        leaving = asyncio.create_task(made.embed(*(f"text {i}" for i in range(100))))
         staying = asyncio.create_task(made.right("stays"))
         await warm_up
         await made.running()
         leaving.cancel()
         await staying
-        assert (await made.worker.seen()).entries < 10
+        assert (await made.worker.seen()).entries < 50
 
 
 async def test_a_full_queue_says_when_to_come_back(data_dir: Path) -> None:
@@ -216,11 +218,12 @@ async def test_exact_and_default_calls_are_answered_apart(echo: Rig) -> None:
 async def test_the_queue_can_be_seen(slow: Rig) -> None:
     assert (await slow.stub.GetQueue(inference_pb2.GetQueueRequest())).queues == []
     await slow.embed("warm up")
-    running = asyncio.create_task(slow.embed("a", priority=HIGH))
-    await slow.running()
-    waiting = asyncio.create_task(slow.embed("b", "c", priority=HIGH))
-    await slow.waiting(2)
-    (queue,) = (await slow.stub.GetQueue(inference_pb2.GetQueueRequest())).queues
+    with slow.held():
+        running = asyncio.create_task(slow.embed("a", priority=HIGH))
+        await slow.running()
+        waiting = asyncio.create_task(slow.embed("b", "c", priority=HIGH))
+        await slow.waiting(2)
+        (queue,) = (await slow.stub.GetQueue(inference_pb2.GetQueueRequest())).queues
     assert queue.model_version == version_of("acme/echo")
     assert queue.in_flight == 1
     assert queue.drain_rate > 0
