@@ -252,6 +252,7 @@ class AsyncClient(Connection):
         """Does the task of any model with named tensors, as `describe_model` tells them: `inputs` by name, each a text,
         the bytes of a file, several of them, or an array of numpy; `outputs` of the answer by name. `parameters`: those
         of the task, such as `raw_scores`; `outputs`: only these."""
+        deadline = self._deadline(timeout)  # before the request is made: large tensors take a while
         request = requests.task_request(
             inference_pb2.PredictRequest,
             model=model,
@@ -264,7 +265,7 @@ class AsyncClient(Connection):
             fallback=fallback,
             request_id=request_id,
         )
-        return Prediction(await self._call(self.inference.Predict, request, timeout))
+        return Prediction(await self._until(deadline, self.inference.Predict, request))
 
     async def tokenize(
         self,
@@ -431,6 +432,7 @@ class AsyncClient(Connection):
     ) -> AsyncJob:
         """Does a model's task for up to 100 sets of named inputs in the background, each as `predict` does; the rest
         as in `create_embed_job`."""
+        deadline = self._deadline(timeout)
         request = jobs.create_request(
             model,
             "predict",
@@ -440,7 +442,7 @@ class AsyncClient(Connection):
             outputs=outputs,
             **options,
         )
-        return AsyncJob(self, (await self._call(self.inference.CreateInferenceJob, request, timeout)).job)
+        return AsyncJob(self, (await self._until(deadline, self.inference.CreateInferenceJob, request)).job)
 
     async def job(self, name: str, *, timeout: float | None = None) -> AsyncJob:
         """A job that was made earlier, by its name `jobs/{uid}`. JobNotFound."""
@@ -467,10 +469,10 @@ class AsyncClient(Connection):
                 yield item
 
     async def cancel_job(self, name: str, *, timeout: float | None = None) -> inference_pb2.InferenceJob:
-        """Ends a job; it may be CANCELLING for a moment. IllegalTransition when it has ended."""
+        """Ends a job; it may be CANCELLING for a moment. Again it changes nothing. IllegalTransition when it has
+        SUCCEEDED or FAILED."""
         request = requests.build(inference_pb2.CancelInferenceJobRequest, name=name)
-        # A repetition would meet what its own first attempt has ended.
-        return (await self._call(self.inference.CancelInferenceJob, request, timeout, idempotent=False)).job
+        return (await self._call(self.inference.CancelInferenceJob, request, timeout)).job
 
     def watch_job(
         self, name: str, *, cursor: str = "", timeout: float | None = None

@@ -351,6 +351,7 @@ class Client(Connection):
         """Does the task of any model with named tensors, as `describe_model` tells them: `inputs` by name, each a text,
         the bytes of a file, several of them, or an array of numpy; `outputs` of the answer by name. `parameters`: those
         of the task, such as `raw_scores`; `outputs`: only these."""
+        deadline = self._deadline(timeout)  # before the request is made: large tensors take a while
         request = requests.task_request(
             inference_pb2.PredictRequest,
             model=model,
@@ -363,7 +364,7 @@ class Client(Connection):
             fallback=fallback,
             request_id=request_id,
         )
-        return Prediction(self._call(self.inference.Predict, request, timeout))
+        return Prediction(self._until(deadline, self.inference.Predict, request))
 
     def tokenize(
         self,
@@ -528,6 +529,7 @@ class Client(Connection):
     ) -> Job:
         """Does a model's task for up to 100 sets of named inputs in the background, each as `predict` does; the rest
         as in `create_embed_job`."""
+        deadline = self._deadline(timeout)
         request = jobs.create_request(
             model,
             "predict",
@@ -537,7 +539,7 @@ class Client(Connection):
             outputs=outputs,
             **options,
         )
-        return Job(self, self._call(self.inference.CreateInferenceJob, request, timeout).job)
+        return Job(self, self._until(deadline, self.inference.CreateInferenceJob, request).job)
 
     def job(self, name: str, *, timeout: float | None = None) -> Job:
         """A job that was made earlier, by its name `jobs/{uid}`. JobNotFound."""
@@ -563,10 +565,10 @@ class Client(Connection):
             yield from page.jobs
 
     def cancel_job(self, name: str, *, timeout: float | None = None) -> inference_pb2.InferenceJob:
-        """Ends a job; it may be CANCELLING for a moment. IllegalTransition when it has ended."""
+        """Ends a job; it may be CANCELLING for a moment. Again it changes nothing. IllegalTransition when it has
+        SUCCEEDED or FAILED."""
         request = requests.build(inference_pb2.CancelInferenceJobRequest, name=name)
-        # A repetition would meet what its own first attempt has ended.
-        return self._call(self.inference.CancelInferenceJob, request, timeout, idempotent=False).job
+        return self._call(self.inference.CancelInferenceJob, request, timeout).job
 
     def watch_job(
         self, name: str, *, cursor: str = "", timeout: float | None = None

@@ -124,7 +124,7 @@ class Job:
         return self._client.job_result(self.name, partial=partial, timeout=timeout)
 
     def cancel(self, *, timeout: float | None = None) -> inference_pb2.InferenceJob:
-        """IllegalTransition when it has ended."""
+        """Again it changes nothing. IllegalTransition when it has SUCCEEDED or FAILED."""
         self.message = self._client.cancel_job(self.name, timeout=timeout)
         return self.message
 

@@ -58,6 +58,9 @@ class Accounts:
     def weight(self, tenant: str) -> float:
         return self._weights.get(tenant, 1.0)
 
+    def of(self, tenant: str) -> Account | None:
+        return self._accounts.get(tenant)
+
     def time_of(self, tenant: str) -> float:
         """Virtual time of a tenant that waits."""
         return self._accounts[tenant].time

@@ -250,12 +250,12 @@ class Job:
         )
 
     def cancelled(self, now: datetime) -> Job:
-        """Whoever owns it wants it no more: itself while CANCELLING, CANCELLING while somebody works on it, else
-        CANCELLED. Raises IllegalTransition when it has ended."""
+        """Whoever owns it wants it no more: itself where that was said before (between two such calls it may have ended),
+        CANCELLING while somebody works on it, else CANCELLED. Raises IllegalTransition when it has ended otherwise."""
+        if self.state in (_S.CANCELLING, _S.CANCELLED):
+            return self
         if self.is_final:
             raise IllegalTransition(f"the job has {self.state} already", job=self.uid, state=self.state.value)
-        if self.state is _S.CANCELLING:
-            return self
         if self.claim is not None and self.claim.holds(now):
             return replace(self._at(now), state=_S.CANCELLING)
         return self._cancelled(now)

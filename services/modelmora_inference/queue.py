@@ -34,7 +34,12 @@ entries are tried again one by one, each alone; all others just go back to their
 on a worker when it died twice is condemned. Deaths that the platform wanted (`crashed=False`) make nobody suspect.
 
 Bounds. What is held is shared between tenants by weight too: when a bound is reached, who is within its share is taken
-in for entries of those that are above theirs (sharing.py).
+in for entries of those that are above theirs (sharing.py). Who is not, or finds no room that way, is taken in for what
+its own tenant has waiting that is less urgent: LOW first, of one priority the newest. Two things limit that. Nobody
+gives way to what would not have overtaken it (LOW that has waited for its offset keeps its place, so the bound above
+holds), and what is less urgent keeps half of what its tenant holds: however much HIGH comes, LOW is taken in, ages and
+is computed. So a request is refused for its own tenant's sake only when what is as urgent has half of its places, or
+what is less urgent would be computed before it anyway.
 
 A place counts as taken, and bytes as held, until the worker has let go: an entry that was withdrawn while it ran goes
 on counting against the bounds until its row comes, or its batch ends.
@@ -63,7 +68,7 @@ from modelmora_inference.domain import (
     Worker,
 )
 from modelmora_inference.fairness import Accounts, Line
-from modelmora_inference.sharing import who_leaves
+from modelmora_inference.sharing import enough, who_leaves
 
 LONE_DEATHS = 2
 """Deaths of a worker with one entry alone on it that condemn the entry."""
@@ -73,7 +78,8 @@ _LANES_KEPT = 16
 _NEVER = float("inf")
 
 _WAITING, _RUNNING, _ENDED = Place.WAITING, Place.RUNNING, Place.ENDED
-_URGENT_FIRST = tuple(sorted(Priority, reverse=True))
+_LOW_FIRST = tuple(sorted(Priority))
+_URGENT_FIRST = _LOW_FIRST[::-1]
 _MEASURES: dict[str, Callable[[Entry], int]] = {
     "entries": lambda entry: 1,
     "tokens": lambda entry: entry.tokens,
@@ -139,6 +145,11 @@ class EntryQueue:
         return sum(batch.wanted for worker in self.workers for batch in worker.running)
 
     @property
+    def abandoned(self) -> int:
+        """Entries on workers that nobody waits for any more."""
+        return self._held_entries - self._waiting_entries - self.in_flight
+
+    @property
     def running(self) -> list[Batch]:
         """Batches on workers."""
         return [batch for worker in self.workers for batch in worker.running]
@@ -155,8 +166,8 @@ class EntryQueue:
 
     def push(self, entries: Sequence[Entry], now: float) -> list[Entry]:
         """Takes all of them, which are one tenant's, or none: QueueFull, with the time until there should be room, when
-        a bound is reached. Those that had to leave for them (sharing.py), in this queue or in others of its budget:
-        they have ended, and are to be answered with `refusal`.
+        a bound is reached. Those that had to leave for them, in this queue or in others of its budget: they have ended,
+        and are to be answered with `refusal`.
         """
         tokens = size_bytes = 0
         for entry in entries:
@@ -169,7 +180,7 @@ class EntryQueue:
             or self._held_bytes + size_bytes > bounds.max_bytes
             or budget.held_bytes + size_bytes > budget.limit_bytes
         ):
-            room = self._room_for(entries[0].tenant, len(entries), tokens, size_bytes)
+            room = self._room_for(entries, tokens, size_bytes)
             if room is None:
                 raise self.refusal(len(entries), tokens, size_bytes)
             for queue, entry in room:
@@ -550,14 +561,16 @@ class EntryQueue:
             del budget.by_tenant[tenant]
 
     def _room_for(
-        self, tenant: str, entries: int, tokens: int, size_bytes: int
+        self, entries: Sequence[Entry], tokens: int, size_bytes: int
     ) -> list[tuple[EntryQueue, Entry]] | None:
         """Who leaves so that these of a tenant fit; None: they are refused."""
+        least = min(entries, key=lambda entry: entry.priority)
+        tenant = least.tenant
         leaving: list[tuple[EntryQueue, Entry]] = []
         gone: set[int] = set()
         bounds, budget, weight = self.bounds, self._budget, self._accounts[Priority.HIGH].weight
         for name, size, limit in (
-            ("entries", entries, bounds.max_entries),
+            ("entries", len(entries), bounds.max_entries),
             ("tokens", tokens, bounds.max_tokens),
             ("size_bytes", size_bytes, bounds.max_bytes),
             ("", size_bytes, budget.limit_bytes),
@@ -582,6 +595,13 @@ class EntryQueue:
 
             more = who_leaves(tenant, size, need, limit, held, weight, waiting)
             if more is None:
+                below = sum(queue._less_urgent(least, name or "size_bytes") for queue in queues)
+                below -= sum(measure(entry) for _, entry in leaving if entry.tenant == tenant)
+                if 2 * (below - need) < held.get(tenant, 0):
+                    return None
+                behind = self._behind(least, queues)
+                more = enough(need, ((pair, measure(pair[1])) for pair in behind if id(pair[1]) not in gone))
+            if more is None:
                 return None
             leaving += more
             gone.update(id(entry) for _, entry in more)
@@ -589,10 +609,29 @@ class EntryQueue:
 
     def _newest(self, tenant: str) -> Iterator[tuple[EntryQueue, Entry]]:
         """What a tenant has waiting, LOW first and of one priority the newest first."""
-        for priority in sorted(Priority):
-            lines = [line[priority].newest(tenant) for line in self._lanes.values()]
-            for entry in lines[0] if len(lines) == 1 else merge(*lines, key=lambda entry: -entry.sequence):
-                yield self, entry
+        for priority in _LOW_FIRST:
+            yield from self._newest_of(tenant, priority)
+
+    def _newest_of(self, tenant: str, priority: Priority) -> Iterator[tuple[EntryQueue, Entry]]:
+        lines = [line[priority].newest(tenant) for line in self._lanes.values()]
+        for entry in lines[0] if len(lines) == 1 else merge(*lines, key=lambda entry: -entry.sequence):
+            yield self, entry
+
+    def _less_urgent(self, entry: Entry, name: str) -> int:
+        """What of its tenant's waits and is less urgent than an entry: entries, tokens or size_bytes."""
+        accounts = [self._accounts[one].of(entry.tenant) for one in _LOW_FIRST if one < entry.priority]
+        return sum(getattr(account, name) for account in accounts if account is not None)
+
+    def _behind(self, entry: Entry, queues: Iterable[EntryQueue]) -> Iterator[tuple[EntryQueue, Entry]]:
+        """What of its tenant's is less urgent than an entry and stands behind it, LOW first and the newest first."""
+        key = entry.arrival + self._offsets[entry.priority]
+        for priority in _LOW_FIRST:
+            if priority >= entry.priority:
+                return
+            for pair in merge(*[queue._newest_of(entry.tenant, priority) for queue in queues], key=_newest_low):
+                if pair[1].arrival + self._offsets[priority] <= key:
+                    break  # the others are older
+                yield pair
 
     def refusal(self, entries: int, tokens: int, size_bytes: int) -> QueueFull:
         """Why so much is not taken, and when to come back: the part of what is held that must leave first, at the rate

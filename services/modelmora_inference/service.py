@@ -157,6 +157,8 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
     async def ExplainRequest(
         self, request: inference_pb2.ExplainRequestRequest, context: Any
     ) -> inference_pb2.ExplainRequestResponse:
+        if not 1 <= len(request.request_id) <= MAX_REQUEST_ID_CHARACTERS:
+            raise errors.InvalidArgument.at("request_id", f"1 to {MAX_REQUEST_ID_CHARACTERS} characters")
         caller = current_caller()
         asked = self._dispatchers.asked
         found = asked.get((caller.tenant, request.request_id))
@@ -454,6 +456,7 @@ def _queue(dispatcher: Dispatcher, caller: Caller) -> inference_pb2.Queue:
     described = inference_pb2.Queue(
         model_version=dispatcher.version,
         in_flight=queue.in_flight,
+        abandoned=queue.abandoned,
         drain_rate=queue.drain_rate,
         replicas=dispatcher.replicas,
     )

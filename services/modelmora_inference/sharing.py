@@ -2,7 +2,8 @@
 
 A tenant's share of a bound is its weight over the weights of all that hold something under it, itself included. Who
 would hold no more than its share is taken in: entries that wait leave for it, of the tenant that is furthest above its
-own share by weight, its LOW ones first and of these the newest. Who would hold more is refused.
+own share by weight, its LOW ones first and of these the newest. Who would hold more is refused, unless its own tenant
+makes room for it (queue.py).
 
 What that gives. A tenant that stays within its share loses nothing to others: victims hold more than theirs. And it is
 always taken in, unless too much of what others hold above their shares is on workers, where it cannot be taken back:
@@ -61,3 +62,15 @@ def who_leaves(
         else:
             heappop(above)
     return leaving
+
+
+def enough(need: int, leaving: Iterator[tuple[T, int]]) -> list[T] | None:
+    """The first of these that together free `need`; None: all of them do not."""
+    found: list[T] = []
+    while need > 0:
+        one = next(leaving, None)
+        if one is None:
+            return None
+        found.append(one[0])
+        need -= one[1]
+    return found

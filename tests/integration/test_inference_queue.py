@@ -191,6 +191,27 @@ async def test_a_tenant_that_fills_the_queue_makes_room_for_others(data_dir: Pat
         assert _value(page, "modelmora_inference_displaced_requests_total") == 1
 
 
+async def test_a_bulk_that_fills_the_queue_makes_room_for_what_is_urgent_of_its_own_tenant(data_dir: Path) -> None:
+    options = {"acme/echo": {"hang_after_batches": 1}}
+    async with rig(data_dir, options, max_batch_entries=1, max_batches=1, max_queue_entries=2048) as made:
+        await made.right("warm up")
+        older = asyncio.create_task(made.embed(*texts(1948), priority=LOW))
+        await made.waiting(1947)
+        newer = asyncio.create_task(made.embed(*texts(100), priority=LOW))
+        await made.waiting(2047)
+        with pytest.raises(errors.QueueFull):
+            await made.embed("as urgent", priority=LOW)
+        urgent = asyncio.create_task(made.embed("urgent", priority=HIGH))
+        with pytest.raises(errors.QueueFull) as caught:
+            await newer
+        assert caught.value.retry_after_seconds
+        # It went to the worker at once, beside the bulk; what was left of the other call has left too.
+        await made.until(lambda queue: queue.in_flight == 2 and queue.levels[2].entries == 1947)
+        assert not older.done()
+        older.cancel()
+        urgent.cancel()
+
+
 async def test_texts_of_one_call_go_by_their_length_so_that_batches_are_alike() -> None:
     class Silent:
         """A lease that is never granted."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import struct
 import sys
+import time
+from typing import Any
 
 import numpy
 import pytest
@@ -167,3 +170,41 @@ def test_every_public_rpc_has_a_method_that_uses_it() -> None:
             service = package.DESCRIPTOR.services_by_name[f"{context.capitalize()}Service"]
             for method in service.methods:
                 assert f"self.{context}.{method.name}" in source, f"{module.__name__} lacks {method.full_name}"
+
+
+class Slow(dict[str, str]):
+    """Inputs that take so many seconds to be made a message."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(texts="a")
+        self._seconds = seconds
+
+    def items(self) -> Any:
+        until = time.monotonic() + self._seconds
+        while time.monotonic() < until:
+            pass
+        return super().items()
+
+
+async def test_the_time_of_a_call_runs_while_its_request_is_made() -> None:
+    given: list[float] = []
+
+    def answered(answer: Any, waits: bool) -> Any:
+        def ask(request: Any, *, timeout: float, metadata: Any) -> Any:
+            given.append(timeout)
+            return asyncio.sleep(0, answer) if waits else answer
+
+        return ask
+
+    seconds = 0.05
+    with Client("127.0.0.1:1") as client:
+        client.inference.Predict = answered(inference_pb2.PredictResponse(), False)
+        client.inference.CreateInferenceJob = answered(inference_pb2.CreateInferenceJobResponse(), False)
+        client.predict("a/b", Slow(seconds), timeout=seconds)
+        client.create_predict_job("a/b", [Slow(seconds)], timeout=seconds)
+    async with AsyncClient("127.0.0.1:1") as aio:
+        aio.inference.Predict = answered(inference_pb2.PredictResponse(), True)
+        aio.inference.CreateInferenceJob = answered(inference_pb2.CreateInferenceJobResponse(), True)
+        await aio.predict("a/b", Slow(seconds), timeout=seconds)
+        await aio.create_predict_job("a/b", [Slow(seconds)], timeout=seconds)
+    assert given == [0.0] * 4, "nothing of it was left"

@@ -111,8 +111,20 @@ def test_a_job_that_nobody_works_on_is_cancelled_at_once() -> None:
     assert job().cancelled(NOW).state is S.CANCELLED
     left = job().claimed("a", NOW, LASTS)
     assert left.cancelled(NOW + LASTS).state is S.CANCELLED
-    with pytest.raises(errors.IllegalTransition):
-        left.cancelled(NOW + LASTS).cancelled(NOW + LASTS)
+
+
+def test_to_cancel_again_changes_nothing_whether_the_job_has_ended_meanwhile_or_not() -> None:
+    ending = job().claimed("a", NOW, LASTS).cancelled(NOW)
+    assert ending.cancelled(NOW + SECOND) is ending
+    ended = ending.given_back("a", NOW + SECOND, None)
+    assert ended.state is S.CANCELLED
+    assert ended.cancelled(NOW + 2 * SECOND) is ended
+    failed = job().claimed("a", NOW, LASTS).ended("a", NOW, errors.NeverFits())
+    succeeded = answered(job().claimed("a", NOW, LASTS), "a", NOW, good=2)
+    for one, state in ((failed, S.FAILED), (succeeded, S.SUCCEEDED)):
+        assert one.state is state
+        with pytest.raises(errors.IllegalTransition):
+            one.cancelled(NOW + SECOND)
 
 
 def test_what_was_given_back_on_a_stop_is_free_at_once_and_costs_nothing() -> None:
@@ -230,6 +242,9 @@ def test_a_job_ends_once_and_only_its_last_claim_changes_it(ops: list[tuple[str,
                 one = one.cancelled(now)
         except (errors.ClaimLost, errors.IllegalTransition):
             assert one is before
+            continue
+        if one is before and op == "cancel":
+            assert before.state in (S.CANCELLING, S.CANCELLED)
             continue
         assert before.state not in FINAL
         assert one.state is before.state or one.state in NEXT[before.state]

@@ -95,29 +95,32 @@ class QueueUnderTraffic(RuleBasedStateMachine):
             assert 0 < (refused.retry_after_seconds or 0) <= 30
             return
         assert over or not leaving, "displaced while there is room"
+        least = min(entry.priority for entry in entries)
         for entry in leaving:
             assert entry in waiting, "what is on a worker cannot be taken back"
-            assert entry.tenant != tenant
+            if entry.tenant == tenant:
+                assert entry.priority < least, "one's own gives way to what is more urgent only"
+                assert entry.arrival + OFFSET[entry.priority] > self.now + OFFSET[least], "it would have gone before it"
             self.of(entry).ended.append("displaced")
+        own = [entry for entry in leaving if entry.tenant == tenant]
         weights = {one: 3.0 if one == "b" else 1.0 for one in {tenant, *(entry.tenant for entry in held)}}
         for name in over:
             limit, measure = LIMITS.get(name, (self.budget.limit_bytes, LIMITS["bytes"][1]))
-            mine = measure([entry for entry in held + entries if entry.tenant == tenant])
-            if name != "budget":
+            mine = measure([entry for entry in held + entries if entry.tenant == tenant and entry not in own])
+            if name != "budget" and not own:
                 assert mine <= limit * weights[tenant] / sum(weights.values()), "taken in above its share"
-        for victim in {entry.tenant for entry in leaving}:
+        for victim in {entry.tenant for entry in leaving} - {tenant}:
             theirs = [entry for entry in held if entry.tenant == victim]
             assert any(
                 measure(theirs) > limit * weights[victim] / sum(weights.values())
                 for limit, measure in (*LIMITS.values(), (self.budget.limit_bytes, LIMITS["bytes"][1]))
             ), "displaced though within its share"
-            left = [entry for entry in waiting if entry.tenant == victim and entry not in leaving]
-            for entry in leaving:
-                if entry.tenant == victim:
-                    for other in left:
-                        assert (other.priority, -other.sequence) >= (entry.priority, -entry.sequence), (
-                            "newest LOW first"
-                        )
+        for entry in leaving:
+            for other in waiting:
+                if entry.tenant == other.tenant and other not in leaving:
+                    if entry.tenant == tenant and other.arrival + OFFSET[other.priority] <= self.now + OFFSET[least]:
+                        continue  # it stands before what came
+                    assert (other.priority, -other.sequence) >= (entry.priority, -entry.sequence), "newest LOW first"
         self.told += [Told(entry) for entry in entries]
         held = self.held()
         assert all(measure(held) <= limit for limit, measure in LIMITS.values())
@@ -245,6 +248,7 @@ class QueueUnderTraffic(RuleBasedStateMachine):
         assert {id(batch) for batch in self.queue.running} == {id(batch) for batch in self.batches}
         held = self.held()
         assert self.queue._held_entries == len(held)
+        assert self.queue.abandoned == len(held) - len(self.live())
         assert self.budget.held_bytes == self.elsewhere + sum(entry.size_bytes for entry in held)
         levels = self.queue.levels(self.now)
         assert sum(tenant.entries for level in levels for tenant in level.tenants) == len(waiting)

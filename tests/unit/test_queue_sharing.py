@@ -142,21 +142,141 @@ def test_a_tenant_within_its_share_is_always_taken_in_and_loses_nothing(
         there = {name for name in names if holds[name]} | {tenant}
         unit = limit / sum(weights[name] for name in there)
         within = holds[tenant] + count <= weights[tenant] * unit
+        priority = chance.choice(list(Priority))
+        below = sum(entry.tenant == tenant and entry.priority < priority for entry in queue.waiting())
+        need = max(0, sum(holds.values()) + count - limit)
+        half = 2 * (below - need) >= holds[tenant]
         try:
-            leaving = queue.push(entries(tenant, count, priority=chance.choice(list(Priority))), 0.0)
+            leaving = queue.push(entries(tenant, count, priority=priority), 0.0)
         except QueueFull:
             assert not within, "refused within its share"
-            assert sum(holds.values()) + count > limit
+            assert need, "refused while there is room"
+            assert not half, "refused though its own could give way"
             continue
-        assert within or sum(holds.values()) + count <= limit
-        assert len(leaving) == max(0, sum(holds.values()) + count - limit)
+        assert within or half or not need
+        assert len(leaving) == need
+        own = [entry for entry in leaving if entry.tenant == tenant]
+        assert own in ([], leaving)
+        assert all(entry.priority < priority for entry in own)
+        assert not own or not within, "loses nothing while others are above their share"
         for entry in leaving:
-            assert holds[entry.tenant] > weights[entry.tenant] * unit, "displaced within its share"
-        for name in names:
+            assert entry in own or holds[entry.tenant] > weights[entry.tenant] * unit, "displaced within its share"
+        for name in {*names} - {tenant}:
             kept = holds[name] - sum(entry.tenant == name for entry in leaving)
             assert kept >= min(holds[name], weights[name] * unit - 1), "brought below its share"
         if chance.random() < 0.2:
             queue.withdraw(chance.sample(queue.waiting(), len(queue) // 2))
+
+
+def test_the_urgent_of_a_tenant_is_taken_in_for_its_own_newest_low() -> None:
+    queue = queue_of()
+    low = entries("a", 100, priority=LOW)
+    queue.push(low, 0.0)
+    assert queue.push(entries("a", 2, priority=HIGH), 1.0) == [low[99], low[98]]
+    medium = entries("a", 3)
+    assert queue.push(medium, 1.0) == [low[97], low[96], low[95]]
+    with pytest.raises(QueueFull):
+        queue.push(entries("a", 1, priority=LOW), 1.0)
+    assert queue.push(entries("a", 1, priority=HIGH), 1.0) == [low[94]], "LOW before MEDIUM"
+    assert queue.pop_batch(Worker(), 1.0).batch.entries[0].priority is HIGH  # type: ignore[union-attr]
+
+
+def test_what_is_as_urgent_does_not_give_way() -> None:
+    for priority in Priority:
+        queue = queue_of()
+        queue.push(entries("a", 100, priority=priority), 0.0)
+        with pytest.raises(QueueFull):
+            queue.push(entries("a", 1, priority=priority), 0.0)
+        assert len(queue) == 100
+
+
+def test_the_less_urgent_of_a_tenant_keeps_half_of_what_it_holds() -> None:
+    queue = queue_of()
+    queue.push(entries("a", 100, priority=LOW), 0.0)
+    queue.push(entries("a", 50, priority=HIGH), 0.0)
+    with pytest.raises(QueueFull):
+        queue.push(entries("a", 1, priority=HIGH), 0.0)
+    assert sum(entry.priority is LOW for entry in queue.waiting()) == 50
+    queue = queue_of()
+    queue.push(entries("a", 100, priority=LOW), 0.0)
+    with pytest.raises(QueueFull):
+        queue.push(entries("a", 51, priority=HIGH), 0.0)
+    assert held(queue, "a") == 100
+
+
+def test_nobody_gives_way_to_what_would_not_have_overtaken_it() -> None:
+    aging = Aging()
+    queue = queue_of()
+    old, young = entries("a", 60, priority=LOW), entries("a", 40, priority=LOW, now=5.0)
+    queue.push(old, 0.0)
+    queue.push(young, 5.0)
+    now = aging.low_seconds + 1.0
+    assert queue.push(entries("a", 40, priority=HIGH, now=now), now) == young[::-1]
+    with pytest.raises(QueueFull):
+        queue.push(entries("a", 1, priority=HIGH, now=now), now)
+    queue.clear()
+    queue.push(entries("a", 100), 0.0)
+    with pytest.raises(QueueFull):
+        queue.push(entries("a", 1, priority=HIGH, now=aging.medium_seconds), aging.medium_seconds)
+    assert queue.push(entries("a", 1, priority=HIGH, now=aging.medium_seconds - 1), aging.medium_seconds) != []
+
+
+def test_low_is_computed_however_much_high_of_its_own_tenant_comes() -> None:
+    aging = Aging(medium_seconds=3, low_seconds=8)
+    queue = EntryQueue(Bounds(max_entries=20), aging)
+    worker = Worker(BatchLimits(max_entries=1, max_tokens=1, max_batches=1))
+    served: list[Entry] = []
+    for second in range(200):
+        now = float(second)
+        for priority in (LOW, HIGH, HIGH, HIGH):
+            try:
+                queue.push(entries("a", 1, priority=priority, now=now), now)
+            except QueueFull:
+                pass
+        batch = queue.pop_batch(worker, now).batch
+        assert batch is not None
+        served += batch.entries
+        queue.answer(batch, 0, now)
+        queue.finish(batch)
+    assert sum(entry.priority is HIGH for entry in served) > 50
+    assert sum(entry.priority is LOW for entry in served) > 50
+
+
+def test_what_is_on_a_worker_does_not_give_way_to_its_own_tenant() -> None:
+    queue = queue_of(10)
+    queue.push(entries("a", 10, priority=LOW), 0.0)
+    batch = queue.pop_batch(Worker(BatchLimits(max_entries=4, max_tokens=100, max_batches=1)), 0.0).batch
+    assert batch is not None
+    assert len(queue.push(entries("a", 1, priority=HIGH), 0.0)) == 1
+    with pytest.raises(QueueFull):
+        queue.push(entries("a", 1, priority=HIGH), 0.0)
+    assert queue.in_flight == 4
+
+
+def test_of_all_queues_the_newest_low_of_a_tenant_gives_way_to_its_own_high() -> None:
+    budget = ByteBudget(100)
+    one, other, third = (queue_of(budget=budget) for _ in range(3))
+    one.push(entries("a", 5, priority=LOW, size_bytes=10), 0.0)
+    newest = entries("a", 5, priority=LOW, size_bytes=10, now=1.0)
+    other.push(newest, 1.0)
+    assert third.push(entries("a", 2, priority=HIGH, size_bytes=10, now=2.0), 2.0) == [newest[4], newest[3]]
+    assert (len(one), len(other), len(third), budget.held_bytes) == (5, 3, 2, 100)
+
+
+def test_no_more_of_its_own_leave_than_make_room_under_all_bounds() -> None:
+    queue = EntryQueue(Bounds(10, 100, 1000), Aging())
+    low = entries("a", 10, priority=LOW, tokens=10, size_bytes=100)
+    queue.push(low, 0.0)
+    assert queue.push(entries("a", 1, priority=HIGH, tokens=25, size_bytes=100), 0.0) == [low[9], low[8], low[7]]
+    assert queue.push(entries("a", 1, priority=HIGH, tokens=5, size_bytes=100), 0.0) == []
+
+
+def test_another_tenant_that_is_above_its_share_gives_way_before_ones_own_low() -> None:
+    queue = queue_of()
+    queue.push(entries("a", 80), 0.0)
+    queue.push(entries("b", 20, priority=LOW), 0.0)
+    assert {entry.tenant for entry in queue.push(entries("b", 10, priority=HIGH), 0.0)} == {"a"}
+    assert (held(queue, "a"), held(queue, "b")) == (70, 30)
 
 
 def test_two_that_are_above_their_share_do_not_push_each_other_out() -> None:

@@ -74,6 +74,8 @@ def rows(queue: inference_pb2.Queue) -> list[list[str]]:
         if hidden:
             found.append([show.field_word(level, "priority"), "others", str(hidden), "", ""])
     running = f"{queue.in_flight} on {queue.replicas}"
+    if queue.abandoned:
+        running += f", {queue.abandoned} for nobody"
     if not queue.replicas and queue.HasField("ready_in"):
         running = f"ready in {show.milliseconds(queue.ready_in)}"
     rate = f"{queue.drain_rate:.1f}" if queue.drain_rate else ""

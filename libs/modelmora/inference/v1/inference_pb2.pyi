@@ -506,20 +506,22 @@ class GetQueueResponse(_message.Message):
     def __init__(self, queues: _Optional[_Iterable[_Union[Queue, _Mapping]]] = ...) -> None: ...
 
 class Queue(_message.Message):
-    __slots__ = ("model_version", "levels", "in_flight", "drain_rate", "replicas", "ready_in")
+    __slots__ = ("model_version", "levels", "in_flight", "drain_rate", "replicas", "ready_in", "abandoned")
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     DRAIN_RATE_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     READY_IN_FIELD_NUMBER: _ClassVar[int]
+    ABANDONED_FIELD_NUMBER: _ClassVar[int]
     model_version: str
     levels: _containers.RepeatedCompositeFieldContainer[QueueLevel]
     in_flight: int
     drain_rate: float
     replicas: int
     ready_in: _duration_pb2.Duration
-    def __init__(self, model_version: _Optional[str] = ..., levels: _Optional[_Iterable[_Union[QueueLevel, _Mapping]]] = ..., in_flight: _Optional[int] = ..., drain_rate: _Optional[float] = ..., replicas: _Optional[int] = ..., ready_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    abandoned: int
+    def __init__(self, model_version: _Optional[str] = ..., levels: _Optional[_Iterable[_Union[QueueLevel, _Mapping]]] = ..., in_flight: _Optional[int] = ..., drain_rate: _Optional[float] = ..., replicas: _Optional[int] = ..., ready_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., abandoned: _Optional[int] = ...) -> None: ...
 
 class QueueLevel(_message.Message):
     __slots__ = ("priority", "entries", "tokens", "bytes", "oldest_age", "tenants")

@@ -36,6 +36,11 @@ class InferenceServiceStub(object):
 
     A queue that is full is shared by the weights of tenants: a call of a tenant that holds no more than its share of it is
     taken in, and the newest, least urgent calls of the tenant that is furthest above its own share end with QueueFull.
+    Where that makes no room, a call is taken in for less urgent ones of its own tenant that wait: LOW first, of one priority
+    the newest; these end with QueueFull. A call that would go first anyway by the bound below never gives way, and what is
+    less urgent keeps half of what its tenant holds of the queue: so HIGH is refused for its own tenant's sake only when
+    what is as urgent has the other half, or what is less urgent has waited for its offset, and LOW is computed however much
+    HIGH comes.
 
     Who goes first. Requests of one priority share a model by the weights of their tenants, charged in compute time;
     within a tenant the earlier goes first. A MEDIUM or LOW request lets more urgent ones pass for a fixed time only: a
@@ -155,6 +160,11 @@ class InferenceServiceServicer(object):
 
     A queue that is full is shared by the weights of tenants: a call of a tenant that holds no more than its share of it is
     taken in, and the newest, least urgent calls of the tenant that is furthest above its own share end with QueueFull.
+    Where that makes no room, a call is taken in for less urgent ones of its own tenant that wait: LOW first, of one priority
+    the newest; these end with QueueFull. A call that would go first anyway by the bound below never gives way, and what is
+    less urgent keeps half of what its tenant holds of the queue: so HIGH is refused for its own tenant's sake only when
+    what is as urgent has the other half, or what is less urgent has waited for its offset, and LOW is computed however much
+    HIGH comes.
 
     Who goes first. Requests of one priority share a model by the weights of their tenants, charged in compute time;
     within a tenant the earlier goes first. A MEDIUM or LOW request lets more urgent ones pass for a fixed time only: a
@@ -243,7 +253,7 @@ class InferenceServiceServicer(object):
 
     def ExplainRequest(self, request, context):
         """Where a call is now and what it waits for. NOT_FOUND (RequestNotFound) once it has ended, and for calls of other
-        tenants unless the caller is an operator.
+        tenants unless the caller is an operator. INVALID_ARGUMENT for an id that no call can have.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -299,8 +309,8 @@ class InferenceServiceServicer(object):
 
     def CancelInferenceJob(self, request, context):
         """Ends a job: CANCELLED at once where nobody works on it, else CANCELLING until its inputs have left the queue and the
-        worker. No result is added from here on; those there are stay. Again while CANCELLING changes nothing.
-        FAILED_PRECONDITION (IllegalTransition) when it has ended.
+        worker. No result is added from here on; those there are stay. Again, while CANCELLING or once CANCELLED, changes
+        nothing and answers with the job. FAILED_PRECONDITION (IllegalTransition) when it has SUCCEEDED or FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -434,6 +444,11 @@ class InferenceService(object):
 
     A queue that is full is shared by the weights of tenants: a call of a tenant that holds no more than its share of it is
     taken in, and the newest, least urgent calls of the tenant that is furthest above its own share end with QueueFull.
+    Where that makes no room, a call is taken in for less urgent ones of its own tenant that wait: LOW first, of one priority
+    the newest; these end with QueueFull. A call that would go first anyway by the bound below never gives way, and what is
+    less urgent keeps half of what its tenant holds of the queue: so HIGH is refused for its own tenant's sake only when
+    what is as urgent has the other half, or what is less urgent has waited for its offset, and LOW is computed however much
+    HIGH comes.
 
     Who goes first. Requests of one priority share a model by the weights of their tenants, charged in compute time;
     within a tenant the earlier goes first. A MEDIUM or LOW request lets more urgent ones pass for a fixed time only: a
