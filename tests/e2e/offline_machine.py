@@ -89,7 +89,7 @@ def main() -> None:
         older = re.sub(r'( torch: )"[^"]+"', r'\1"1.0.0"', job["lock"])
         assert older != job["lock"]
         try:
-            eventually(lambda: _code(up, older, folder) == 1, 20, "the registry hears of libraries and answers")
+            eventually(lambda: _code(up, older, folder) == 1, 60, "the registry hears of libraries and answers")
         except AssertionError:
             print(up.tail(), file=sys.stderr)
             raise

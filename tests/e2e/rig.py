@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +46,20 @@ class Seen:
     command: str
     where: str
     """Which of exe, cwd, environ, cmdline names the data folder."""
+
+
+def free_port() -> int:
+    """A port that nobody gets by chance: below those that the kernel gives to outgoing connections, which would take it
+    while its server is away."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(max(1024, lowest - 20_000), lowest), 100):
+        with socket.socket() as found:
+            try:
+                found.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
 
 
 def processes_of(data_dir: Path) -> list[Seen]:
@@ -106,7 +122,7 @@ def send(pids: Iterable[int], number: signal.Signals) -> None:
             pass
 
 
-def no_process_left(data_dir: Path, seconds: float = 10.0) -> None:
+def no_process_left(data_dir: Path, seconds: float = 30.0) -> None:
     """AssertionError, naming them, if processes of this data folder stay."""
     until = time.monotonic() + seconds
     while left := processes_of(data_dir):

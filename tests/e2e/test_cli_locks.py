@@ -21,7 +21,7 @@ def modelmora(up: Up, *arguments: str, text: str | None = None) -> Result:
 def test_a_lock_is_made_checked_compared_and_taken_away(platform: Up, tmp_path: Path) -> None:
     file, edited = tmp_path / "models.lock.yaml", tmp_path / "edited.yaml"
     whole = "the worker has answered the golden inputs"
-    eventually(lambda: "fingerprint:" in modelmora(platform, "lock", "create", MINILM).stdout, 20, whole)
+    eventually(lambda: "fingerprint:" in modelmora(platform, "lock", "create", MINILM).stdout, 60, whole)
     made = modelmora(platform, "lock", "create", MINILM, "--output", str(file), "--name", "cli-test")
     assert made.exit_code == 0, made.stderr
     assert f"{file}: 1 model, cli-test" in made.stdout

@@ -117,7 +117,7 @@ def test_every_answer_is_the_vector_of_its_own_text(platform: Up, texts: list[st
         return total(platform.scrape(), name) - total(before, name)
 
     # The worker tells its counts once a second.
-    eventually(lambda: grown("modelmora_worker_entries_total") == TEXTS + 2 * CLIENTS, 10, "every entry is counted")
+    eventually(lambda: grown("modelmora_worker_entries_total") == TEXTS + 2 * CLIENTS, 60, "every entry is counted")
     batches, entries = grown("modelmora_worker_batches_total"), grown("modelmora_worker_entries_total")
     assert entries / batches >= 4, f"{entries} entries in {batches} batches"
     assert grown("modelmora_inference_batch_entries_sum") == entries

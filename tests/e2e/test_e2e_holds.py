@@ -9,8 +9,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from e2e.rig import eventually, no_process_left
-from e2e.test_e2e_restart import free_port, replica_of
+from e2e.rig import eventually, free_port, no_process_left
+from e2e.test_e2e_restart import replica_of
 from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora.registry.v1 import registry_pb2
 

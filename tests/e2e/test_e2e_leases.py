@@ -171,7 +171,7 @@ def test_a_killed_holder_loses_its_lease_at_once_and_a_stopped_one_within_35_sec
     version = up.add_model("held/one", engine="echo")
     stopped, killed = Holder(up, version), Holder(up, version)
     try:
-        eventually(lambda: replica_of(up, version).busy_leases == 2, 10, "two busy leases")
+        eventually(lambda: replica_of(up, version).busy_leases == 2, 30, "two busy leases")
         killed.process.kill()
         eventually(lambda: replica_of(up, version).leases == 1, 2, "the killed holder's lease is gone")
         stopped.process.send_signal(signal.SIGSTOP)

@@ -27,7 +27,7 @@ def test_a_machine_without_a_network_comes_to_a_lock(platform: Up, data_dir: Pat
             lambda: (
                 made.yaml if (made := client.create_lock(MINILM)).model_lock.models[0].HasField("fingerprint") else ""
             ),
-            20,
+            60,
             "the worker has answered the golden inputs",
         )
     told = CliRunner().invoke(cli, ["embed", MINILM, TEXT, "--json"], env={"MODELMORA_TARGET": platform.target})

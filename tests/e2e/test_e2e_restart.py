@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import Any
 import asyncpg
 import grpc
 import pytest
-from e2e.rig import eventually, no_process_left
+from e2e.rig import eventually, free_port, no_process_left
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2
@@ -30,12 +29,6 @@ from bench.up import Up
 
 CLIENTS = 6
 CALLS = 40
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @dataclass
@@ -185,7 +178,7 @@ def test_a_registry_that_comes_back_still_respects_what_is_in_memory(parts: Part
             return False
         return True
 
-    assert eventually(deleted, 15, "the version may go once it is unloaded")
+    assert eventually(deleted, 60, "the version may go once it is unloaded")
 
 
 @pytest.mark.timeout(120)
@@ -193,12 +186,12 @@ def test_a_version_is_asked_for_its_fingerprint_and_another_answer_is_told(parts
     version = parts.registry.add_model("parts/real", engine="sentence_transformers", folder=small_models(1, seed=11)[0])
     load = lifecycle_pb2.LoadModelRequest(model=version, wait=True)
     parts.first.lifecycle.LoadModel(load, timeout=60)
-    rows = eventually(lambda: query(parts.database_url, "SELECT golden, kept FROM registry.fingerprint"), 20, "a row")
+    rows = eventually(lambda: query(parts.database_url, "SELECT golden, kept FROM registry.fingerprint"), 60, "a row")
     assert rows[0]["golden"].startswith("txt2embed/")
     kept = json.loads(rows[0]["kept"])
     assert kept["engine_profile"]["library_versions"]["torch"]
     assert eventually(
-        lambda: health_of(parts.inference, "models").state == common_pb2.HEALTH_STATE_HEALTHY, 10, "health"
+        lambda: health_of(parts.inference, "models").state == common_pb2.HEALTH_STATE_HEALTHY, 60, "health"
     )
     # The same weights cannot answer otherwise, so what was kept is changed: as if it had been another library's answer.
     outputs = kept["outputs"]
@@ -208,7 +201,7 @@ def test_a_version_is_asked_for_its_fingerprint_and_another_answer_is_told(parts
     parts.first.lifecycle.LoadModel(load, timeout=60)
     told = eventually(
         lambda: (found := health_of(parts.inference, "models")).state == common_pb2.HEALTH_STATE_DEGRADED and found,
-        20,
+        60,
         "degraded health",
     )
     assert "parts/real" in told.reason
@@ -231,10 +224,10 @@ def test_a_second_lifecycle_stands_by_says_so_and_takes_over(parts: Parts) -> No
     update = lifecycle_pb2.UpdateResidencyRequest(residency=residency)
     update.update_mask.paths.append("pinned")
     parts.first.lifecycle.UpdateResidency(update, timeout=10)
-    eventually(lambda: replica_of(parts.first, version), 20, "the pinned model is loaded")
+    eventually(lambda: replica_of(parts.first, version), 60, "the pinned model is loaded")
     parts.second.start()
     waiting = eventually(
-        lambda: (found := node_of(parts.second)).state == lifecycle_pb2.NODE_STATE_STANDBY and found, 10, "standby"
+        lambda: (found := node_of(parts.second)).state == lifecycle_pb2.NODE_STATE_STANDBY and found, 60, "standby"
     )
     assert "another process serves node here" in waiting.reason
     assert node_of(parts.first).state == lifecycle_pb2.NODE_STATE_ACTIVE
@@ -252,12 +245,12 @@ def test_a_second_lifecycle_stands_by_says_so_and_takes_over(parts: Parts) -> No
     parts.first.signal(signal.SIGKILL)
     parts.first.wait(10)
     no_process_left(parts.first.data_dir)
-    eventually(lambda: node_of(parts.second).state == lifecycle_pb2.NODE_STATE_ACTIVE, 15, "the second has taken over")
-    pinned = eventually(lambda: replica_of(parts.second, version), 20, "what is pinned is loaded there")
+    eventually(lambda: node_of(parts.second).state == lifecycle_pb2.NODE_STATE_ACTIVE, 60, "the second has taken over")
+    pinned = eventually(lambda: replica_of(parts.second, version), 60, "what is pinned is loaded there")
     assert pinned.pinned
     parts.first.close_channel()
     parts.first.start()
-    eventually(lambda: node_of(parts.first).state == lifecycle_pb2.NODE_STATE_STANDBY, 10, "the first stands by now")
+    eventually(lambda: node_of(parts.first).state == lifecycle_pb2.NODE_STATE_STANDBY, 60, "the first stands by now")
     assert parts.second.stop() == 0
-    eventually(lambda: node_of(parts.first).state == lifecycle_pb2.NODE_STATE_ACTIVE, 15, "and is back on duty")
-    assert replica_of(parts.first, version) or eventually(lambda: replica_of(parts.first, version), 20, "loaded again")
+    eventually(lambda: node_of(parts.first).state == lifecycle_pb2.NODE_STATE_ACTIVE, 60, "and is back on duty")
+    assert replica_of(parts.first, version) or eventually(lambda: replica_of(parts.first, version), 60, "loaded again")

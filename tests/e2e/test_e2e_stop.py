@@ -43,7 +43,7 @@ def test_an_idle_platform_with_watch_streams_and_leases_stops_in_two_seconds(sta
         up.inference.Embed(inference_pb2.EmbedRequest(model=version, texts=["a"]), timeout=30)
     holders = [Holder(up, version) for version in versions]
     try:
-        eventually(lambda: all(replica_of(up, version).leases >= 1 for version in versions), 10, "three leases")
+        eventually(lambda: all(replica_of(up, version).leases >= 1 for version in versions), 30, "three leases")
         start = time.monotonic()
         up.signal(signal.SIGTERM)
         assert up.wait(30) == 0
@@ -60,10 +60,10 @@ def test_an_idle_platform_with_watch_streams_and_leases_stops_in_two_seconds(sta
 
 def test_a_request_in_flight_is_answered_before_the_platform_stops(start_up: StartUp) -> None:
     up = start_up()
-    version = up.add_model("busy/one", engine="echo", options={"delay_seconds": 5})
+    version = up.add_model("busy/one", engine="echo", options={"delay_seconds": 3})
     up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=version, wait=True), timeout=30)
     pending = up.inference.Embed.future(inference_pb2.EmbedRequest(model=version, texts=["a b"]), timeout=30)
-    eventually(lambda: replica_of(up, version).busy_leases >= 1, 4, "the request is on the worker")
+    eventually(lambda: replica_of(up, version).busy_leases >= 1, 30, "the request is on the worker")
     up.signal(signal.SIGTERM)
     assert len(pending.result(timeout=20).embeddings) == 1
     assert up.wait(30) == 0
@@ -75,7 +75,7 @@ def test_a_new_call_while_stopping_is_refused_with_a_reason(start_up: StartUp) -
     version = up.add_model("busy/one", engine="echo", options={"delay_seconds": 3})
     up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=version, wait=True), timeout=30)
     pending = up.inference.Embed.future(inference_pb2.EmbedRequest(model=version, texts=["a b"]), timeout=30)
-    eventually(lambda: replica_of(up, version).busy_leases >= 1, 3, "the request is on the worker")
+    eventually(lambda: replica_of(up, version).busy_leases >= 1, 30, "the request is on the worker")
     up.signal(signal.SIGTERM)
 
     def refused() -> bool:
@@ -95,7 +95,7 @@ def test_a_second_interrupt_skips_to_the_kill(start_up: StartUp) -> None:
     version = up.add_model("busy/one", engine="echo", options={"delay_seconds": 20})
     up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=version, wait=True), timeout=30)
     pending = up.inference.Embed.future(inference_pb2.EmbedRequest(model=version, texts=["a b"]), timeout=40)
-    eventually(lambda: replica_of(up, version).busy_leases >= 1, 5, "the request is on the worker")
+    eventually(lambda: replica_of(up, version).busy_leases >= 1, 30, "the request is on the worker")
     os.kill(up.pid, signal.SIGINT)
     eventually(lambda: not _serving(up.target), 5, "it stops taking calls")
     start = time.monotonic()

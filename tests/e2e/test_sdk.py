@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import modelmora
 import numpy
 import pytest
+from e2e.rig import free_port
 from modelmora import errors
 from modelmora.inference.v1 import inference_pb2
 from modelmora.lifecycle.v1 import lifecycle_pb2
@@ -164,15 +164,8 @@ def test_a_text_over_the_message_limit_names_the_limit(client: modelmora.Client)
         client.embed("demo/echo", "x" * 70_000_000, timeout=60)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def test_a_client_lives_through_a_restart(tmp_path: Path) -> None:
-    settings = {"PORT": str(_free_port())}
+    settings = {"PORT": str(free_port())}
     up = Up(tmp_path / "data", settings=settings)
     up.start()
     try:
@@ -192,7 +185,7 @@ def test_a_client_lives_through_a_restart(tmp_path: Path) -> None:
             assert resets.acquire(timeout=30)
             up.stop()
             with pytest.raises(errors.Unavailable):
-                client.embed("demo/echo", "a text", timeout=0.2)
+                client.embed("demo/echo", "a text", timeout=2)
             up.start()
             client.wait_serving(timeout=60)
             assert numpy.array_equal(client.embed("demo/echo", "a text"), before)
