@@ -156,6 +156,12 @@ class Call:
         """Of a classifier, in the order of its scores, once it is answered."""
         return tuple(self.description.labels) if self.description is not None else ()
 
+    def is_answered(self, entries: slice) -> bool:
+        """Whether the rows of these entries are there, also when the call has ended without the others."""
+        if not self.missing:
+            return bool(self.rows)
+        return all(row or tokens for row, tokens in zip(self.rows[entries], self.input_tokens[entries], strict=True))
+
     @property
     def embeds(self) -> bool:
         """Its entries are plain texts."""

@@ -7,7 +7,8 @@ code:
   2. Its chunks are read, a few at a time, and each becomes a call in the queue of the job's version: it shares batches
      with everybody. An input whose own error ends the call is left out and the others are asked again; after a few
      such inputs each is asked alone. A full queue is waited for.
-  3. A chunk whose inputs are all answered is written down. While the database is away that waits; nothing is lost.
+  3. A chunk whose inputs are all answered is written down, and so is at the job's deadline what is answered of one: then
+     the job ends. While the database is away that waits; nothing is lost.
   4. An error that is no input's own ends the job, or gives it back for later if it may pass.
   5. Every third of a claim's time all claims are made to hold on. Who hears then, or from a notification, that a job is
      CANCELLING or no longer his lets go of it: its calls leave the queue and the worker.
@@ -96,6 +97,13 @@ class _Held:
     """Some input of it was on a worker."""
     told: bool = False
     """The job says so too."""
+    ended: bool = False
+    """Its last input was answered."""
+
+
+    @property
+    def is_late(self) -> bool:
+        return time.monotonic() >= self.deadline
 
 
 @dataclass(slots=True)
@@ -280,10 +288,14 @@ class JobRunner:
                 await self._compute_chunk(held, first)
 
         await _all(one(first) for first in firsts)
+        if not held.ended:
+            raise DeadlineExceeded("not all inputs were answered before the job's deadline")
 
     async def _compute_chunk(self, held: _Held, first: int) -> None:
         """2 and 3."""
         uid, token = held.job.uid, held.token
+        if held.is_late:
+            return
         payload = await self._persist(lambda: self._store.inputs(uid, first))
         if payload is None:
             return
@@ -293,13 +305,14 @@ class JobRunner:
         )
         computed = Computed()
         inputs = job_tasks.read(job.task, job.options, payload, first, facts)
+        count = len(inputs)
         results = await self._answer(held, inputs, computed)
+        if not results:
+            return
         failures = [
             JobFailure(one.error.reason, one.error.message) for one in results if one.WhichOneof("outcome") == "error"
         ]
-        chunk = Chunk(
-            first, len(results), inference_pb2.GetInferenceResultResponse(results=results).SerializeToString()
-        )
+        chunk = Chunk(first, count, inference_pb2.GetInferenceResultResponse(results=results).SerializeToString())
         job = await self._persist(
             lambda: self._store.publish(
                 uid,
@@ -315,12 +328,14 @@ class JobRunner:
         RESULTS.labels("failed").inc(len(failures))
         held.told = True
         if job.is_final:
+            held.ended = True
             ENDED.labels(job.state.value).inc()
 
     async def _answer(
         self, held: _Held, inputs: list[JobInput], computed: Computed, bad: int = 0
     ) -> list[inference_pb2.InferenceResult]:
-        """The result or the own error of each input, by index. Raises what concerns the whole job."""
+        """The result or the own error of each input, by index; of those that there are at the job's deadline. Raises
+        what concerns the whole job."""
         found: list[inference_pb2.InferenceResult] = []
         while inputs:
             if bad > BAD_INPUTS and len(inputs) > 1:
@@ -330,10 +345,13 @@ class JobRunner:
             call = _call_of(held, inputs[0])
             try:
                 await self._ask(held, call, [entry for one in inputs for entry in one.entries])
-            except QueueFull as full:
-                await asyncio.sleep(min(max(full.retry_after_seconds or 0.0, 0.05), LONGEST_FULL_SECONDS))
-            except DeadlineExceeded:
-                pass
+            except (QueueFull, DeadlineExceeded) as error:
+                some = self._results(held, inputs, call, computed)
+                found += some
+                inputs = [one for one in inputs if all(one.index != result.index for result in some)]
+                if isinstance(error, QueueFull):
+                    seconds = min(max(error.retry_after_seconds or 0.0, 0.05), LONGEST_FULL_SECONDS)
+                    await asyncio.sleep(max(0.0, min(seconds, held.deadline - time.monotonic())))
             except ModelMoraError as error:
                 if not jobs.is_of_input(error):
                     raise
@@ -350,12 +368,19 @@ class JobRunner:
                 told = inference_pb2.JobError(reason=error.reason, message=message)
                 found.append(inference_pb2.InferenceResult(index=one.index, error=told))
             else:
-                computed.nanos += int(call.compute_seconds * 1e9)
-                found += _results(inputs, call)
+                found += self._results(held, inputs, call, computed)
                 break
-            if time.monotonic() >= held.deadline:
-                raise DeadlineExceeded("not all inputs were answered before the job's deadline")
+            if held.is_late:
+                break
         return sorted(found, key=lambda one: one.index)
+
+    def _results(
+        self, held: _Held, inputs: Sequence[JobInput], call: Call, computed: Computed
+    ) -> list[inference_pb2.InferenceResult]:
+        """Of the inputs that a call has answered, all of them or not."""
+        computed.nanos += int(call.compute_seconds * 1e9)
+        call.description = call.description or self._dispatchers.description(held.job.model_version)
+        return list(_results(inputs, call))
 
     async def _ask(self, held: _Held, call: Call, entries: Sequence[Any]) -> None:
         """One call through the queue; its rows are there when this returns."""
@@ -414,7 +439,7 @@ def _place(inputs: Sequence[JobInput], entry: int) -> tuple[int, int]:
 
 
 def _results(inputs: Sequence[JobInput], call: Call) -> Iterator[inference_pb2.InferenceResult]:
-    """What came back for a call, input by input."""
+    """What came back for a call, input by input; of a call that has ended before it was answered only those that were."""
     timings = common_pb2.Timings()
     for duration, seconds in (
         (timings.queue, call.started - call.arrival),
@@ -426,13 +451,15 @@ def _results(inputs: Sequence[JobInput], call: Call) -> Iterator[inference_pb2.I
     start = 0
     for one in inputs:
         own = slice(start, start + len(one.entries))
+        start = own.stop
         part = job_tasks.Part(call.rows[own], call.input_tokens[own], call.truncated[own])
+        if not call.is_answered(own):
+            continue
         result = one.result(part, call.labels)
         result.index = one.index
         result.usage.input_tokens = sum(part.input_tokens)
         result.timings.CopyFrom(timings)
         yield result
-        start = own.stop
 
 
 async def _all(work: Iterable[Awaitable[T]]) -> list[T]:

@@ -105,6 +105,7 @@ class Chunk:
     first: int
     """Index of its first input."""
     inputs: int
+    """That it spans; what was cut off by the job's deadline has no result."""
     payload: bytes
 
 

@@ -18,7 +18,7 @@ from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2 as pb
 from modelmora_inference.domain import Aging, Priority
 from modelmora_inference.job_service import JobNews, JobRpcs
-from modelmora_inference.jobs import Job
+from modelmora_inference.jobs import CHUNK_ENTRIES, Job
 from modelmora_inference.predict import packed
 from modelmora_inference.store import Chunk, JobStore, Limits
 from modelmora_runtime.auth import Caller, Role, set_caller
@@ -96,7 +96,7 @@ async def store(database_url: str) -> AsyncIterator[JobStore]:
 
 async def migrated(there: Jobs) -> None:
     """The tables are made beside the start."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while True:
             try:
                 await there.stub.ListInferenceJobs(pb.ListInferenceJobsRequest(), timeout=5)
@@ -359,12 +359,13 @@ async def test_progress_is_watched_from_a_cursor_and_partial_results_are_there(
         assert_vectors(await there.results(job), texts)
 
 
-async def test_a_job_that_is_too_late_fails_and_keeps_what_was_answered(data_dir: Path, database_url: str) -> None:
-    models = {"acme/echo": {"delay_seconds": 0.3, "max_batch_entries": 64}}
+async def test_a_job_that_is_too_late_fails_and_keeps_what_was_computed(data_dir: Path, database_url: str) -> None:
+    # It computes two batches of a chunk and then nothing more.
+    models = {"acme/echo": {"hang_after_batches": 3, "max_batch_entries": 16}}
     async with jobs(data_dir, database_url, models=models, max_jobs=1) as there:
         await there.rig.right("loaded")
         long = pb.CreateInferenceJobRequest().timeout
-        long.FromMilliseconds(2000)
+        long.FromMilliseconds(3000)
         job = await there.create(*[f"{n}" for n in range(2000)], timeout=long)
         behind = await there.create("a", timeout=long)
         ended, late = await asyncio.gather(there.end(job), there.end(behind))
@@ -372,7 +373,11 @@ async def test_a_job_that_is_too_late_fails_and_keeps_what_was_answered(data_dir
             assert (one.state, one.error.reason) == (S.JOB_STATE_FAILED, "DeadlineExceeded")
             assert 0 <= (one.end_time.ToDatetime() - one.deadline.ToDatetime()).total_seconds() < 2
         results = await there.results(job, partial=True)
-        assert len(results) == ended.progress.succeeded > 0
+        assert 0 < len(results) == ended.progress.succeeded < CHUNK_ENTRIES
+        assert ended.progress.input_tokens == sum(one.usage.input_tokens for one in results)
+        for one in results:
+            assert one.embed.values == pytest.approx(vector(0, f"{one.index}", 8), abs=1e-6)
+        assert await there.results(job, partial=True, page_size=3) == results, "whatever is missing between them"
         with pytest.raises(errors.ResultNotReady):
             await there.results(behind, partial=True)
 

@@ -253,6 +253,20 @@ def test_what_is_on_a_worker_does_not_give_way_to_its_own_tenant() -> None:
     assert queue.in_flight == 4
 
 
+def test_what_nobody_waits_for_is_told_until_the_worker_has_let_go() -> None:
+    queue = queue_of(10)
+    queue.push(entries("a", 6), 0.0)
+    batch = queue.pop_batch(Worker(BatchLimits(max_entries=4, max_tokens=100, max_batches=1)), 0.0).batch
+    assert batch is not None
+    queue.withdraw(batch.entries[:3])
+    assert (queue.in_flight, queue.abandoned, len(queue)) == (1, 3, 2)
+    queue.answer(batch, 0, 0.0)
+    assert (queue.in_flight, queue.abandoned) == (1, 2)
+    queue.answer(batch, 3, 0.0)
+    queue.finish(batch)
+    assert (queue.in_flight, queue.abandoned) == (0, 0)
+
+
 def test_of_all_queues_the_newest_low_of_a_tenant_gives_way_to_its_own_high() -> None:
     budget = ByteBudget(100)
     one, other, third = (queue_of(budget=budget) for _ in range(3))
