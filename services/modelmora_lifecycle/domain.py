@@ -129,7 +129,7 @@ class Residency:
     """Loaded as soon as there is room, and neither evicted nor unloaded below this number."""
     max_replicas: int = 1
     preload: bool = False
-    """Loaded once, when lifecycle starts; may be evicted like any other."""
+    """Loaded once, when lifecycle starts, and tried until it was; may be evicted like any other."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.min_replicas <= self.max_replicas and 1 <= self.max_replicas <= MAX_REPLICAS):

@@ -3,8 +3,9 @@
 1. Need > ceiling - pinned on any device            → Impossible: no eviction will ever help.
 2. Candidates are LOADED, unpinned, unclaimed, past their minimum residency, and free something that is short.
    A busy one counts only if nothing of higher priority than the (aged) priority of the need runs on it.
-3. Idle before busy; then by the score of the policy, lowest first; the shortest prefix that frees what is short → Plan.
-   The busy ones are named apart: they are asked to yield, never stopped at work.
+3. Idle before busy; then by the score of the policy, lowest first; the shortest prefix that frees what is short, and of
+   it only who is needed: the small ones before a large one that would do alone stay → Plan. Who would go last is the
+   first to stay. The busy ones are named apart: they are asked to yield, never stopped at work.
 4. Else Wait: until the moment at which more candidates come of age, with the set that would then go, so that the
    scheduler keeps that memory for this need and lets others use the rest.
 """
@@ -142,14 +143,14 @@ def plan(need: Need, replicas: Sequence[Candidate], policy: Policy, now: float) 
     users = _users(replicas)
     able = sorted((replica for replica in replicas if _frees(replica, short)), key=policy.key)  # 2
     ready = [r for r in able if r.resident_until <= now and not _ahead(r, need)]
-    prefix = _shortest_prefix(ready, short, users)  # 3
-    if prefix is not None:
-        return Plan(tuple(r.uid for r in prefix), tuple(r.uid for r in prefix if r.busy))
+    victims = _victims(ready, short, users)  # 3
+    if victims is not None:
+        return Plan(tuple(r.uid for r in victims), tuple(r.uid for r in victims if r.busy))
 
     later = [r.resident_until for r in able if r.resident_until > now]  # 4
     ahead = [replica for replica in able if _ahead(replica, need)]
     later += [now + (r.busy_priority - need.priority) * policy.aging_seconds_per_point for r in ahead]
-    expected = _shortest_prefix(able, short, users)
+    expected = _victims(able, short, users)
     attainable = covers(minus(need.budget, pinned), need.memory)
     return Wait(
         until=min(later, default=None),
@@ -173,7 +174,7 @@ def relief(
     is asked to yield, for a machine without memory ends it without asking."""
     able = [r for r in replicas if _frees(r, positive(short)) and (busy or (not r.busy and r.resident_until <= now))]
     able.sort(key=lambda replica: (replica.busy_priority, *policy.key(replica)))
-    enough = _shortest_prefix(able, positive(short), _users(replicas))
+    enough = _victims(able, positive(short), _users(replicas))
     return tuple(r.uid for r in (able if enough is None else enough))
 
 
@@ -280,24 +281,33 @@ def _ahead(replica: Candidate, need: Need) -> bool:
     return replica.busy and replica.busy_priority > need.priority + 1e-6
 
 
-def _shortest_prefix(
-    ordered: Iterable[Candidate], short: Vector, users: Mapping[str, set[str]]
-) -> list[Candidate] | None:
+def _victims(ordered: Iterable[Candidate], short: Vector, users: Mapping[str, set[str]]) -> list[Candidate] | None:
+    """Who goes, in order; without any one of them it would not be enough. None: all together free too little."""
     prefix: list[Candidate] = []
     gone: set[str] = set()
     room: Vector = {}
-    if covers(room, short):
-        return prefix
     for replica in ordered:
         missing = positive(minus(short, room))
+        if not missing:
+            break
         if not any(_reach(replica, device) for device in missing):
             continue  # what it would free is enough already
         prefix.append(replica)
         gone.add(replica.uid)
-        room = plus(room, replica.charge, *(v for owner, v in replica.shares.items() if users[owner] <= gone))
-        if covers(room, short):
-            return prefix
-    return None
+        room = plus(room, _frees_last(replica, gone, users))
+    if not covers(room, short):
+        return None
+    for replica in reversed(prefix):
+        less = minus(room, _frees_last(replica, gone, users))
+        if covers(less, short):
+            room = less
+            gone.remove(replica.uid)
+    return [replica for replica in prefix if replica.uid in gone]
+
+
+def _frees_last(replica: Candidate, gone: set[str], users: Mapping[str, set[str]]) -> dict[str, int]:
+    """Bytes that come back when it goes as the last of `gone`, itself included."""
+    return plus(replica.charge, *(share for owner, share in replica.shares.items() if users[owner] <= gone))
 
 
 def _why(able: Sequence[Candidate], need: Need, now: float) -> str:

@@ -17,7 +17,8 @@ Every event ends in `_step`, which repeats until nothing changes:
 A version is short of replicas for one of three reasons, and has the rights that go with it (`_Shortage`):
 
     asked        callers wait and nothing of it is in memory. Full rights, at their priority.
-    kept         it is pinned or has a minimum. The same at LOW, ageing from when it became short.
+    kept         it is pinned, has a minimum, or is to be preloaded and was not LOADED yet. The same at LOW, ageing from
+                 when it became short.
     scaled       requests wait although it is in memory (scaling.py). Free memory, or that of what was idle as long as
                  would make a further replica go itself; never waits.
 
@@ -34,8 +35,8 @@ is Ollama's: a victim revived while a load still counted on its memory left that
 names its load, a claimed replica cannot be revived (`Replica.to`), and a withdrawn load gives up its claims in the same
 step.
 
-*Quiet wants.* A preload, or a caller who would not wait (`if_loaded`), wants a load that nobody hears of. It is a want
-like any other, in the same order, with nobody to tell.
+*Quiet wants.* A caller who would not wait (`if_loaded`) wants a load that nobody hears of. It is a want like any other,
+in the same order, with nobody to tell.
 """
 
 from __future__ import annotations
@@ -198,6 +199,8 @@ class Scheduler:
         self._leases = Leases()
         self._known = KnownVersions()
         self._residencies: dict[str, Residency] = {}
+        self._preloads: set[str] = set()
+        """Of these, versions that are to be preloaded and have not been LOADED since."""
         self._promised: dict[str, Vector] = {}
         """Needs of the replicas that have a plan, by uid, in the order of their planning."""
         self._leaving: set[str] = set()
@@ -277,10 +280,8 @@ class Scheduler:
         """Versions that have fewer replicas than are kept, with why."""
         return {
             name: self._known[name].note or "it is loading"
-            for name, residency in self._residencies.items()
-            if name in self._known
-            and not self._known[name].dismissed
-            and len(self._of(name, (ReplicaState.LOADED,))) < residency.kept_replicas
+            for name in self._residencies
+            if name in self._known and len(self._of(name, (ReplicaState.LOADED,))) < self._kept(name)
         }
 
     def ready_in(self, version: str, now: float) -> float | None:
@@ -496,6 +497,10 @@ class Scheduler:
             self._residencies.pop(version, None)
         else:
             self._residencies[version] = residency
+        if not residency.preload:
+            self._preloads.discard(version)
+        elif not before.preload:
+            self._preload(version)
         known = self._see(facts) if facts is not None else self._known.get(version)
         if known is not None:
             known.dismissed = False
@@ -504,8 +509,6 @@ class Scheduler:
                 for replica in self._of(version, _IN_MEMORY):
                     self._replicas[replica.uid] = replica = replica.changed(now, pinned=residency.pinned)
                     self._effects.changed(replica, replica.state)
-            if residency.preload and not before.preload and not self._resting():
-                self._want_later(version, LOW_PRIORITY, ENDLESS, now)
         self._step(now)
 
     def renew(self, facts: VersionFacts, now: float) -> None:
@@ -555,7 +558,7 @@ class Scheduler:
             if version in self._known:
                 self._known[version].dismissed = False
                 if residency.preload:
-                    self._want_later(version, LOW_PRIORITY, ENDLESS, now)
+                    self._preload(version)
         self._step(now)
 
     # Events from workers.
@@ -1131,6 +1134,11 @@ class Scheduler:
             self._leases.expire_at(lease, deadline)
         return lease
 
+    def _preload(self, version: str) -> None:
+        """Once more it is to be loaded, if it is not."""
+        if not self._of(version, (ReplicaState.LOADED,)):
+            self._preloads.add(version)
+
     def _new(self, version: str, now: float) -> Replica:
         facts = self._known[version].facts
         uid = self._new_uid()
@@ -1316,6 +1324,8 @@ class Scheduler:
     def _set(self, replica: Replica) -> None:
         previous = self._replicas[replica.uid].state
         self._replicas[replica.uid] = replica
+        if replica.state is ReplicaState.LOADED:
+            self._preloads.discard(replica.version)
         self._changes += 1
         self._effects.changed(replica, previous)
 
@@ -1347,13 +1357,18 @@ class Scheduler:
 
     # Derived facts.
 
+    def _kept(self, version: str) -> int:
+        """How many replicas of a known version are to be in memory although nobody asks."""
+        if self._known[version].dismissed:
+            return 0
+        return max(self.residency(version).kept_replicas, int(version in self._preloads))
+
     def _goal(self, version: str) -> int:
         """How many replicas there is a reason for."""
         if self._resting():
             return 0
         known, residency = self._known[version], self.residency(version)
-        kept = 0 if known.dismissed else residency.kept_replicas
-        return max(kept, min(known.scale, residency.max_replicas), int(self._leases.is_wanted(version)))
+        return max(self._kept(version), min(known.scale, residency.max_replicas), int(self._leases.is_wanted(version)))
 
     def _shortages(self, now: float) -> list[_Shortage]:
         """Versions that have fewer replicas than they should, the most urgent first, further replicas last."""
@@ -1371,7 +1386,7 @@ class Scheduler:
             states = [self._replicas[uid].state for uid in self._versions.get(version, ())]
             there = sum(state in _IN_MEMORY for state in states)
             residency = self._residencies.get(version, _DEFAULTS)
-            if there >= (0 if known.dismissed else residency.kept_replicas):
+            if there >= self._kept(version):
                 known.short_since = None
             elif known.short_since is None:
                 known.short_since = now
@@ -1577,6 +1592,7 @@ class Scheduler:
         twin._versions = {version: dict(uids) for version, uids in self._versions.items()}
         twin._going = {uid: copy(going) for uid, going in self._going.items()}
         twin._replicas, twin._residencies = dict(self._replicas), dict(self._residencies)
+        twin._preloads = set(self._preloads)
         twin._promised, twin._decided, twin._told = dict(self._promised), dict(self._decided), dict(self._told)
         twin._leaving, twin._ending, twin._invited = set(self._leaving), set(self._ending), set(self._invited)
         twin._servers, twin._waiting_on = copy(self._servers), set(self._waiting_on)

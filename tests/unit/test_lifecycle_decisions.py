@@ -184,3 +184,18 @@ def test_what_is_unloaded_by_name_or_crashes_is_no_decision(node: Node) -> None:
     node.crash(node.load(version("b")))
     assert node.state(uid) is None
     assert node.told() == []
+
+
+def test_what_is_explained_what_is_told_and_who_goes_are_the_same_set(node: Node) -> None:
+    small = [node.load(version(f"small-{n}", 5)) for n in range(4)]
+    large = node.load(version("large", 70))
+    wanted = version("wanted", 60)
+    placement = node.scheduler.explain(wanted, 20, node.clock.now)
+    node.scheduler.want("x", wanted, priority=20, deadline=FOREVER, now=node.clock.now)
+    (decision,) = node.told()
+    assert [verdict.candidate.uid for verdict in placement.verdicts if verdict.victim] == [large]
+    assert [verdict.candidate.uid for verdict in decision.verdicts() if verdict.victim] == [large]
+    assert decision.outcome == Plan((large,))
+    assert node.state(large) is S.DRAINING
+    assert [node.state(uid) for uid in small] == [S.LOADED] * 4
+    assert [verdict.reason for verdict in decision.verdicts()] == [""] * 5, "nothing forbids the small ones to go"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from random import Random
 
@@ -67,6 +68,23 @@ def test_eviction_takes_the_shortest_prefix() -> None:
     assert plan(need(25, available=10), replicas, POLICY, NOW) == Plan(("a", "b"))
 
 
+def test_who_is_not_needed_beside_a_larger_victim_stays() -> None:
+    replicas = [*(candidate(f"small-{n}", 1, used=n) for n in range(5)), candidate("large", 50, used=9.0)]
+    assert plan(need(30), replicas, POLICY, NOW) == Plan(("large",))
+    assert plan(need(52), replicas, POLICY, NOW) == Plan(("small-0", "small-1", "large"))
+    assert relief({"host": 30}, replicas, POLICY, NOW) == ("large",)
+    waits = plan(need(30), [replace(replica, resident_until=NOW + 1) for replica in replicas], POLICY, NOW)
+    assert isinstance(waits, Wait)
+    assert waits.victims == ("large",)
+
+
+def test_of_those_that_are_not_all_needed_the_one_used_last_stays() -> None:
+    replicas = [candidate("a", 10, used=1.0), candidate("b", 10, used=2.0), candidate("c", 15, used=3.0)]
+    assert plan(need(25), replicas, POLICY, NOW) == Plan(("a", "c"))
+    busy = [candidate("idle", 10, used=9.0), candidate("busy", 10, used=1.0, busy=10), candidate("last", 15, busy=20)]
+    assert plan(need(25), busy, POLICY, NOW) == Plan(("idle", "last"), yields=("last",))
+
+
 def test_eviction_leaves_the_pinned() -> None:
     outcome = plan(need(10), [candidate("a", pinned=True)], POLICY, NOW)
     assert isinstance(outcome, Wait)
@@ -128,6 +146,7 @@ def test_relief_takes_idle_replicas_only() -> None:
     assert relief({"host": 500}, replicas, POLICY, NOW) == ("c", "b")
 
 
+SHARES = st.dictionaries(st.sampled_from(["artifacts/x", "artifacts/y"]), st.just({"host": 25}), max_size=2)
 CANDIDATES = st.builds(
     Candidate,
     uid=st.uuids().map(str),
@@ -138,7 +157,16 @@ CANDIDATES = st.builds(
     busy_priority=st.sampled_from([10, 20, 30]),
     last_used_time=st.floats(0, 200),
     resident_until=st.floats(0, 200),
+    shares=SHARES,
 )
+
+
+def freed(replicas: Iterable[Candidate], gone: Collection[str]) -> dict[str, int]:
+    """What comes back when these are gone, reckoned anew."""
+    there = list(replicas)
+    kept = {owner for replica in there if replica.uid not in gone for owner in replica.shares}
+    shared = {owner: share for replica in there for owner, share in replica.shares.items() if owner not in kept}
+    return plus(*(replica.charge for replica in there if replica.uid in gone), *shared.values())
 
 
 @given(
@@ -167,9 +195,25 @@ def test_a_plan_keeps_every_promise_of_the_policy(
         assert not victim.busy or victim.busy_priority <= priority
         assert victim.busy == (victim.uid in outcome.yields)
     assert victims == sorted(victims, key=POLICY.key)
-    assert covers(plus(room, *(victim.charge for victim in victims)), memory)
+    chosen = set(outcome.victims)
+    assert covers(plus(room, freed(replicas, chosen)), memory)
+    for uid in chosen:
+        assert not covers(plus(room, freed(replicas, chosen - {uid})), memory), "a victim that is not needed"
+    # Who was taken in place of somebody before him in the order was needed: all before him together are not enough.
+    ready = sorted(
+        (
+            replica
+            for replica in replicas
+            if replica.evictable
+            and not replica.pinned
+            and replica.resident_until <= NOW
+            and not (replica.busy and replica.busy_priority > priority)
+        ),
+        key=POLICY.key,
+    )
     if victims:
-        assert not covers(plus(room, *(victim.charge for victim in victims[:-1])), memory)
+        before = {replica.uid for replica in ready[: ready.index(victims[-1])]}
+        assert not covers(plus(room, freed(replicas, before)), memory)
 
 
 @pytest.mark.parametrize("available", [10, 25])
@@ -185,7 +229,8 @@ def test_shared_memory_is_freed_with_the_last_of_its_users() -> None:
     assert plan(need(30), [a, b, other], POLICY, NOW) == Plan(("a", "b"))
     assert plan(need(60), [a, other], POLICY, NOW) == Plan(("a",))
     kept = replace(b, pinned=True)
-    assert plan(need(30), [a, kept, other], POLICY, NOW) == Plan(("a", "c"))
+    assert plan(need(40), [a, kept, other], POLICY, NOW) == Plan(("a", "c"))
+    assert plan(need(30), [a, kept, other], POLICY, NOW) == Plan(("c",))
     assert plan(need(45), [a, kept, other], POLICY, NOW) == Impossible("host", 45, 100, 40, 60)
 
 

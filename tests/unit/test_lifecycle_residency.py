@@ -158,7 +158,75 @@ def test_a_preload_happens_once(node: Node) -> None:
     assert node.granted_to("x")
     node.scheduler.release("x", node.clock.now)
     node.run_for(50.0)
+    node.keep(version("a", 60), preload=True, keep_alive_seconds=500.0)
+    node.run_for(50.0)
     assert node.states("a") == []
+    assert node.starts("a") == 1
+
+
+def test_a_preload_is_tried_again_until_it_was_loaded(node: Node) -> None:
+    node.workers["a"] = FakeWorker(load_seconds=0.1, fails=True)
+    node.keep(version("a"), preload=True)
+    begin = node.clock.now
+    node.run_for(20.0)
+    # The backoff of what is pinned: 1, 2, 4 and 8 s, up to a limit.
+    assert node.starts("a") == 5
+    assert "no such luck" in node.scheduler.unkept()["a"]
+    assert node.scheduler.unstable(node.clock.now) == {"a": 5}
+    node.run_until(begin + 400.0)
+    assert 15 <= node.starts("a") <= 18
+    node.workers["a"] = FakeWorker()
+    node.run_for(32.0)
+    assert node.states("a") == [S.LOADED]
+    assert node.scheduler.unkept() == {}
+    starts = node.starts("a")
+    node.want("x", version("b", 90))
+    node.run_for(200.0)
+    assert node.granted_to("x")
+    assert node.states("a") == []
+    assert node.starts("a") == starts, "it was loaded once, and that was all"
+
+
+def test_a_preload_that_fails_ends_when_the_operator_takes_it_back(node: Node) -> None:
+    node.workers["a"] = FakeWorker(load_seconds=0.1, fails=True)
+    node.keep(version("a"), preload=True)
+    node.run_for(5.0)
+    node.keep(version("a"))
+    starts = node.starts("a")
+    node.run_for(200.0)
+    assert node.starts("a") == starts
+    node.keep(version("a"), preload=True, keep_alive_seconds=5.0)
+    node.keep(version("a"), keep_alive_seconds=5.0)
+    node.run_for(200.0)
+    assert node.starts("a") <= starts + 1
+
+
+def test_a_preload_that_does_not_fit_beside_a_pin_is_loaded_when_the_pin_goes(node: Node) -> None:
+    node.keep(version("p", 60), pinned=True)
+    node.run_for(2.0)
+    node.keep(version("a", 50), preload=True)
+    node.run_for(50.0)
+    assert "needs 50 bytes" in node.scheduler.unkept()["a"]
+    node.keep(version("p", 60))
+    node.run_for(5.0)
+    assert node.states("a") == [S.LOADED]
+
+
+def test_a_preload_is_done_when_a_replica_that_was_going_comes_back(node: Node) -> None:
+    node.want("x", version("a", 60))
+    node.run_for(5.0)
+    node.use("x")
+    node.want("y", version("b", 60), priority=30)
+    assert node.states("a") == [S.DRAINING]
+    node.keep(version("a", 60), preload=True)
+    node.scheduler.release("y", node.clock.now)
+    assert node.states("a") == [S.LOADED]
+    node.scheduler.release("x", node.clock.now)
+    node.want("z", version("c", 60))
+    node.run_for(60.0)
+    assert node.granted_to("z")
+    node.scheduler.release("z", node.clock.now)
+    node.run_for(60.0)
     assert node.starts("a") == 1
 
 
@@ -509,14 +577,17 @@ def test_a_cordoned_node_does_not_finish_what_its_queues_asked_for() -> None:
 
 
 def test_a_victim_that_was_not_needed_serves_who_waits_for_it(node: Node) -> None:
-    for lease, facts in (("x", version("a", 20)), ("y", version("b", 65))):
+    node.scheduler.observed({HOST: 10}, node.clock.now)
+    for lease, facts in (("x", version("a", 20)), ("y", version("b", 60))):
         node.want(lease, facts)
         node.run_for(5.0)
         node.use(lease)
-    node.want("new", version("new", 60), priority=30)
+    node.want("new", version("new", 75), priority=30)
     assert node.states("a") == [S.DRAINING]
     node.want("again", version("a", 20))
     node.crash(node.granted_to("y"))
+    assert S.LOADED not in node.states("a")
+    node.scheduler.observed({}, node.clock.now)
     assert node.states("new") == [S.LOADING]
     assert node.granted_to("again") == node.granted_to("x")
     assert node.starts("a") == 1
