@@ -91,14 +91,14 @@ async def test_everything_works_on_a_server_named_by_its_url(server: tuple[Child
         assert lock is not None
         assert await database.try_lock("node") is None
         words = database.listen("news")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             assert await anext(words) == ""
             async with database.begin() as connection:
                 await connection.execute(text("SELECT pg_notify('news', 'x')"))
             assert await anext(words) == "x"
         await words.aclose()  # type: ignore[attr-defined]
         await child.stop(10, signal.SIGINT)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await lock.lost.wait()
         await lock.release()
         with pytest.raises(DatabaseUnavailable):

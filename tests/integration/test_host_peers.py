@@ -79,7 +79,7 @@ async def test_parts_may_start_in_any_order_and_start_again(data_dir: Path) -> N
 
 async def until_it_answers(front: Host) -> str:
     """A lost peer is tried again within a second; nobody announces when."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             try:
                 return await embed(front, "caller")
@@ -128,6 +128,6 @@ async def test_traces_go_to_the_collector_with_the_calls_below_each_other(data_d
 
 async def test_a_collector_that_is_away_harms_nobody(data_dir: Path) -> None:
     options = {"otlp_endpoint": "http://127.0.0.1:1", "trace_sample_ratio": 1.0}
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         async with tiny_host(data_dir, Tiny(), **options) as host:
             assert "peer" in await embed(host, "caller")

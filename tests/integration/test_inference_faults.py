@@ -155,7 +155,7 @@ async def test_lifecycle_hears_when_work_begins_and_when_the_lease_is_idle(echo:
     for i in range(20):
         await echo.right(f"text {i}")
     lease = await echo.lessor.lease(0)
-    async with echo.lessor.changed, asyncio.timeout(5):
+    async with echo.lessor.changed, asyncio.timeout(20):
         await echo.lessor.changed.wait_for(lambda: lease.in_use and lease.in_use[-1] == 0)
     assert lease.in_use[0] > 0
     # Calls that follow one another are one stretch of work, unless something stands still between two of them.

@@ -177,7 +177,7 @@ async def test_an_image_counts_what_a_model_sees_of_it_and_not_what_its_file_wei
     images = texts_of("images", *("x" * size for size in (100_000, 10, 200_000)))
     async with tasks.lessor.loads_wait(version_of(SEER)):
         call = asyncio.ensure_future(predict(tasks, SEER, images))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not (levels := (await tasks.stub.GetQueue(pb.GetQueueRequest(model=SEER))).queues[0].levels):
                 pass
         (level,) = [level for level in levels if level.entries]

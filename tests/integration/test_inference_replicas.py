@@ -58,7 +58,7 @@ async def test_invited_to_a_second_replica_it_shares_the_work_between_both(slow:
 async def test_lifecycle_hears_what_waits(slow: Rig) -> None:
     calls = await load(slow, 45)
     lease = await slow.lessor.lease(0)
-    async with slow.lessor.changed, asyncio.timeout(10):
+    async with slow.lessor.changed, asyncio.timeout(30):
         await slow.lessor.changed.wait_for(lambda: len(lease.waiting) >= 2)
     await asyncio.gather(*calls)
     (entries_first, _), (entries_then, oldest) = lease.waiting[:2]
@@ -73,7 +73,7 @@ async def test_the_end_of_one_lease_does_not_disturb_the_other(slow: Rig) -> Non
     calls = await load(slow, 20)
     await slow.running()
     lease.ask_to_yield()
-    await asyncio.wait_for(lease.closed.wait(), 5)
+    await asyncio.wait_for(lease.closed.wait(), 30)
     first = await slow.lessor.lease(0)
     assert not first.closed.is_set()
     await asyncio.gather(*calls)

@@ -270,7 +270,7 @@ async def test_a_call_that_hangs_up_leaves_nothing_in_the_queue(data_dir: Path) 
         slow.resolver.task_types[version_of(RANKER)] = common_pb2.TASK_TYPE_RERANKING
         calls = [asyncio.ensure_future(rerank(slow, "q", *[f"t{n}" for n in range(20)])) for _ in range(3)]
         request = pb.GetQueueRequest(model=RANKER)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not (await slow.stub.GetQueue(request)).queues[0].in_flight:
                 pass
             for call in calls:

@@ -214,7 +214,7 @@ async def test_a_version_in_memory_is_held_and_may_go_once_it_is_unloaded(node: 
     delete = registry_pb2.DeleteModelVersionRequest(name=version, force=True)
     await refused(node.registry.DeleteModelVersion(delete), VersionInUse)
     await node.unload(version)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while True:
             try:
                 await node.registry.DeleteModelVersion(delete)
@@ -271,7 +271,7 @@ async def test_a_second_lifecycle_on_the_node_stands_by_and_takes_over(database_
         assert health is not None
         assert health.state == "unhealthy"
         await other.release()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while (health := node.host.board.get("lifecycle")) is None or health.state != "healthy":
                 await node.host.board.change.wait()
         assert (await node.load(version)).state == pb.REPLICA_STATE_LOADED

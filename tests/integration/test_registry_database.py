@@ -62,7 +62,7 @@ async def test_calls_fail_fast_while_it_is_stopped_and_work_when_it_is_back(
         stream = rig.holds.AcquireHold(pb.AcquireHoldRequest(name=version.name, holder="lifecycle@test"))
         await stream.read()
         with stopped(postgres):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 with pytest.raises(DatabaseUnavailable):
                     await get(rig)
         assert await back(rig) == before

@@ -63,7 +63,7 @@ async def test_a_held_version_is_deleted_by_nobody_until_it_is_released(database
             error = await rig.refused(refused, VersionInUse)
             assert "lifecycle@test" in error.message
         stream.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while (await rig.rows("hold"))["hold"]:
                 pass
         await second.DeleteModelVersion(one, None)
@@ -230,7 +230,7 @@ async def test_who_could_not_hold_is_waited_for(database_url: str, data_dir: Pat
             with pytest.raises(grpc.aio.AioRpcError):
                 await hold(rig, version.name).read()
         await blocker.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while await _is_away(rig):
                 pass
         await rig.refused(lambda: rig.call(rig.registry.DeleteModel, whole), VersionInUse)
@@ -238,7 +238,7 @@ async def test_who_could_not_hold_is_waited_for(database_url: str, data_dir: Pat
         stream = hold(rig, version.name)
         await stream.read()
         stream.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while (await rig.rows("hold"))["hold"]:
                 pass
         await rig.call(rig.registry.DeleteModelVersion, one)

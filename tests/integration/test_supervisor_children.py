@@ -61,7 +61,7 @@ async def test_stop_asks_then_kills_and_reaps() -> None:
     assert (await polite.stop(10)).code == 7
     began = time.monotonic()
     exit = await stubborn.stop(0.2)
-    assert 0.2 <= time.monotonic() - began < 3
+    assert 0.2 <= time.monotonic() - began < 15  # until then its sleep goes on
     assert exit.signal == signal.SIGKILL
     for child in (polite, stubborn):
         assert not child.is_running
@@ -70,7 +70,7 @@ async def test_stop_asks_then_kills_and_reaps() -> None:
         child.kill()
         assert await child.stop(1) == await child.exited
     # The whole group went with it; the orphaned sleep is reaped by init.
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while _group(stubborn.pid):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -96,10 +96,10 @@ async def test_cancelling_the_wait_for_a_child_leaves_it_alone() -> None:
 
 
 async def test_a_grandchild_that_keeps_the_output_open_does_not_hold_up_the_exit() -> None:
-    child = await shell("echo before; setsid sleep 5 & echo $!; exit 0")
+    child = await shell("echo before; setsid sleep 50 & echo $!; exit 0")
     began = time.monotonic()
     exit = await child.exited
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
     assert exit.log_tail[0] == "before"
     os.kill(int(exit.log_tail[1]), signal.SIGKILL)
 
@@ -174,7 +174,7 @@ async def test_a_user_is_taken_for_good_and_still_dies_with_us() -> None:
 
 
 async def _says_something(child: Child) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not child.log_tail():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -192,11 +192,13 @@ def _group(leader: int) -> list[int]:
 
 def test_starting_a_child_costs_little() -> None:
     async def start() -> float:
-        began = time.monotonic()
+        took = []
         for _ in range(10):
+            began = time.monotonic()
             child = await Child.start(["/bin/true"], ENV)
             await child.exited
-        return (time.monotonic() - began) / 10
+            took.append(time.monotonic() - began)
+        return min(took)
 
-    # 0.015 s on an idle machine.
+    # 0.015 s on an idle machine; beside others' load the best of ten tells.
     assert asyncio.run(start()) < 0.2
