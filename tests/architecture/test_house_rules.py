@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,29 @@ def test_scripts_are_executable_and_stop_at_an_error() -> None:
 
 def test_file_lock_of_npm_names_no_place() -> None:
     assert '"resolved"' not in (ROOT / "package-lock.json").read_text()
+
+
+def test_mutants_meet_their_lines_and_name_tests_that_are_there() -> None:
+    """What tests/mutants would find after an hour."""
+    wrong = []
+    for path in sorted((ROOT / "tests" / "mutants").glob("*.toml")):
+        for row in tomllib.loads(path.read_text())["mutant"]:
+            count = (ROOT / row["file"]).read_text().count(row["find"])
+            if count != 1:
+                wrong.append(f"{path.name}: {row['name']}: {row['file']} holds its text {count} times")
+            file, _, name = row["test"].partition("::")
+            if name and name.partition("[")[0] not in functions(ROOT / file):
+                wrong.append(f"{path.name}: {row['name']}: there is no {row['test']}")
+    assert wrong == []
+
+
+@cache
+def functions(path: Path) -> set[str]:
+    """Of a file's top level, and `Class::method`."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}::{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
+    return found
