@@ -577,12 +577,12 @@ def test_a_cordoned_node_does_not_finish_what_its_queues_asked_for() -> None:
 
 
 def test_a_victim_that_was_not_needed_serves_who_waits_for_it(node: Node) -> None:
-    node.scheduler.observed({HOST: 10}, node.clock.now)
-    for lease, facts in (("x", version("a", 20)), ("y", version("b", 60))):
+    node.scheduler.observed({HOST: 40}, node.clock.now)
+    for lease, facts in (("x", version("a", 20)), ("y", version("b", 40))):
         node.want(lease, facts)
         node.run_for(5.0)
         node.use(lease)
-    node.want("new", version("new", 75), priority=30)
+    node.want("new", version("new", 55), priority=30)
     assert node.states("a") == [S.DRAINING]
     node.want("again", version("a", 20))
     node.crash(node.granted_to("y"))
