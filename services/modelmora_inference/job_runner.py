@@ -7,8 +7,8 @@ code:
   2. Its chunks are read, a few at a time, and each becomes a call in the queue of the job's version: it shares batches
      with everybody. An input whose own error ends the call is left out and the others are asked again; after a few
      such inputs each is asked alone. A full queue is waited for.
-  3. A chunk whose inputs are all answered is written down, and so is at the job's deadline what is answered of one: then
-     the job ends. While the database is away that waits; nothing is lost.
+  3. A chunk whose inputs are all answered is written down; at the job's deadline so is what is answered of each, and the
+     job ends. While the database is away that waits; nothing is lost.
   4. An error that is no input's own ends the job, or gives it back for later if it may pass.
   5. Every third of a claim's time all claims are made to hold on. Who hears then, or from a notification, that a job is
      CANCELLING or no longer his lets go of it: its calls leave the queue and the worker.
@@ -99,7 +99,6 @@ class _Held:
     """The job says so too."""
     ended: bool = False
     """Its last input was answered."""
-
 
     @property
     def is_late(self) -> bool:
@@ -439,7 +438,7 @@ def _place(inputs: Sequence[JobInput], entry: int) -> tuple[int, int]:
 
 
 def _results(inputs: Sequence[JobInput], call: Call) -> Iterator[inference_pb2.InferenceResult]:
-    """What came back for a call, input by input; of a call that has ended before it was answered only those that were."""
+    """What came back for a call, input by input; of one that has ended too early, of those that were answered."""
     timings = common_pb2.Timings()
     for duration, seconds in (
         (timings.queue, call.started - call.arrival),

@@ -5,9 +5,11 @@ known; it counts as the present one as long as the registry says the same of the
 profile of that time. Where the rest of a call turns out to be computed by another one, what was found is not used: a
 call's rows all come from one maker.
 
-A call that asks what another one of its tenant is being computed for waits for that one, then looks again, once: what
-ended the other (its caller, its clock, an error) is no reason for this one to end, so it is computed then. It waits
-only for what is at least as urgent as itself, and for a load only if it would wait for one.
+A call that asks what another one of its tenant is being computed for waits for that one, then looks again. What ended
+the other (its caller, its clock, an error) is no reason for this one to end. When the other only left, the first of
+those who waited for it is computed in its place and the others wait for that one; after an error each is computed by
+itself: they would hear the same one after another. It waits only for what is at least as urgent as itself, and for a
+load only if it would wait for one.
 """
 
 from __future__ import annotations
@@ -118,19 +120,22 @@ class Flight:
     """As it was queued."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it has ended and what came of it is kept."""
+    left: bool = False
+    """Its caller hung up, or its time ran out: that tells nothing of what was asked."""
 
     def serves(self, call: Call) -> bool:
         """Whether another call may wait for it."""
         return self.call.priority >= call.priority and (self.call.if_loaded or not call.if_loaded)
 
-    async def wait(self, call: Call) -> None:
-        """Until it is over, or the other call's time is."""
+    async def wait(self, call: Call) -> bool:
+        """Until it is over, or the other call's time is; whether it has left."""
         try:
             async with asyncio.timeout(call.deadline - time.monotonic()):
                 await self.over.wait()
         except TimeoutError:
             pass  # the queue will say so
         call.started = time.monotonic()
+        return self.left
 
 
 def part_of(call: Call, positions: Sequence[int], done: Any) -> Call:

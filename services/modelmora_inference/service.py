@@ -275,9 +275,9 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
             self._answer_known(facts, call, reuse, began)
             return
         asks = identity(facts, call, inputs)
-        same = self._flights.get(asks)
-        if same is not None and same.serves(call):
-            await self._wait_for(same, asked, call)
+        alone = False
+        while not alone and (same := self._flights.get(asks)) is not None and same.serves(call):
+            alone = not await self._wait_for(same, asked, call)
             began = time.monotonic()
             reuse = self._known(self._cache, facts, call, inputs)
             if not reuse.missing:
@@ -295,6 +295,9 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
             ended = time.monotonic()
             reuse.keep(computed, reuse.missing)
             kept_seconds = time.monotonic() - ended
+        except (asyncio.CancelledError, errors.DeadlineExceeded):
+            flight.left = True
+            raise
         finally:
             flight.over.set()
             if self._flights.get(asks) is flight:
@@ -329,18 +332,20 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         now = time.monotonic()
         counts.of(facts.name).cached(now - call.arrival, call.started - call.arrival, now - began, time.time())
 
-    async def _wait_for(self, same: Flight, asked: _Asked, call: Call) -> None:
-        """Waits for another call that asks the same; who explains this one explains the other meanwhile."""
+    async def _wait_for(self, same: Flight, asked: _Asked, call: Call) -> bool:
+        """Waits for another call that asks the same; who explains this one explains the other meanwhile. Whether that
+        one only left: then one of those who waited for it goes on for all."""
         told, name, owner = self._dispatchers.asked, (call.tenant, asked.request_id), same.call.owner
         found = (owner, same.call) if owner is not None and asked.request_id else None
         if found is not None:
             told.setdefault(name, found)
         try:
-            await same.wait(call)
+            left = await same.wait(call)
         finally:
             if told.get(name) is found:
                 told.pop(name, None)
         _tell_ready_in(asked.context, same.call.ready_in_seconds)
+        return left
 
     async def _compute(
         self,

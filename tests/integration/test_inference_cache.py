@@ -99,6 +99,15 @@ class Same:
                 except errors.RequestNotFound:
                     await asyncio.sleep(0)
 
+    async def gone(self, name: str) -> None:
+        """Returns once nothing is told of a call any more."""
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await self.made.stub.ExplainRequest(pb.ExplainRequestRequest(request_id=name), timeout=5)
+                except errors.RequestNotFound:
+                    return
+
 
 async def test_calls_that_ask_the_same_at_once_are_computed_once(data_dir: Path) -> None:
     async with rig(data_dir, cache_bytes=MIB) as made:
@@ -132,10 +141,13 @@ async def test_what_ends_the_first_does_not_end_the_others_that_ask_the_same(dat
             with pytest.raises(errors.DeadlineExceeded):
                 await short
             first.cancel()
-            await made.waiting(2)
+            await same.gone("first")
+            # One of the others goes on for both.
+            told = await same.there("second"), await same.there("third")
+            assert [one.waiting_entries for one in told] == [1, 1]
         answers = await asyncio.gather(second, third)
-        assert (await made.worker.seen()).entries == 2
-        assert [one.usage.cached_inputs for one in answers] == [0, 0]
+        assert (await made.worker.seen()).entries == 1
+        assert sorted(one.usage.cached_inputs for one in answers) == [0, 1]
         assert (await made.right("the same")).usage.cached_inputs == 1
 
 
