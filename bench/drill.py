@@ -37,6 +37,7 @@ import uuid
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -274,10 +275,9 @@ class Drill:
             (kind, lambda channel, kind=kind: self._call(kind, channel)) for kind in CALLS for _ in range(callers)
         ]
         works += [("job", self._job)] * owners
-        self._threads = [
-            threading.Thread(target=self._go_on, args=(work,), name=f"{kind} {number}", daemon=True)
-            for number, (kind, work) in enumerate(works)
-        ]
+        self._works = [(f"{kind} {number}", work) for number, (kind, work) in enumerate(works)]
+        self._load: dict[Future[None], str] = {}
+        """Who makes it, by name."""
 
     def run(self, plan: Iterator[str]) -> Report:
         """Kills as planned, each when the last blow is got over; then looks for what is left."""
@@ -288,8 +288,11 @@ class Drill:
             _patiently(lambda: CALLS["embed"](channel, ["warm", "up"], PATIENCE_SECONDS), PATIENCE_SECONDS)
         self._settle(version)
         report.before_bytes = site.memory_bytes()
-        for thread in self._threads:
-            thread.start()
+        pool = ThreadPoolExecutor(len(self._works))
+        for name, work in self._works:
+            future = pool.submit(self._go_on, work)
+            self._load[future] = name
+            future.add_done_callback(self._ended)
         try:
             self._until(
                 lambda: all(report.answered[kind] for kind in CALLS) and bool(report.ended), "the first answers"
@@ -298,10 +301,9 @@ class Drill:
                 self._blow(kind)
         finally:
             self._over.set()
-            for thread in self._threads:
-                thread.join(2 * PATIENCE_SECONDS)
-                if thread.is_alive():
-                    report.wrong_things.append(f"{thread.name} hangs: {self._scene()}")
+            _, hanging = wait(self._load, timeout=2 * PATIENCE_SECONDS)
+            pool.shutdown(wait=not hanging)  # then all of them have said how they ended
+            report.wrong_things += [f"{self._load[future]} hangs: {self._scene()}" for future in hanging]
         if not report.wrong_things:
             self._look_for_leftovers()
             self._settle(version)
@@ -345,12 +347,14 @@ class Drill:
     def _go_on(self, work: Callable[[grpc.Channel], None]) -> None:
         with grpc.insecure_channel(self._site.target, options=_OPTIONS) as channel:
             while not self._over.is_set() and not self.report.wrong_things:
-                try:
-                    work(channel)
-                except Exception as error:  # whatever it is, the drill has failed
-                    with self._finished:
-                        self.report.wrong_things.append(f"{threading.current_thread().name}: {error!r}")
-                        self._finished.notify_all()
+                work(channel)
+
+    def _ended(self, future: Future[None]) -> None:
+        """Whatever ended one that makes load, the drill has failed."""
+        if (error := future.exception()) is not None:
+            with self._finished:
+                self.report.wrong_things.append(f"{self._load[future]}: {error!r}")
+                self._finished.notify_all()
 
     @contextmanager
     def _under_way(self, what: str) -> Iterator[None]:

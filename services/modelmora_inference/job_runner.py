@@ -7,8 +7,8 @@ code:
   2. Its chunks are read, a few at a time, and each becomes a call in the queue of the job's version: it shares batches
      with everybody. An input whose own error ends the call is left out and the others are asked again; after a few
      such inputs each is asked alone. A full queue is waited for.
-  3. A chunk whose inputs are all answered is written down; at the job's deadline so is what is answered of each, and the
-     job ends. While the database is away that waits; nothing is lost.
+  3. A chunk whose inputs are all answered is written down; at the job's deadline so is what is answered of each, and
+     the job ends. While the database is away that waits; nothing is lost.
   4. An error that is no input's own ends the job, or gives it back for later if it may pass.
   5. Every third of a claim's time all claims are made to hold on. Who hears then, or from a notification, that a job is
      CANCELLING or no longer his lets go of it: its calls leave the queue and the worker.

@@ -250,8 +250,8 @@ class Job:
         )
 
     def cancelled(self, now: datetime) -> Job:
-        """Whoever owns it wants it no more: itself where that was said before (it may have ended since), CANCELLING while
-        somebody works on it, else CANCELLED. Raises IllegalTransition when it has ended otherwise."""
+        """Whoever owns it wants it no more: itself where that was said before (it may have ended since), CANCELLING
+        while somebody works on it, else CANCELLED. Raises IllegalTransition when it has ended otherwise."""
         if self.state in (_S.CANCELLING, _S.CANCELLED):
             return self
         if self.is_final:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, cast
 
 import pytest
 from modelmora_worker.engines.echo import vector
 
-from bench.drill import CALLS, DIMENSIONS, KINDS, Report, Wrong, check
+from bench.drill import CALLS, DIMENSIONS, KINDS, Drill, Report, Wrong, check
 
 
 def passed(**changes: Any) -> Report:
@@ -48,3 +49,15 @@ def test_a_vector_of_another_text_is_seen() -> None:
     for wrong in (right[::-1], right[:1], [right[0], right[1][:-1]]):
         with pytest.raises(Wrong):
             check(wrong, texts)
+
+
+@pytest.mark.parametrize("error", [None, Wrong("an answer of another text"), KeyError("a bug of the drill")])
+def test_who_makes_load_and_fails_fails_the_drill(error: BaseException | None) -> None:
+    drill, load = Drill(cast(Any, "no site"), 1), Future[None]()
+    drill._load[load] = "embed 0"
+    load.add_done_callback(drill._ended)
+    if error is None:
+        load.set_result(None)
+    else:
+        load.set_exception(error)
+    assert drill.report.wrong_things == ([] if error is None else [f"embed 0: {error!r}"])
