@@ -74,15 +74,15 @@ async def test_models_that_take_twice_what_they_declared_are_stopped_and_their_n
 async def test_nonsense_fails_a_load_silence_ends_it_and_progress_is_waited_for(
     database_url: str, data_dir: Path
 ) -> None:
-    async with rig(database_url, data_dir, load_timeout_seconds=0.5) as node:
+    async with rig(database_url, data_dir, load_timeout_seconds=1.2) as node:
         for name, claimed in (("less", -1), ("more", 2**50)):
             version = await node.echo(f"acme/{name}", claimed_bytes=claimed)
             error = await refused(node.load(version), NonsenseFootprint)
             assert str(claimed) in error.message
-        version = await node.echo("acme/slow", takes_bytes=6 * MIB, memory_step_bytes=MIB, memory_step_seconds=0.15)
-        assert (await node.load(version)).load_duration.ToMilliseconds() > 500
+        version = await node.echo("acme/slow", takes_bytes=6 * MIB, memory_step_bytes=MIB, memory_step_seconds=0.3)
+        assert (await node.load(version)).load_duration.ToMilliseconds() > 1200
         error = await refused(node.load(await node.echo("acme/hangs", load_seconds=600)), LoadFailed)
-        assert "within 0.5 s" in error.message
+        assert "within 1.2 s" in error.message
 
 
 async def test_workers_that_call_themselves_well_and_do_not_answer_are_replaced(
