@@ -33,9 +33,9 @@ def passages(count: int = 2000, *, fewest_words: int = 20, most_words: int = 220
 
 
 def skewed(count: int, *, most_words: int, seed: int) -> list[str]:
-    """`count` distinct texts of 1 to `most_words` words, as many short ones as traffic has: even on a log scale."""
+    """`count` distinct texts of 1 to `most_words` words, most of them as short as what people search for."""
     chance = random.Random(seed)
-    return _cut(count, lambda: min(most_words, int(most_words ** chance.random() * 1.05) or 1), chance)
+    return _cut(count, lambda: min(most_words, int(most_words ** (chance.random() ** 3) * 1.05) or 1), chance)
 
 
 def digest(texts: Sequence[str]) -> str:
