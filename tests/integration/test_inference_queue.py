@@ -98,7 +98,7 @@ async def test_a_call_can_be_asked_where_it_is(stepping: Rig) -> None:
     await asyncio.gather(first, second)
     with pytest.raises(errors.RequestNotFound):
         await explain("second")
-    with pytest.raises(errors.RequestNotFound):
+    with pytest.raises(errors.InvalidArgument):
         await explain("")
 
 
