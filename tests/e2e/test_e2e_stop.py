@@ -10,7 +10,7 @@ import time
 import grpc
 from e2e.conftest import StartUp
 from e2e.rig import eventually, no_process_left
-from e2e.test_e2e_leases import Holder, replica_of
+from e2e.test_e2e_holders import Holder, replica_of
 from modelmora.inference.v1 import inference_pb2
 from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora.registry.v1 import registry_pb2

@@ -1,0 +1,66 @@
+"""Holders of leases that die or stop lose theirs: waits of half a minute, in which nothing is computed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from e2e.conftest import StartUp
+from e2e.rig import eventually
+from e2e.test_e2e_leases import two_in_a_place_for_one
+from modelmora.lifecycle.v1 import lifecycle_pb2
+
+from bench.up import Up
+
+
+class Holder:
+    """`lease_holder.py` as a process."""
+
+    def __init__(self, up: Up, version: str) -> None:
+        command = [sys.executable, "-P", str(Path(__file__).with_name("lease_holder.py")), up.target, version]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.strip() == "loaded":
+                return
+        raise AssertionError("the holder never got its lease")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait(5)
+
+
+def replica_of(up: Up, version: str) -> lifecycle_pb2.Replica:
+    answer = up.lifecycle.ListReplicas(lifecycle_pb2.ListReplicasRequest(), timeout=10)
+    return next(replica for replica in answer.replicas if replica.model_version == version and replica.state == 3)
+
+
+def test_a_killed_holder_loses_its_lease_at_once_and_a_stopped_one_within_35_seconds(start_up: StartUp) -> None:
+    up = start_up()
+    version = up.add_model("held/one", engine="echo")
+    stopped, killed = Holder(up, version), Holder(up, version)
+    try:
+        eventually(lambda: replica_of(up, version).busy_leases == 2, 30, "two busy leases")
+        killed.process.kill()
+        eventually(lambda: replica_of(up, version).leases == 1, 10, "the killed holder's lease is gone")
+        stopped.process.send_signal(signal.SIGSTOP)
+        eventually(lambda: replica_of(up, version).leases == 0, 35, "the stopped holder's lease is gone")
+    finally:
+        stopped.end()
+        killed.end()
+
+
+def test_a_holder_that_does_not_yield_loses_the_place(start_up: StartUp) -> None:
+    up, one, two = two_in_a_place_for_one(start_up)
+    holder = Holder(up, one)
+    try:
+        holder.process.send_signal(signal.SIGSTOP)
+        start = time.monotonic()
+        up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=two, wait=True), timeout=60)
+        assert time.monotonic() - start <= 40
+        assert replica_of(up, two).pid
+    finally:
+        holder.end()
