@@ -299,8 +299,8 @@ class LocalLauncher:
         except OSError as error:
             raise errors.LoadFailed(f"no worker can be started: {error}") from error
         try:
-            async with asyncio.timeout(timeout_seconds):
-                worker = order.worker or await self._start(order)
+            async with asyncio.timeout(timeout_seconds) as limit:
+                worker = order.worker or await self._start(order, limit, timeout_seconds)
                 await self._ready(order, worker)
                 if worker.reaper.family:
                     self._renew_spare(worker.reaper)
@@ -390,8 +390,8 @@ class LocalLauncher:
         socket_path.unlink(missing_ok=True)
         return _Order(spec, socket_path, _LogPipe(self._log_dir / _log_name(spec, number)), number)
 
-    async def _start(self, order: _Order) -> LocalWorker:
-        """Forked if it can be, else spawned."""
+    async def _start(self, order: _Order, limit: asyncio.Timeout, timeout_seconds: float) -> LocalWorker:
+        """Forked if it can be, else spawned. `limit` ends the launch; a fork server that still imports has its own."""
         family = order.spec.family
         if family and not order.spec.env:
             for _ in range(2):
@@ -399,10 +399,12 @@ class LocalLauncher:
                 try:
                     with server.used():
                         begin = time.monotonic()
+                        limit.reschedule(None)
                         try:
-                            await server.opened()
+                            await server.opened_at_work(timeout_seconds)
                         finally:
                             order.server_seconds += time.monotonic() - begin
+                            limit.reschedule(asyncio.get_running_loop().time() + timeout_seconds)
                         return await server.start(order, None)
                 except _NoForks as error:
                     log.warning("workers of the family %s are spawned: %s", family, error)
@@ -632,6 +634,28 @@ class _ForkServer:
         """Returns once it takes orders. Raises _NoForks, _ForkServerGone."""
         await asyncio.shield(self._open)
 
+    async def opened_at_work(self, seconds: float) -> None:
+        """The same, as long as it works on that: on a slow disk the first import of a large library takes minutes. One
+        that has done nothing for `seconds` is ended, so that the next launch starts another; LoadFailed then, and after
+        ten times `seconds` whatever it does."""
+        begin = sign_time = time.monotonic()
+        signs: tuple[object, ...] = ()
+        while not self._open.done():
+            await asyncio.wait((self._open,), timeout=seconds / 10)
+            # Looked at first, judged then: this process may have been kept from running as well.
+            now, before, signs = time.monotonic(), signs, _signs_of_work(self.pid)
+            if signs != before:
+                sign_time = now
+            idle = now - sign_time >= seconds
+            if not self._open.done() and (idle or now - begin >= 10 * seconds):
+                if idle:
+                    for process in self._processes.values():
+                        if process.pid == self.pid:
+                            process.kill()
+                what = f"done nothing for {seconds:g} s" if idle else f"not come to an end in {10 * seconds:g} s"
+                raise errors.LoadFailed(f"the fork server of {self.family} imports its libraries and has {what}")
+        await self.opened()
+
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
         """It does not count as idle within."""
@@ -788,6 +812,17 @@ async def _end_all(processes: Sequence[LocalWorker]) -> None:
         process.kill()
     if processes:
         await asyncio.wait([process.exited for process in processes], timeout=10)
+
+
+def _signs_of_work(pid: int) -> tuple[object, ...]:
+    """Other ones at each look while a process computes, waits for a processor, or gets pages from a disk."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, *counts = file.read().rpartition(b")")[2].split()
+    except (OSError, ValueError):
+        return ()
+    # Fields 12, 14 and 15: major faults, ticks of the program, ticks of the system for it.
+    return (time.monotonic(),) if state == b"R" else (counts[8], counts[10], counts[11])
 
 
 def _settle(future: asyncio.Future[None]) -> None:
