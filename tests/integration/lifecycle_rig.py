@@ -38,7 +38,7 @@ def minilm_folder() -> Path:
 
 
 MIB = 1024 * 1024
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 
 
 class Holder:
