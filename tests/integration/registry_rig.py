@@ -25,7 +25,7 @@ from modelmora_runtime.settings import PlatformSettings
 from modelmora_worker.engines.base import TABLE, check_options
 
 TABLES = ("model", "model_version", "artifact_file", "alias", "alias_history", "used_version", "create_request", "hold")
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 def _card(name: str) -> EngineCard:

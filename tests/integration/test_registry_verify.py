@@ -18,7 +18,7 @@ from modelmora.status import error_from_rpc
 from modelmora_registry.verify import HASHED
 
 WEIGHTS = "model.safetensors"
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 @pytest.fixture
