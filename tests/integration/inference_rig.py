@@ -296,7 +296,7 @@ class Rig:
         return answer
 
     async def queue(self) -> inference_pb2.Queue:
-        answer = await self.stub.GetQueue(inference_pb2.GetQueueRequest(model="acme/echo"), timeout=5)
+        answer = await self.stub.GetQueue(inference_pb2.GetQueueRequest(model="acme/echo"), timeout=30)
         (queue,) = answer.queues
         return queue  # type: ignore[no-any-return]
 

@@ -54,7 +54,7 @@ class Rig:
 
     async def rows(self, *tables: str) -> dict[str, int]:
         """How many rows each table has."""
-        connection = await asyncpg.connect(self.database_url.replace("+asyncpg", ""), timeout=5)
+        connection = await asyncpg.connect(self.database_url.replace("+asyncpg", ""), timeout=30)
         try:
             return {
                 table: await connection.fetchval(f"SELECT count(*) FROM registry.{table}")  # noqa: S608
@@ -64,7 +64,7 @@ class Rig:
             await connection.close()
 
     async def sql(self, statement: str, *values: Any) -> Any:
-        connection = await asyncpg.connect(self.database_url.replace("+asyncpg", ""), timeout=5)
+        connection = await asyncpg.connect(self.database_url.replace("+asyncpg", ""), timeout=30)
         try:
             return await connection.fetch(statement, *values)
         finally:

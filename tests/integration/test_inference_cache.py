@@ -44,12 +44,12 @@ async def test_a_known_text_needs_no_place_in_the_queue_and_no_model_in_memory(d
         await made.right("known")
         stuck = asyncio.create_task(made.embed("unknown", timeout=60))
         await made.running()
-        known = await made.right("known", timeout=5)
+        known = await made.right("known", timeout=30)
         assert known.timings.queue.ToNanoseconds() == 0
         assert known.usage.cached_inputs == 1
         stuck.cancel()
         made.worker.kill()
-        assert (await made.right("known", timeout=5)).usage.cached_inputs == 1
+        assert (await made.right("known", timeout=30)).usage.cached_inputs == 1
         assert made.lessor.launches == 1
 
 
@@ -95,7 +95,7 @@ class Same:
             while True:
                 try:
                     request = pb.ExplainRequestRequest(request_id=name)
-                    return await self.made.stub.ExplainRequest(request, timeout=5)  # type: ignore[no-any-return]
+                    return await self.made.stub.ExplainRequest(request, timeout=30)  # type: ignore[no-any-return]
                 except errors.RequestNotFound:
                     await asyncio.sleep(0)
 
@@ -104,7 +104,7 @@ class Same:
         async with asyncio.timeout(20):
             while True:
                 try:
-                    await self.made.stub.ExplainRequest(pb.ExplainRequestRequest(request_id=name), timeout=5)
+                    await self.made.stub.ExplainRequest(pb.ExplainRequestRequest(request_id=name), timeout=30)
                 except errors.RequestNotFound:
                     return
 
@@ -125,7 +125,7 @@ async def test_calls_that_ask_the_same_at_once_are_computed_once(data_dir: Path)
         assert all(one.timings.queue.ToNanoseconds() > 0 for one in answers), "they have waited"
         assert (await made.worker.seen()).entries == 2
         with pytest.raises(errors.RequestNotFound):
-            await made.stub.ExplainRequest(pb.ExplainRequestRequest(request_id="other 0"), timeout=5)
+            await made.stub.ExplainRequest(pb.ExplainRequestRequest(request_id="other 0"), timeout=30)
 
 
 async def test_what_ends_the_first_does_not_end_the_others_that_ask_the_same(data_dir: Path) -> None:
@@ -171,7 +171,7 @@ async def test_triton_is_told_of_hits_and_misses(data_dir: Path) -> None:
         for _ in range(3):
             await made.right("new", "b")
         triton = oip_pb2_grpc.GRPCInferenceServiceStub(made.channel)
-        answer = await triton.ModelStatistics(oip_pb2.ModelStatisticsRequest(name="acme/echo"), timeout=5)
+        answer = await triton.ModelStatistics(oip_pb2.ModelStatisticsRequest(name="acme/echo"), timeout=30)
         (told,) = answer.model_stats
         stats = told.inference_stats
         # As Triton defines them: hits succeed and queue, but are no inferences and compute nothing.

@@ -84,7 +84,7 @@ async def test_calls_of_many_clients_share_batches_and_the_metric_agrees_with_th
 
 
 def _metrics(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as page:
         return page.read().decode()  # type: ignore[no-any-return]
 
 

@@ -227,7 +227,7 @@ async def test_statistics_count_a_cancelled_call_as_failed(slow: Rig) -> None:
     await slow.running()
     asked.cancel()
     await slow.until(lambda queue: not queue.in_flight and not any(level.entries for level in queue.levels))
-    answer = await stub(slow).ModelStatistics(oip.ModelStatisticsRequest(name="acme/echo"), timeout=5)
+    answer = await stub(slow).ModelStatistics(oip.ModelStatisticsRequest(name="acme/echo"), timeout=30)
     (told,) = answer.model_stats
     assert (told.inference_stats.success.count, told.inference_stats.fail.count) == (0, 1)
     assert told.inference_stats.fail.ns > 0

@@ -82,7 +82,7 @@ async def test_a_call_can_be_asked_where_it_is(stepping: Rig) -> None:
 
     async def explain(request_id: str) -> inference_pb2.ExplainRequestResponse:
         request = inference_pb2.ExplainRequestRequest(request_id=request_id)
-        return await stepping.stub.ExplainRequest(request, timeout=5)  # type: ignore[no-any-return]
+        return await stepping.stub.ExplainRequest(request, timeout=30)  # type: ignore[no-any-return]
 
     running, waiting = await explain("first"), await explain("second")
     assert running.model_version == waiting.model_version == version_of("acme/echo")
@@ -107,7 +107,7 @@ async def test_a_call_that_waits_for_a_load_says_so(data_dir: Path) -> None:
         made.lessor.estimate_seconds = 7.0
         call = asyncio.create_task(made.right("patient", request_id="mine"))
         await made.until(lambda queue: queue.HasField("ready_in"))
-        explained = await made.stub.ExplainRequest(inference_pb2.ExplainRequestRequest(request_id="mine"), timeout=5)
+        explained = await made.stub.ExplainRequest(inference_pb2.ExplainRequestRequest(request_id="mine"), timeout=30)
         assert explained.place == inference_pb2.REQUEST_PLACE_LOADING
         assert 5 < explained.starts_in.ToNanoseconds() / 1e9 <= 7
         await call
@@ -115,7 +115,7 @@ async def test_a_call_that_waits_for_a_load_says_so(data_dir: Path) -> None:
 
 async def test_a_weight_is_set_within_bounds(stepping: Rig) -> None:
     async def weigh(**fields: object) -> float:
-        answer = await stepping.stub.SetTenantWeight(inference_pb2.SetTenantWeightRequest(**fields), timeout=5)
+        answer = await stepping.stub.SetTenantWeight(inference_pb2.SetTenantWeightRequest(**fields), timeout=30)
         return answer.weight  # type: ignore[no-any-return]
 
     assert await weigh(tenant="acme", weight=3.0) == 3

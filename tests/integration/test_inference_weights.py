@@ -20,14 +20,14 @@ async def weigh(made: Rig, tenant: str, weight: float | None = None) -> None:
     async with asyncio.timeout(20):
         while True:
             try:
-                await made.stub.SetTenantWeight(pb.SetTenantWeightRequest(tenant=tenant, weight=weight), timeout=5)
+                await made.stub.SetTenantWeight(pb.SetTenantWeightRequest(tenant=tenant, weight=weight), timeout=30)
                 return
             except errors.DatabaseUnavailable:
                 await asyncio.sleep(0.05)
 
 
 async def listed(made: Rig) -> dict[str, tuple[float, bool]]:
-    answer = await made.stub.ListTenantWeights(pb.ListTenantWeightsRequest(), timeout=5)
+    answer = await made.stub.ListTenantWeights(pb.ListTenantWeightsRequest(), timeout=30)
     return {one.tenant: (one.weight, one.changed) for one in answer.weights}
 
 
