@@ -98,7 +98,7 @@ async def _workers(folder: Path, rounds: int, figures: Figures) -> None:
         kept = [await _first_answer(launcher, folder, "torch") for _ in range(WORKERS)]
         ((_, server),) = launcher.fork_servers()
         async with asyncio.timeout(60):
-            while not launcher.spares():  # noqa: ASYNC110 - it is there whenever nothing loads, so it counts
+            while not launcher.spares(practised=True):  # noqa: ASYNC110 - it is there whenever nothing loads
                 await asyncio.sleep(0.05)
         ((_, spare),) = launcher.spares()
         workers = [worker.pid for worker, _ in kept]

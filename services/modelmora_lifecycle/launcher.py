@@ -13,8 +13,8 @@ when that closes, by will or by our death, the kernel ends the worker (modelmora
 4. a fork server dies between starting a worker and telling of it: that worker's lifeline is closed here.
 
 A family's server has one *spare*: a fork that waits for its orders, made a moment after the last launch. The next
-launch takes it, and so does not wait for a fork, which copies the page tables of all the libraries (20 ms). It has seen
-no model, holds nothing but its descriptors, and ends with its server.
+launch takes it, and so does not wait for a fork, which copies the page tables of all the libraries (20 ms), nor for
+what every load of the family does first: that it has practised. It has seen nobody's model, and ends with its server.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import re
 import resource
 import secrets
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -52,6 +53,8 @@ LOG_FILES: Final = 200
 _MAX_LINE_CHARS = 4096
 _MAX_SOCKET_PATH_BYTES = 107
 _STATUS_SECONDS = 2.0
+_PRACTICE_SECONDS = 60.0
+_PRACTICE = ".practice"
 _MAX_MESSAGE_BYTES = 1 << 16
 
 # What of our environment a worker gets: models run code of strangers, and we hold passwords and tokens.
@@ -135,7 +138,7 @@ class Launcher(Protocol):
         """(family, process id) of those that run."""
 
     def spares(self) -> Sequence[tuple[str, int]]:
-        """(family, process id) of workers that wait for a launch."""
+        """(family, process id) of workers that wait for a launch, or practise for it."""
 
     def server_starts(self) -> Mapping[str, float]:
         """Of the fork servers that take orders, by family: the seconds that their start took."""
@@ -265,11 +268,14 @@ class LocalLauncher:
     def fork_servers(self) -> list[tuple[str, int]]:
         return [(family, server.pid) for family, server in self._families.items() if not server.gone and server.pid]
 
-    def spares(self) -> list[tuple[str, int]]:
+    def spares(self, *, practised: bool = False) -> list[tuple[str, int]]:
+        """`practised`: only those that the next launch would take."""
         return [
             (family, server.spare.worker.pid)
             for family, server in self._families.items()
-            if server.spare is not None and server.spare.worker is not None
+            if server.spare is not None
+            and server.spare.worker is not None
+            and (server.spare.practised or not practised)
         ]
 
     def server_starts(self) -> dict[str, float]:
@@ -327,7 +333,7 @@ class LocalLauncher:
     def _take_spare(self, spec: LaunchSpec) -> _Order | None:
         """The order of a worker that waits in this family, as one of this launch; None when there is none."""
         server = self._families.get(spec.family) if spec.family and not spec.env and not self._closed else None
-        if server is None or server.gone or server.spare is None or server.spare.boot is None:
+        if server is None or server.gone or server.spare is None or not server.spare.practised:
             return None
         order, server.spare = server.spare, None
         order.spec = spec
@@ -353,15 +359,17 @@ class LocalLauncher:
             order = self._order(LaunchSpec(f"spare-{server.family}", server.family, f"spare-{server.family}"))
         except (OSError, errors.ModelMoraError):
             return
-        try:
-            worker = await server.start(order, None)
-        except (_ForkServerGone, _NoForks, errors.ModelMoraError):
-            worker = None
-        if worker is None or worker.exited.done() or self._closed or server.gone or server.spare:
-            order.abandon()
-            return
         server.spare = order
-        worker.exited.add_done_callback(lambda _: server.forget_spare(order))
+        try:
+            worker = await server.start(order, None, practise=True)
+            worker.exited.add_done_callback(lambda _: server.forget_spare(order))
+            async with asyncio.timeout(_PRACTICE_SECONDS):
+                order.practised = await _answer(order, worker) == b"practised\n"
+        except (_ForkServerGone, _NoForks, errors.ModelMoraError, TimeoutError):
+            pass
+        if not order.practised or self._closed or server.gone:
+            server.forget_spare(order)
+            order.abandon()
 
     async def close(self) -> None:
         self._closed = True
@@ -384,6 +392,8 @@ class LocalLauncher:
         self._log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         _prune_logs(self._log_dir)
         number = next(self._numbers)
+        if number == 1:
+            _drop_practices(self._run_dir)
         socket_path = self._run_dir / f"w{os.getpid():x}-{number:x}.sock"
         if len(os.fsencode(socket_path)) > _MAX_SOCKET_PATH_BYTES:
             raise errors.LoadFailed(f"the run folder's path is too long for a Unix socket: {self._run_dir}")
@@ -480,22 +490,26 @@ class LocalLauncher:
 
     async def _ready(self, order: _Order, worker: LocalWorker) -> None:
         loop = asyncio.get_running_loop()
-        boot = order.boot
-        assert boot is not None
         orders = {"socket": str(order.socket_path), "key": order.control_key.hex()}
-        boot.setblocking(False)
-        with contextlib.suppress(ConnectionError):  # it is gone already; its exit says why
-            await loop.sock_sendall(boot, json.dumps(orders).encode() + b"\n")
-        answer = asyncio.ensure_future(loop.sock_recv(boot, 64))
-        try:
-            await asyncio.wait((answer, worker.exited), return_when=asyncio.FIRST_COMPLETED)
-            if answer.done() and not answer.exception() and answer.result() == b"ready\n":
+        if order.boot is not None:
+            with contextlib.suppress(ConnectionError):  # it is gone already; its exit says why
+                await loop.sock_sendall(order.boot, json.dumps(orders).encode() + b"\n")
+            if await _answer(order, worker) == b"ready\n":
                 return
-            exit_ = await worker.exited
-        finally:
-            answer.cancel()
-            await asyncio.gather(answer, return_exceptions=True)
+        exit_ = await worker.exited
         raise errors.LoadFailed(_with_tail(f"the worker {exit_} before it listened", exit_.log_tail))
+
+
+async def _answer(order: _Order, worker: LocalWorker) -> bytes:
+    """The next word of a worker before it listens; empty: there will be none, for it has ended or is about to."""
+    assert order.boot is not None
+    answer = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(order.boot, 64))
+    try:
+        await asyncio.wait((answer, worker.exited), return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() and not answer.exception() else b""
+    finally:
+        answer.cancel()
+        await asyncio.gather(answer, return_exceptions=True)
 
 
 class _ForkServerGone(Exception):
@@ -518,6 +532,8 @@ class _Order:
         self.log = log
         self.server_seconds = 0.0
         """So long it waited for a fork server to start."""
+        self.practised = False
+        """Of a spare: it waits for nothing but its orders."""
         self.boot: socket.socket | None = None
         self._lifeline = -1
         self.theirs: list[int] = []
@@ -527,6 +543,7 @@ class _Order:
         """Fresh descriptors; whoever holds the old ones ends."""
         self._release()
         ours, theirs = socket.socketpair()
+        ours.setblocking(False)
         self.boot = ours
         lifeline_read, self._lifeline = os.pipe2(os.O_CLOEXEC)
         self.theirs = [theirs.detach(), self.log.open(), lifeline_read]
@@ -549,7 +566,13 @@ class _Order:
         """After the worker's end. The tail of its log."""
         self._release()
         self.socket_path.unlink(missing_ok=True)
+        shutil.rmtree(self.practice, ignore_errors=True)
         return self.log.close()
+
+    @property
+    def practice(self) -> Path:
+        """The folder for it."""
+        return self.socket_path.with_suffix(_PRACTICE)
 
     def _release(self) -> None:
         self.handed_over()
@@ -676,13 +699,15 @@ class _ForkServer:
         if self.spare is order:
             self.spare = None
 
-    async def start(self, order: _Order, argv: Sequence[str] | None) -> LocalWorker:
-        """Starts a program, or a fork. Raises _ForkServerGone; _NoForks or LoadFailed when it cannot."""
+    async def start(self, order: _Order, argv: Sequence[str] | None, *, practise: bool = False) -> LocalWorker:
+        """Starts a program, or a fork, which may practise before it waits for orders. Raises _ForkServerGone; _NoForks
+        or LoadFailed when it cannot."""
         request = {
             "id": order.number,
             "argv": argv,
             "env": _environment(order.spec.env),
             "cwd": str(order.socket_path.parent),
+            "practice": str(order.practice) if practise else "",
         }
         answer: asyncio.Future[LocalWorker] = self._loop.create_future()
         self._asked[order.number] = (order, answer)
@@ -786,9 +811,11 @@ class _ForkServer:
         if self.spare_timer is not None:
             self.spare_timer.cancel()
         if self.spare is not None:
-            self.spare.abandon()
             if self.spare.worker is not None:
                 self.spare.worker.status_known(None, None)  # by whom it is reaped nobody knows, nor asks
+                self.spare.worker.kill()
+            if self.spare.practised:
+                self.spare.abandon()
             self.spare = None
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())
@@ -934,6 +961,13 @@ def _prune_logs(folder: Path) -> None:
     found = [(entry.stat().st_mtime, entry.path) for entry in os.scandir(folder) if entry.name.startswith("worker-")]
     for _, path in sorted(found)[: max(0, len(found) - LOG_FILES)]:
         Path(path).unlink(missing_ok=True)
+
+
+def _drop_practices(folder: Path) -> None:
+    """Removes what spares of launchers left that were killed, and they with them."""
+    for path in folder.glob(f"w*{_PRACTICE}"):
+        if not Path("/proc", str(int(path.name[1:].partition("-")[0], 16))).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _with_tail(message: str, tail: tuple[str, ...]) -> str:

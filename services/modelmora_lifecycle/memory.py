@@ -1,8 +1,10 @@
 """Who has how much memory, measured from outside: it works while a worker holds its interpreter lock, and one that lies
 about itself is found out.
 
-What a process alone has (USS, and what of it was swapped out) is its own. What it shares is charged once: pages of a
-fork server to that server, whole, and mapped files of a model to the artifact. What workers have from a fork server
+What a process alone has (USS, and what of it was swapped out) is its own. Of a fork the clean pages of files are not:
+they are those of its server's libraries, and whether it has one alone depends on who else on this machine computes.
+What it shares is charged once: pages of a fork server to that server, whole, and mapped files of a model to the
+artifact. What workers have from a fork server
 that is gone is charged once too, to `fork-servers/<its pid>`, while one of them lives: the death of a neighbour must
 not look like growth and be held against them. Everything else in use belongs to other programs.
 
@@ -26,9 +28,10 @@ from modelmora_lifecycle.ledger import Vector, plus
 _MOVED_BYTES = 1024 * 1024
 """Counters that moved by less leave the last full reading as it is."""
 _LENDERS_REMEMBERED = 64
-_SPARE_PART = 32
-"""Of what a fork server has, the part that a spare worker of it may have for its own (a sixtieth, with torch). It is
-charged with the server whether the spare is there now or not: so none comes at a bad moment."""
+_SPARE_PART = 12
+"""Of what a fork server has, the part that a spare worker of it may have for its own once it has practised (a
+fifteenth, with torch). It is charged with the server whether the spare is there now or not: so none comes at a bad
+moment."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _COUNTERS = {b"RssAnon", b"RssFile", b"RssShmem", b"VmHWM", b"VmSwap"}
 
@@ -87,6 +90,12 @@ class _Reading:
     mapped: int = 0
     """Resident pages of the artifact's files, and those of them that nobody else maps."""
     mapped_private: int = 0
+    clean: int = 0
+    """Private, of files, and as they are on the disk."""
+
+    def own(self, *, forked: bool = True) -> int:
+        """What of the private bytes belongs to nobody else."""
+        return self.private - (max(self.mapped_private, self.clean) if forked else self.mapped_private)
 
 
 class Meter:
@@ -130,7 +139,7 @@ class Meter:
                 spare = self._read(waiting[family], "") if family in waiting else None
                 if spare is not None:
                     ours += spare[0].own_anonymous
-                apart = max(taken // _SPARE_PART, spare[0].private if spare is not None else 0)
+                apart = max(taken // _SPARE_PART, spare[0].own() if spare is not None else 0)
                 shared[f"fork-servers/{family}"] = Shared({HOST: taken + apart})
         on_devices = self._accelerators.read()
         for worker in workers:
@@ -142,9 +151,9 @@ class Meter:
             moved = counters[b"RssAnon"] + counters[b"VmSwap"] - reading.anonymous - reading.swap
             orphan = worker.lender > 0 and worker.lender not in seen
             if not orphan:
-                host = max(0, reading.private - reading.mapped_private + moved)
-                file_shared = reading.mapped - reading.mapped_private
-                lents[worker.pid] = max(0, reading.resident - reading.private - file_shared)
+                own = reading.own(forked=worker.lender > 0)
+                host = max(0, own + moved)
+                lents[worker.pid] = max(0, reading.resident - reading.mapped - own)
             elif worker.pid in self._lent or self._lenders:
                 # One that was never seen beside its server began with all that the server had; what a server had that
                 # was never seen itself, the others like it tell.
@@ -257,6 +266,7 @@ def _full(pid: int, counters: Mapping[bytes, int]) -> _Reading:
         proportional=figures[b"Pss"] + figures[b"SwapPss"],
         own_anonymous=figures[b"Pss_Anon"],
         resident=figures[b"Rss"],
+        clean=figures[b"Private_Clean"],
     )
 
 

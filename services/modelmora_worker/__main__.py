@@ -3,6 +3,8 @@
 Standard input is a socket to whoever launches: {"socket": path to listen on, "key": control key in hex}.
 MODELMORA_WORKER_LIFELINE is the number of the inherited descriptor that ends with the host. The answer is the line
 "ready" once the worker listens. Everything else (the model, lease keys) comes over the wire.
+
+A fork that is made before anybody needs it practises first, says so in the line "practised", and waits for its orders.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 _ROOT = Path(__file__).resolve().parent.parent
 if (_ROOT / "WORKER_BUNDLE").is_file():
@@ -24,12 +29,17 @@ if (_ROOT / "WORKER_BUNDLE").is_file():
 
 from modelmora_runtime.framing import FrameServer  # noqa: E402
 
+from modelmora_worker.engines import base  # noqa: E402
 from modelmora_worker.lifeline import die_with  # noqa: E402
-from modelmora_worker.service import WorkerService  # noqa: E402
+from modelmora_worker.service import Memory, WorkerService  # noqa: E402
+
+PRACTICE_NICENESS: Final = 10
+"""A tenth of a processor that others want too."""
 
 
-def main() -> int:
-    """Listens, serves until drained or told to end, exits with status 0."""
+def main(family: str = "", practice: str = "") -> int:
+    """Listens, serves until drained or told to end, exits with status 0. `practice`: a folder to practise in before,
+    what the engines of the family do at each load."""
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     die_with(int(os.environ["MODELMORA_WORKER_LIFELINE"]))
@@ -39,8 +49,13 @@ def main() -> int:
     except OSError:
         pass
     boot = socket.socket(fileno=os.dup(0))
+    memory = Memory(forked=bool(family))
+    if practice:
+        _practise(family, Path(practice))
+        memory.read(time.monotonic())
+        boot.sendall(b"practised\n")
     orders = json.loads(_read_line(boot))
-    service = WorkerService(bytes.fromhex(orders["key"]))
+    service = WorkerService(bytes.fromhex(orders["key"]), memory)
     server = FrameServer(_listen(orders["socket"]), service)
     service.attach(server)
 
@@ -63,6 +78,18 @@ def main() -> int:
     sys.stdout.flush()
     # Not sys.exit: finalisers of engine libraries and a thread that hangs in one must not keep the process.
     os._exit(0)
+
+
+def _practise(family: str, folder: Path) -> None:
+    """In a thread of its own: what others wait for goes before it. Should it fail, that is in the log."""
+
+    def work() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PRACTICE_NICENESS)
+        base.practise(family, folder)
+
+    thread = threading.Thread(target=work, name="practice")
+    thread.start()
+    thread.join()
 
 
 def _listen(path: str) -> socket.socket:

@@ -8,7 +8,8 @@ shares the libraries' memory.
 Launchers talk to either over the socket on its standard input (SOCK_SEQPACKET, one JSON object a message, descriptors
 beside it). It says {"ready"} or {"refused": why} once; then it gets {"id", "argv", "env", "cwd"} with three descriptors
 (the worker's standard input, its output, its lifeline, whose number the worker finds in MODELMORA_WORKER_LIFELINE) and
-answers {"id", "pid", "start_ticks"} with a pidfd, or {"id", "error"}; `argv` null means a fork. When a child ends it
+answers {"id", "pid", "start_ticks"} with a pidfd, or {"id", "error"}; `argv` null means a fork, which practises before
+it waits for its orders when there is a "practice", the folder to do it in. When a child ends it
 reports {"exited": pid, "start_ticks", "code", "signal"}. The pidfd is opened before anybody can reap the worker, so it
 never names another process.
 
@@ -31,6 +32,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 MAX_MESSAGE_BYTES = 1 << 20
@@ -49,7 +51,8 @@ def main(arguments: list[str]) -> int:
     os.close(null)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    refused, work = "", _no_work
+    refused: str = ""
+    work: Callable[[str], int] = _no_work
     if arguments[:1] == ["--family"]:
         refused, work = _preload(arguments[1])
     else:
@@ -58,7 +61,7 @@ def main(arguments: list[str]) -> int:
     if fork is None:
         return 0
     _become(fork)
-    return work()
+    return work(fork.order.get("practice", ""))
 
 
 @dataclass(frozen=True)
@@ -195,8 +198,9 @@ def _become(fork: _Fork) -> None:
         os.execve(argv[0], argv, environment)  # noqa: S606
 
 
-def _preload(family: str) -> tuple[str, Callable[[], int]]:
-    """Imports what the family's engines need. Why there can be no forks (empty: there can), and a worker's main."""
+def _preload(family: str) -> tuple[str, Callable[[str], int]]:
+    """Imports what the family's engines need. Why there can be no forks (empty: there can), and a worker's main, which
+    takes the folder to practise in (empty: it does not)."""
     from modelmora_worker import lifeline
 
     # The root, our parent, may be gone long before the launcher: what we follow is the launcher.
@@ -212,10 +216,10 @@ def _preload(family: str) -> tuple[str, Callable[[], int]]:
         return f"{type(error).__name__}: {error}", _no_work
     gc.collect()
     gc.freeze()
-    return "", worker.main
+    return "", partial(worker.main, family)
 
 
-def _no_work() -> int:
+def _no_work(_practice: str) -> int:
     raise AssertionError("nothing is forked here but to start another program")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hmac import compare_digest
+from itertools import islice
 from typing import Any, Final
 
 from google.protobuf import json_format
@@ -60,7 +61,8 @@ class _Session:
 class WorkerService:
     """Receiver of a FrameServer. `attach` it before the server runs."""
 
-    def __init__(self, control_key: bytes) -> None:
+    def __init__(self, control_key: bytes, memory: Memory | None = None) -> None:
+        """`memory`: as it was read before, in a worker that has practised."""
         self._control_key = control_key
         self._lease_keys: set[bytes] = set()
         self._pipeline = pipelines.Pipeline(self._idle)
@@ -74,7 +76,7 @@ class WorkerService:
         self._engine: base.Engine | None = None
         self._task_type = common_pb2.TASK_TYPE_UNSPECIFIED
         self._description = worker_pb2.EngineDescription()
-        self._memory = Memory()
+        self._memory = memory or Memory()
         self._draining = False
         self._drains: list[tuple[Connection, int]] = []
 
@@ -198,7 +200,7 @@ class WorkerService:
         self._load_asked = True
         footprints: list[base.Footprint] = []
         rows: list[base.EngineRow] = []
-        modules_before: set[str] = set()
+        modules_before = len(sys.modules)
 
         def progress(stage: str, done_bytes: int, total_bytes: int) -> None:
             message = worker_pb2.LoadProgress(done_bytes=done_bytes, total_bytes=total_bytes, stage=stage)
@@ -210,7 +212,6 @@ class WorkerService:
             spec = _spec(load)
             base.read_options(row, spec.options)
             log.info("loading %s with engine %s", load.model_version or "a model", row.name)
-            modules_before.update(sys.modules)
             try:
                 engine = base.open_engine(row)
                 footprints.append(engine.load(spec, progress))
@@ -226,7 +227,8 @@ class WorkerService:
             self._description.prompts.update(footprints[0].prompts)
             self._description.default_prompt = footprints[0].default_prompt
             reply = _load_reply(rows[0], footprints[0], load.artifact_path, self._memory)
-            imported = [name for name in list(sys.modules) if name not in modules_before]
+            # The last of them, and no look at the others: it would copy each page that a name of a module is in, 8 MB.
+            imported = list(islice(reversed(sys.modules), max(0, len(sys.modules) - modules_before)))
             log.info(
                 "loaded: %d bytes on the host; %d modules imported%s",
                 sum(d.memory_bytes for d in reply.footprint),
@@ -437,20 +439,40 @@ class WorkerService:
 
 class Memory:
     """The private bytes of this process. A full reading walks all page tables, 9 ms with torch, while the wire waits;
-    so it is taken at the load and now and then, and in between the bytes follow the counters of anonymous memory."""
+    so it is taken before or at the load and now and then, and in between the bytes follow the counters of anonymous
+    memory.
 
-    def __init__(self) -> None:
+    Of a fork the pages of files do not count: they are those of its server's libraries, and whether it has one of them
+    alone depends on who else on this machine computes."""
+
+    def __init__(self, *, forked: bool = False) -> None:
+        self._forked = forked
         self._read_time = float("-inf")
-        self._full = self._counters = 0
+        self._full = self._clean = self._counters = 0
 
     def private_bytes(self, now: float) -> int:
         if now - self._read_time >= FULL_READING_SECONDS:
             return self.read(now)
+        return self._followed()
+
+    def after_load(self, now: float, folder: str) -> int:
+        """Without the mapped files of the model's folder: they are the artifact's, whoever else maps them. Who has
+        practised has copied by then nearly all that a load copies of what it shares, so the counters will do."""
+        if self._read_time > float("-inf"):
+            self._read_time = now  # the next full one when there is time for it
+            return self._followed()
+        mapped = _mapped_bytes(folder) if folder else 0
+        # Pages of a file that was written a moment ago are not clean yet.
+        return self.read(now) - (max(0, mapped - self._clean) if self._forked else mapped)
+
+    def _followed(self) -> int:
         return max(0, self._full + anonymous_bytes() - self._counters)
 
     def read(self, now: float) -> int:
         """In full."""
-        self._full, self._counters, self._read_time = private_bytes(), anonymous_bytes(), now
+        private, self._clean = private_bytes()
+        self._full = private - self._clean if self._forked else private
+        self._counters, self._read_time = anonymous_bytes(), now
         return self._full
 
 
@@ -460,15 +482,17 @@ def anonymous_bytes() -> int:
         return sum(int(line.split()[1]) * 1024 for line in file if line.startswith((b"RssAnon:", b"VmSwap:")))
 
 
-def private_bytes() -> int:
-    """Bytes only this process has in memory (USS) or swap."""
-    total = 0
+def private_bytes() -> tuple[int, int]:
+    """Bytes only this process has in memory (USS) or swap, and those of them that are clean pages of files."""
+    total = clean = 0
     with open("/proc/self/smaps_rollup", "rb") as file:
         for line in file:
             name, _, rest = line.partition(b":")
             if name in (b"Private_Clean", b"Private_Dirty", b"Private_Hugetlb", b"SwapPss"):
-                total += int(rest.split()[0]) * 1024
-    return total
+                size = int(rest.split()[0]) * 1024
+                total += size
+                clean += size if name == b"Private_Clean" else 0
+    return total, clean
 
 
 def _mapped_bytes(folder: str) -> int:
@@ -514,9 +538,7 @@ def _plain(struct: Struct) -> dict[str, Any]:
 def _load_reply(row: base.EngineRow, footprint: base.Footprint, folder: str, whole: Memory) -> worker_pb2.LoadReply:
     memory = dict(footprint.memory_bytes)
     if "host" not in memory:
-        # Mapped files of the model's folder do not count: they are the artifact's, whoever else maps them.
-        mapped = _mapped_bytes(folder) if folder else 0
-        memory["host"] = whole.read(time.monotonic()) - mapped
+        memory["host"] = whole.after_load(time.monotonic(), folder)
     return worker_pb2.LoadReply(
         footprint=[common_pb2.DeviceMemory(device=device, memory_bytes=size) for device, size in memory.items()],
         engine_profile=_profile(footprint.profile),

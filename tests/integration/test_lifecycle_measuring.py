@@ -104,7 +104,7 @@ def test_what_forks_share_is_charged_once_and_what_they_take_is_their_own(family
     meter, servers = Meter(), [("cheap", family.parent.pid)]
     before = meter.measure(processes(family, weights), servers)
     assert all(near(taken["host"], 0) for taken in before.private.values())
-    assert near(before.shared["fork-servers/cheap"].memory["host"], SIZE)
+    assert near(before.shared["fork-servers/cheap"].memory["host"], SIZE + SIZE // memory._SPARE_PART)
     mapped = before.shared["artifacts/sha256:x"]
     assert mapped.memory == {"host": 32 * MIB}
     assert mapped.users == {"r0", "r1"}
@@ -206,6 +206,34 @@ def test_of_mapped_files_what_was_written_to_is_anonymous_and_what_a_fork_has_to
             sum(twice[at] for at in range(0, 8 * MIB, 4096))
             resident, private = memory.mapped_bytes(os.getpid(), str(tmp_path))
             assert (resident, private) == ((6 + 8) * MIB, 2 * MIB)
+
+
+def test_clean_pages_of_files_are_never_a_forks_own() -> None:
+    reading = memory._Reading(
+        anonymous=0, file=0, shmem=0, swap=0, private=100, proportional=0, own_anonymous=0, clean=30
+    )
+    assert (reading.own(), reading.own(forked=False)) == (70, 100)
+    reading.mapped_private = 20  # of the artifact, so nobody's in either case
+    assert (reading.own(), reading.own(forked=False)) == (70, 80)
+    reading.mapped_private = 40  # and ten of it are not on the disk yet
+    assert (reading.own(), reading.own(forked=False)) == (60, 60)
+
+
+def test_a_worker_that_has_practised_does_not_walk_its_memory_again_at_its_load(tmp_path: Path) -> None:
+    whole = service.Memory(forked=True)
+    (tmp_path / "weights").write_bytes(bytes(24 * MIB))
+    with (tmp_path / "weights").open("rb") as file, mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE) as weights:
+        sum(weights[at] for at in range(0, 24 * MIB, 4096))
+        first = whole.after_load(0.0, str(tmp_path))
+        assert 0 < first < service.private_bytes()[0] - 16 * MIB, "the artifact's and other files' are not its own"
+        taken = mmap.mmap(-1, 16 * MIB, flags=mmap.MAP_PRIVATE)
+        for at in range(0, 16 * MIB, 4096):
+            taken[at] = 1
+        # Nothing but counters is looked at: they know neither the folder nor how long ago it was read in full.
+        second = whole.after_load(1e9, str(tmp_path / "nothing"))
+        assert 15 * MIB < second - first < 20 * MIB
+        assert whole.private_bytes(1e9) == pytest.approx(second, abs=2 * MIB)
+        taken.close()
 
 
 def own_mapped(folder: Path, written_mib: int) -> tuple[int, int]:

@@ -7,13 +7,16 @@ parties publish an `EngineRow` in the entry-point group `modelmora.engines` inst
 from __future__ import annotations
 
 import enum
+import gc
 import importlib
 import importlib.metadata
 import importlib.util
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from modelmora import errors
@@ -195,6 +198,9 @@ class EngineRow:
     preload: Sequence[str] = ()
     """What the fork server does that each load would do else: modules to import, `module:function` to call. None may
     compute or touch a device."""
+    practice: str = ""
+    """`module:function` that a worker calls which waits for its first orders, with an empty folder that is its own: so
+    that its load finds warm what every load needs. What it computes afterwards must not depend on it."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """What the libraries read from the environment, most of it when they are imported. What is set already stays."""
 
@@ -289,8 +295,10 @@ TABLE: Final[Mapping[str, EngineRow]] = {
                 "transformers.models.roberta.tokenization_roberta",
                 "transformers.models.xlm_roberta.tokenization_xlm_roberta",
                 "modelmora_worker.engines.sentence_transformers:fill_caches",
+                "modelmora_worker.engines.practice:prepare",
                 "modelmora_worker.engines.openvino:preload",
             ),
+            practice="modelmora_worker.engines.practice:sentence_transformers",
             environment=_TORCH_ENVIRONMENT,
         ),
         EngineRow(
@@ -466,6 +474,20 @@ def preload(family: str) -> list[str]:
                         raise
                     missing.append(name)
     return missing
+
+
+def practise(family: str, folder: Path) -> None:
+    """Does what the engines of a family declare as practice, each in a folder below this one, which is removed."""
+    try:
+        for row in all_rows().values():
+            if row.family == family and row.practice:
+                module, _, function = row.practice.partition(":")
+                own = folder / row.name
+                own.mkdir(mode=0o700, parents=True)
+                getattr(importlib.import_module(module), function)(own)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        gc.collect()  # a model lies in circles: else it stays until something else is collected
 
 
 def set_environment(row: EngineRow) -> None:
