@@ -478,12 +478,13 @@ class Dispatcher:
             try:
                 await self._use(lease, stream, reading)
             finally:
+                # All at once: who cancels us while the channel closes finds nothing left on the worker.
                 self._leases.remove(lease)
-                await channel.close()
                 lease.following.clear()
                 self._give_back(lease)
                 if self._leases:
                     self._pump()  # what it left goes to the others
+                await channel.close()
         finally:
             stream.cancel()
             if reading is not None:
@@ -1000,8 +1001,8 @@ class Dispatchers:
                 weights=self.weights,
                 forget=self._forget,
             )
-            self._by_version[version] = dispatcher
         dispatcher.submit(call, inputs)
+        self._by_version[version] = dispatcher  # not before: who is refused leaves nothing that nobody would forget
         return dispatcher
 
     async def close(self) -> None:

@@ -163,6 +163,8 @@ class Line:
             own = self._own[entry.tenant] = _Own(account, self._serial)
             if self._several:
                 heappush(self._fair, (account.time, own.serial, own))
+        else:
+            own.account = account  # another one, where only withdrawn entries lay here and the first was forgotten
         heappush(own.entries, (entry.arrival, entry.sequence, entry))
         if not own.pushed or own.pushed[-1].sequence < entry.sequence:
             own.pushed.append(entry)

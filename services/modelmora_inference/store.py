@@ -252,10 +252,11 @@ class JobStore:
     async def seconds_to_next(self, *, with_work: bool) -> float | None:
         """Until `claim` should find one, as things are now; None: there is none."""
         free = sa.func.least(_job.c.not_before, _job.c.deadline)
+        cancelling = (_job.c.state == JobState.CANCELLING.value, _job.c.claim_expire_time)
         ready = (
             sa.case((_job.c.claim_token.is_(None), free), else_=_job.c.claim_expire_time)
             if with_work
-            else sa.func.greatest(_job.c.claim_expire_time, _job.c.deadline)
+            else sa.case(cancelling, else_=sa.func.greatest(_job.c.claim_expire_time, _job.c.deadline))
         )
         soonest = sa.select(sa.extract("epoch", sa.func.min(ready) - sa.func.now())).where(_UNFINISHED)
         async with self._read() as connection:

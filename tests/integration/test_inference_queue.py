@@ -213,17 +213,17 @@ async def test_a_bulk_that_fills_the_queue_makes_room_for_what_is_urgent_of_its_
         urgent.cancel()
 
 
-async def test_texts_of_one_call_go_by_their_length_so_that_batches_are_alike() -> None:
-    class Silent:
-        """A lease that is never granted."""
+class Silent:
+    """A lease that is never granted."""
 
-        async def write(self, message: object) -> None:
-            await asyncio.Event().wait()
+    async def write(self, message: object) -> None:
+        await asyncio.Event().wait()
 
-        def cancel(self) -> None: ...
+    def cancel(self) -> None: ...
 
-    dispatchers = Dispatchers(Silent, Rules())
-    call = Call(
+
+def a_call() -> Call:
+    return Call(
         priority=Priority.MEDIUM,
         tenant="default",
         arrival=time.monotonic(),
@@ -234,6 +234,24 @@ async def test_texts_of_one_call_go_by_their_length_so_that_batches_are_alike() 
         exact=False,
         done=asyncio.get_running_loop().create_future(),
     )
+
+
+async def test_who_is_refused_leaves_no_queue_behind() -> None:
+    dispatchers = Dispatchers(Silent, Rules(max_total_bytes=10))
+    with pytest.raises(errors.QueueFull):
+        dispatchers.submit("v", a_call(), ["more than ten bytes"])
+    assert not list(dispatchers)
+    call = a_call()
+    dispatchers.submit("v", call, ["ten bytes"])
+    assert [one.version for one in dispatchers] == ["v"]
+    await dispatchers.close()
+    with pytest.raises(errors.ShuttingDown):
+        await call.done
+
+
+async def test_texts_of_one_call_go_by_their_length_so_that_batches_are_alike() -> None:
+    dispatchers = Dispatchers(Silent, Rules())
+    call = a_call()
     words = [40, 3, 90, 3, 1, 60]
     dispatcher = dispatchers.submit("v", call, ["word " * count for count in words])
     queued = sorted(dispatcher.queue.waiting(), key=lambda entry: entry.sequence)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelmora_inference.domain import Aging, Batch, BatchLimits, Bounds, Entry, Priority, Worker
-from modelmora_inference.fairness import Accounts
+from modelmora_inference.domain import Aging, Batch, BatchLimits, Bounds, Entry, Place, Priority, Worker
+from modelmora_inference.fairness import Account, Accounts, Line
 from modelmora_inference.queue import EntryQueue
 
 M = Priority.MEDIUM
@@ -203,3 +203,18 @@ def test_a_push_and_a_pop_cost_the_same_however_deep_the_queue_is(tenants: int) 
         return instructions(round_trip) / 100
 
     assert cost(10_000) < 1.1 * cost(tenants)
+
+
+def test_who_was_forgotten_and_comes_back_is_charged_in_its_new_account() -> None:
+    line, first, other = Line(), Account("a", 0.0), Account("b", 5.0)
+    gone = entry("a")
+    gone.place = Place.WAITING
+    line.put(gone, first)
+    gone.place = Place.ENDED
+    line.withdraw()  # it still lies there, while nobody waits and its account is forgotten
+    again, theirs = entry("a"), entry("b")
+    again.place = theirs.place = Place.WAITING
+    again.sequence, theirs.sequence = 1, 2
+    line.put(again, Account("a", 9.0))
+    line.put(theirs, other)
+    assert line.first(0.0, 60.0) is theirs, "it was given less"
