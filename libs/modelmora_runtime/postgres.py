@@ -24,6 +24,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -195,7 +196,10 @@ class EmbeddedPostgres:
         assert self._socket_dir is not None
         disarm_pid_file(self._cluster)
         clear_socket(self._socket_dir, self._cluster)
-        settings = _SETTINGS | {"unix_socket_directories": str(self._socket_dir)}
+        settings = _SETTINGS | {
+            "unix_socket_directories": str(self._socket_dir),
+            "recovery_init_sync_method": recovery_sync(os.uname().release),
+        }
         child = await Child.start(
             [
                 str(self._binaries.postgres),
@@ -378,6 +382,13 @@ def failure(what: str, data_dir: Path, exit: ChildExit) -> ModelMoraError:
             folder=data_dir,
         )
     return DatabaseFailed(f"{what} ({exit})\n{last}", folder=data_dir)
+
+
+def recovery_sync(kernel_release: str) -> str:
+    """How what an unclean stop left is made durable before recovery. One call for the file system takes a tenth of the
+    time of one for each of 1,300 files; before Linux 5.8 it kept errors of the disk to itself."""
+    version = re.match(r"(\d+)\.(\d+)", kernel_release)
+    return "syncfs" if version and (int(version[1]), int(version[2])) >= (5, 8) else "fsync"
 
 
 async def answers(socket_path: Path, timeout_seconds: float) -> bool:

