@@ -17,6 +17,8 @@ import modelmora
 import pytest
 from e2e.rig import no_process_left
 
+pytestmark = pytest.mark.timeout(900)  # a slow machine is no reason to be told of a hang
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -67,7 +69,7 @@ class Run:
             self.lines.append("(end of output)")
             self._news.notify_all()
 
-    def until(self, text: str, seconds: float = 120) -> list[str]:
+    def until(self, text: str, seconds: float = 300) -> list[str]:
         def said() -> bool:
             return any(text in line or line == "(end of output)" for line in self.lines)
 
