@@ -94,7 +94,13 @@ class Settings(Section):
     drain_grace_seconds: float = Field(
         5.0, gt=0, le=600, description="How long work in flight may go on when its model is unloaded by force."
     )
-    launch_timeout_seconds: float = Field(60.0, gt=0, le=3600, description="Until a new worker process listens.")
+    launch_timeout_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="Until a new worker process listens. A fork server that imports its libraries is waited for longer "
+        "while it works, to ten times this.",
+    )
     load_timeout_seconds: float = Field(
         120.0, gt=0, le=86400, description="Until a model is loaded, beside what its size allows."
     )
