@@ -118,15 +118,16 @@ def test_what_the_trial_compares_with_is_computed_once_and_the_trial_is_held_eac
     assert numpy.allclose(numpy.frombuffer(conversions.kept(kept), "<f4"), vectors, atol=1e-6)
 
 
+@pytest.mark.parametrize("after", [0, 1])
 @pytest.mark.parametrize("mode", ["mean", "cls"])
-def test_a_text_is_pooled_from_its_own_tokens_as_the_pooling_has_it(mode):
+def test_a_text_is_pooled_from_its_own_tokens_as_the_pooling_has_it(mode, after):
     import torch
     from modelmora_worker.engines.padded import PaddedPipeline
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
     lengths = [3, 16, 9]
     computed = numpy.random.default_rng(1).standard_normal((3, 16, 4)).astype(numpy.float32)
-    modules = [Pooling(4, mode), Normalize()]
+    modules = [Pooling(4, mode), *[Normalize()] * after]
     first = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
     pipeline = PaddedPipeline([first, *modules], lambda arrays: computed, ["input_ids", "attention_mask"])
     found = pipeline([{"input_ids": [1] * length} for length in lengths])
@@ -135,6 +136,7 @@ def test_a_text_is_pooled_from_its_own_tokens_as_the_pooling_has_it(mode):
     for module in modules:
         features = module(features)
     assert found.numpy() == pytest.approx(features["sentence_embedding"].numpy(), abs=1e-6)
+    assert pipeline.unit is bool(after)
 
 
 def test_openvino_reports_to_nobody(fast):

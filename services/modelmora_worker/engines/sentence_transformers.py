@@ -221,15 +221,18 @@ class SentenceTransformersEngine:
     def infer(self, batch: base.MicroBatch) -> base.Rows:
         tokens = [tokens for tokens, _ in batch.items]
         prompt_tokens = self._prompt_tokens.get(batch.items[0][1].prompt or self._default_prompt)
+        unit = False
         if self._fast is None or batch.exact:
             vectors, profile = self._forward(tokens, prompt_tokens), self._exact_profile if self._fast else None
         else:
             vectors, profile = self._fast(tokens, prompt_tokens), None
+            unit = isinstance(self._fast, PaddedPipeline) and self._fast.unit
         normalise = self._torch.nn.functional.normalize
         first = batch.items[0][1]
         if all(e.dimensions == first.dimensions and e.normalize == first.normalize for _, e in batch.items):
-            vectors = vectors[:, : first.dimensions or self._dimensions]
-            if first.normalize:
+            if first.dimensions and first.dimensions < self._dimensions:
+                vectors, unit = vectors[:, : first.dimensions], False
+            if first.normalize and not unit:
                 vectors = normalise(vectors, dim=-1)
             return base.Rows(_bytes(vectors), [vectors.shape[1]] * len(batch.items), profile=profile)
         parts, dimensions = [], []
