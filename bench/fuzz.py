@@ -55,6 +55,8 @@ SLACK, SMALL_BYTES = 0.05, 4 * MIB
 """Memory is back when it is within this share, or so much for small processes: a connection of the database keeps what
 it prepared of up to a hundred statements, and meets them one by one."""
 SETTLE_SECONDS = 60.0
+REST_SECONDS = 35.0
+"""So long memory is looked at, for the least that there is: the host gives back what is free every 30 s."""
 GUARD = "guard/echo"
 """The model of the good calls. No message names it."""
 NODE_WIDE = ("DrainNode", "UncordonNode", "UpdateNode", "UpdateResidency")
@@ -92,6 +94,8 @@ class Report:
     findings: list[str] = field(default_factory=list)
     memory: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Process → bytes of its own before and after."""
+    readings: list[tuple[int, int]] = field(default_factory=list)
+    """Messages until then, and bytes of the host."""
     seconds: float = 0.0
     answered: Counter[str] = field(default_factory=Counter)
     """Calls by status, as the platform itself has counted them in its metrics; those of good calls too."""
@@ -154,10 +158,12 @@ class Fuzz:
         self._inference: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._rpcs: list[Rpc] = []
         self._messages = Messages(seed, {})
+        self._guard_pid = 0
         self.report = Report(seed, slack)
 
-    async def run(self, per_rpc: int, warm_up: int, only: str = "") -> None:
-        """`warm_up` messages for each RPC, then memory is looked at, then the rest up to `per_rpc`."""
+    async def run(self, per_rpc: int, warm_up: int, only: str = "", readings: int = 0) -> None:
+        """`warm_up` messages for each RPC, then memory is looked at, then the rest up to `per_rpc`; `readings`: how
+        often memory is looked at while it rests, from the warm-up to the end."""
         began = time.monotonic()
         self.report.warm_up = warm_up
         world = await self._make_world()
@@ -165,9 +171,13 @@ class Fuzz:
         self._rpcs = [rpc for rpc in await discover(self._channel) if only in rpc.path]
         self.report.rpcs = len(self._rpcs)
         await self._round(warm_up)
-        before = await self._settled()
-        await self._round(per_rpc - warm_up)
-        await self._compare(before)
+        before = await self._look(readings > 0)
+        parts, rest = max(1, readings), per_rpc - warm_up
+        for part in range(parts):
+            await self._round(rest * (part + 1) // parts - rest * part // parts)
+            if part + 1 < parts:
+                await self._look(True)
+        await self._compare(before, readings > 0)
         self.report.seconds = time.monotonic() - began
         self.report.answered = answered(self._up)
         await self._channel.close()
@@ -418,9 +428,13 @@ class Fuzz:
                     await _if_there(self._lifecycle.UnloadModel(request, timeout=30))
         await self._good_call()
         (guard,) = (await self._lifecycle.ListReplicas(lifecycle_pb2.ListReplicasRequest(), timeout=30)).replicas
+        self._guard_pid = guard.pid
+        return self._bytes()
+
+    def _bytes(self) -> dict[str, int]:
         # The worker is another process after each drain, with the same in it.
-        roles = {self._up.pid: "host", guard.pid: f"worker of {GUARD}"}
-        pids = platform_pids(os.fsencode(self._up.data_dir)) | {guard.pid}
+        roles = {self._up.pid: "host", self._guard_pid: f"worker of {GUARD}"}
+        pids = platform_pids(os.fsencode(self._up.data_dir)) | {self._guard_pid}
         return {roles.get(pid) or _name(pid): anonymous_bytes(pid) for pid in pids}
 
     async def _end_jobs(self) -> None:
@@ -432,15 +446,27 @@ class Fuzz:
                     cancel = inference_pb2.CancelInferenceJobRequest(name=job.name)
                     await _if_there(self._inference.CancelInferenceJob(cancel, timeout=30))
 
-    async def _compare(self, before: Mapping[str, int]) -> None:
+    async def _look(self, rests: bool) -> dict[str, int]:
+        """Bytes of each process that has settled, the least of a while when it `rests`."""
+        least = await self._settled()
+        until = time.monotonic() + REST_SECONDS * rests
+        while time.monotonic() < until:
+            await asyncio.sleep(1.0)
+            now = self._bytes()
+            least = {name: min(count, now[name]) for name, count in least.items() if name in now}
+        self.report.readings.append((self.report.messages.total(), least["host"]))
+        return least
+
+    async def _compare(self, before: Mapping[str, int], rests: bool) -> None:
         """Memory now against before, of each process that was there and is; asked again until it is back."""
         until = time.monotonic() + SETTLE_SECONDS
+        after = await self._look(rests)
         while True:
-            after = await self._settled()
             self.report.memory = {name: (before[name], after[name]) for name in sorted(before.keys() & after.keys())}
             if not self.report.grown() or time.monotonic() > until:
                 return
             await asyncio.sleep(1.0)
+            after = await self._settled()
 
 
 def answered(up: Up) -> Counter[str]:
@@ -479,9 +505,18 @@ async def _if_there(call: Awaitable[Any]) -> None:
 
 
 def fuzz(
-    folder: Path, per_rpc: int, *, warm_up: int, seed: int, only: str = "", others: float = 1.0, slack: float = SLACK
+    folder: Path,
+    per_rpc: int,
+    *,
+    warm_up: int,
+    seed: int,
+    only: str = "",
+    others: float = 1.0,
+    slack: float = SLACK,
+    readings: int = 0,
 ) -> Report:
-    """A platform of its own in `folder`, fuzzed. `slack`: by which share memory may have grown."""
+    """A platform of its own in `folder`, fuzzed. `slack`: by which share memory may have grown. `readings`: how often
+    memory is looked at while it rests, after the warm-up."""
     (folder / "folder").mkdir(parents=True)
     settings = {
         "REGISTRY_OFFLINE": "true",
@@ -494,7 +529,7 @@ def fuzz(
 
         async def run() -> Report:
             made = Fuzz(up, seed, others, slack)
-            await made.run(per_rpc, warm_up, only)
+            await made.run(per_rpc, warm_up, only, readings)
             return made.report
 
         return asyncio.run(run())
@@ -525,6 +560,10 @@ def evidence(report: Report) -> str:
         "|---|---|---|",
         *(f"| {name[:70].strip()} | {a / MIB:.1f} | {b / MIB:.1f} |" for name, (a, b) in report.memory.items()),
         "",
+        "The host after so many messages, in MiB: "
+        + ", ".join(f"{messages} {count / MIB:.1f}" for messages, count in report.readings)
+        + ".",
+        "",
         "By the platform's own count (`modelmora_requests_total`, good calls and questions included) it answered "
         + ", ".join(f"{code} {n}" for code, n in report.answered.most_common())
         + ".",
@@ -548,12 +587,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--per-rpc", type=int, default=1000, help="messages for each RPC")
     parser.add_argument("--warm-up", type=int, default=200, help="of these, before memory is looked at")
+    parser.add_argument("--readings", type=int, default=0, help="looks at memory at rest, 35 s each, after the warm-up")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="RPCs whose path has this")
     parser.add_argument("--evidence", type=Path, help="folder for the page")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mm-fuzz-") as folder:
-        report = fuzz(Path(folder), given.per_rpc, warm_up=given.warm_up, seed=given.seed, only=given.only)
+        report = fuzz(
+            Path(folder),
+            given.per_rpc,
+            warm_up=given.warm_up,
+            seed=given.seed,
+            only=given.only,
+            readings=given.readings,
+        )
     page = evidence(report)
     print(page)
     if given.evidence is not None:
