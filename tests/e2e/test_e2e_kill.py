@@ -96,8 +96,18 @@ def prepare(up: Up) -> None:
 def committed_is_there(up: Up, names: list[str]) -> None:
     found: set[str] = set()
     request = registry_pb2.ListModelsRequest(page_size=1000)
+
+    def listed() -> registry_pb2.ListModelsResponse | None:
+        try:
+            return up.registry.ListModels(request, timeout=10)  # type: ignore[no-any-return]
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:  # a database that is slow to come back is waited for
+                raise
+            return None
+
     while True:
-        answer = up.registry.ListModels(request, timeout=10)
+        answer = eventually(listed, 60, "the registry answers")
+        assert answer is not None
         found |= {model.name for model in answer.models}
         if not answer.next_page_token:
             break
