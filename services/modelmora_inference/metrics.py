@@ -152,7 +152,7 @@ class Counts:
         self.cached_inputs = self.missed_inputs = 0
         """Inputs that the response cache had, and had not."""
         self.displaced = 0
-        """Calls that had to leave a full queue for those of a tenant within its share."""
+        """Calls that had to leave a full queue for those of a tenant within its share, or for more urgent ones of theirs."""
         self.wasted_compute_seconds = 0.0
         """Compute time of rows that nobody waited for when they came."""
         self.versions: dict[str, VersionCounts] = {}
@@ -222,7 +222,7 @@ class Collector:
             ("refused_requests", "Calls that a full queue did not take.", counts.refused),
             ("cached_inputs", "Inputs that were answered from the response cache.", counts.cached_inputs),
             ("missed_inputs", "Inputs that the response cache did not have.", counts.missed_inputs),
-            ("displaced_requests", "Calls that left a full queue for a tenant within its share.", counts.displaced),
+            ("displaced_requests", "Calls that had to leave a full queue for others.", counts.displaced),
             ("wasted_compute_seconds", "Compute time of rows that nobody waited for.", counts.wasted_compute_seconds),
         ):
             family = CounterMetricFamily(f"modelmora_inference_{name}", text)
