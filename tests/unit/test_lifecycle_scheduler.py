@@ -913,6 +913,20 @@ def test_saturating_models_in_a_place_for_one_share_it_and_nobody_waits_beyond_t
     assert min(traffic.served.values()) >= 100 / (turn * len(sizes)) - 2
 
 
+def test_what_a_victim_to_come_leaves_over_is_nobodys_before_it_was_asked_to_go(node: Node) -> None:
+    node.want("x", version("large", 90))
+    node.run_for(1.0)
+    node.release("x")
+    node.want("a", version("a", 20))
+    node.want("b", version("b", 50))
+    assert node.states("large") == [S.LOADED], "its minimum residency is not over"
+    assert node.states("a") == node.states("b") == [S.UNLOADED]
+    assert "being freed" not in str(node.of("loading")[-1])
+    node.run_for(5.0)
+    assert node.granted_to("a")
+    assert node.granted_to("b")
+
+
 def test_the_same_traffic_gives_the_same_decisions() -> None:
     def play() -> list[str]:
         traffic = Traffic(FakeClock(), {HOST: 100, "cuda:0": 50})
