@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2 as pb
 from modelmora.status import error_from_rpc
+from modelmora_inference.stream_service import Turns
 from prometheus_client import REGISTRY
 
 HIGH = common_pb2.PRIORITY_HIGH
@@ -48,7 +50,7 @@ class Open:
         await self.call.write(pb.StreamEmbedRequest(id=name, request=request))
 
     async def read(self) -> pb.StreamEmbedResponse:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             answer = await self.call.read()
         assert answer is not grpc.aio.EOF
         return answer  # type: ignore[no-any-return]
@@ -69,7 +71,7 @@ class Open:
     async def end(self) -> None:
         """Closes our side; nothing comes any more."""
         await self.call.done_writing()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             assert await self.call.read() is grpc.aio.EOF
         assert await self.call.code() is grpc.StatusCode.OK
 
@@ -78,7 +80,7 @@ class Open:
             pass
 
     async def ended_with(self) -> errors.ModelMoraError:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             with pytest.raises((grpc.aio.AioRpcError, errors.ModelMoraError)) as raised:
                 await self._rest()
         error = raised.value
@@ -86,7 +88,7 @@ class Open:
 
 
 async def until(made: Rig, condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(100):
         while not condition():
             await made.queue()  # a round trip to the server
 
@@ -306,7 +308,7 @@ async def test_a_client_that_never_reads_is_held_to_its_bounds_and_given_up(
         for number in range(40):  # few enough that none of them is still being sent at the end
             await stream.send(str(number), *(f"{number} {i}" for i in range(64)))
         answer_bytes = 64 * (4 * 4096 + 16)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while "is given up" not in caplog.text:
                 most = max(most, bytes_in_flight())
                 await made.queue()
@@ -370,3 +372,24 @@ async def test_hundreds_of_open_streams_do_no_harm(echo: Rig) -> None:
 @pytest.mark.long
 async def test_ten_thousand_open_streams_do_no_harm(echo: Rig) -> None:
     await hold(echo, 10_000)
+
+
+async def test_so_many_calls_of_all_streams_begin_in_a_turn_of_the_loop_in_the_order_they_came() -> None:
+    turns, began = Turns(4), list[int]()
+
+    async def one(number: int) -> None:
+        await turns.mine()
+        began.append(number)
+
+    tasks = [asyncio.create_task(one(number)) for number in range(22)]
+    seen = [0]
+    while len(began) < 20:
+        await asyncio.sleep(0)
+        seen.append(len(began))
+        if len(began) == 8:
+            for left in (9, 15):  # who leaves takes nobody's turn
+                tasks[left].cancel()
+    assert all(after - before <= 4 for before, after in itertools.pairwise(seen)), seen
+    assert began == [number for number in range(22) if number not in (9, 15)]
+    await asyncio.wait(tasks)
+    await asyncio.wait_for(one(22), 5)

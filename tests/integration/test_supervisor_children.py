@@ -17,6 +17,12 @@ from modelmora_runtime.supervisor import Child, Identity
 ENV = {"PATH": "/usr/bin:/bin"}
 
 
+@pytest.fixture(autouse=True)
+def _drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last lines of a child are waited for, however late the thread that reads them gets its turn."""
+    monkeypatch.setattr(supervisor, "_DRAIN_SECONDS", 30.0)
+
+
 async def shell(script: str, *arguments: str, **options: object) -> Child:
     return await Child.start(["/bin/sh", "-c", script, "sh", *arguments], ENV, **options)  # type: ignore[arg-type]
 
@@ -95,7 +101,10 @@ async def test_cancelling_the_wait_for_a_child_leaves_it_alone() -> None:
     assert (await child.stop(0)).signal in (signal.SIGTERM, signal.SIGKILL)
 
 
-async def test_a_grandchild_that_keeps_the_output_open_does_not_hold_up_the_exit() -> None:
+async def test_a_grandchild_that_keeps_the_output_open_does_not_hold_up_the_exit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "_DRAIN_SECONDS", 0.5)
     child = await shell("echo before; setsid sleep 50 & echo $!; exit 0")
     began = time.monotonic()
     exit = await child.exited
