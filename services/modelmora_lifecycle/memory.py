@@ -39,13 +39,14 @@ _COUNTERS = {b"RssAnon", b"RssFile", b"RssShmem", b"VmHWM", b"VmSwap"}
 @dataclass(frozen=True, slots=True)
 class Process:
     """A worker to measure. `lender`: pid of the fork server it was forked from, 0 when it was spawned; `folder`: the
-    files of the artifact `digest`."""
+    files of the artifact `digest`; `cache`: what its engine has made of them, which is the worker's own."""
 
     owner: str
     pid: int
     lender: int = 0
     digest: str = ""
     folder: str = ""
+    cache: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +93,12 @@ class _Reading:
     mapped_private: int = 0
     clean: int = 0
     """Private, of files, and as they are on the disk."""
+    cached: int = 0
+    """Private, of the files in its cache."""
 
     def own(self, *, forked: bool = True) -> int:
         """What of the private bytes belongs to nobody else."""
-        return self.private - (max(self.mapped_private, self.clean) if forked else self.mapped_private)
+        return self.private - max(self.mapped_private, self.clean - self.cached if forked else 0)
 
 
 class Meter:
@@ -143,7 +146,7 @@ class Meter:
                 shared[f"fork-servers/{family}"] = Shared({HOST: taken + apart})
         on_devices = self._accelerators.read()
         for worker in workers:
-            found = self._read(worker.pid, worker.folder)
+            found = self._read(worker.pid, worker.folder, worker.cache)
             if found is None:
                 continue
             seen.add(worker.pid)
@@ -205,7 +208,7 @@ class Meter:
             limited_by={HOST: limit.limited_by, **dict.fromkeys(on_devices, "device")},
         )
 
-    def _read(self, pid: int, folder: str) -> tuple[_Reading, dict[bytes, int]] | None:
+    def _read(self, pid: int, folder: str, cache: str = "") -> tuple[_Reading, dict[bytes, int]] | None:
         """The full reading as it was last taken, and the counters now; None when the process is gone."""
         try:
             counters = _counters(pid)
@@ -215,8 +218,10 @@ class Meter:
                 reading = self._readings[pid] = _full(pid, counters)
                 if before is not None and not file_moved:
                     reading.mapped, reading.mapped_private = before.mapped, before.mapped_private
-                elif folder:
-                    reading.mapped, reading.mapped_private = mapped_bytes(pid, folder)
+                    reading.cached = before.cached
+                else:
+                    reading.mapped, reading.mapped_private = mapped_bytes(pid, folder) if folder else (0, 0)
+                    reading.cached = mapped_bytes(pid, cache)[1] if cache else 0
             _reset_peak(pid)
         except (OSError, KeyError):
             # Gone, or a zombie, which has no memory.

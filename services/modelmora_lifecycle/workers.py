@@ -194,7 +194,10 @@ class Worker:
         process, facts = self.process, self._facts
         if process is None:
             return None
-        return memory.Process(self.uid, process.pid, process.lender_pid, facts.artifact_digest, facts.artifact_path)
+        cache = self._rules.cache_path(facts)
+        return memory.Process(
+            self.uid, process.pid, process.lender_pid, facts.artifact_digest, facts.artifact_path, cache
+        )
 
     def took(self, private_bytes: int, free_bytes: int) -> bool:
         """Its private main memory as measured from outside, with so many bytes free in the ledger. False when that is

@@ -226,7 +226,7 @@ class WorkerService:
             self._description.labels.extend(footprints[0].labels)
             self._description.prompts.update(footprints[0].prompts)
             self._description.default_prompt = footprints[0].default_prompt
-            reply = _load_reply(rows[0], footprints[0], load.artifact_path, self._memory)
+            reply = _load_reply(rows[0], footprints[0], load, self._memory)
             # The last of them, and no look at the others: it would copy each page that a name of a module is in, 8 MB.
             imported = list(islice(reversed(sys.modules), max(0, len(sys.modules) - modules_before)))
             log.info(
@@ -455,15 +455,19 @@ class Memory:
             return self.read(now)
         return self._followed()
 
-    def after_load(self, now: float, folder: str) -> int:
+    def after_load(self, now: float, folder: str, cache: str = "") -> int:
         """Without the mapped files of the model's folder: they are the artifact's, whoever else maps them. Who has
-        practised has copied by then nearly all that a load copies of what it shares, so the counters will do."""
+        practised has copied by then nearly all that a load copies of what it shares, so the counters will do. What the
+        engine has in the folder `cache` is its own."""
+        cached = _mapped_bytes(cache) if cache and self._forked else 0
         if self._read_time > float("-inf"):
             self._read_time = now  # the next full one when there is time for it
-            return self._followed()
+            return self._followed() + cached
         mapped = _mapped_bytes(folder) if folder else 0
+        if not self._forked:
+            return self.read(now) - mapped
         # Pages of a file that was written a moment ago are not clean yet.
-        return self.read(now) - (max(0, mapped - self._clean) if self._forked else mapped)
+        return self.read(now) + self._clean - max(mapped, self._clean - cached)
 
     def _followed(self) -> int:
         return max(0, self._full + anonymous_bytes() - self._counters)
@@ -535,10 +539,12 @@ def _plain(struct: Struct) -> dict[str, Any]:
     return plain
 
 
-def _load_reply(row: base.EngineRow, footprint: base.Footprint, folder: str, whole: Memory) -> worker_pb2.LoadReply:
+def _load_reply(
+    row: base.EngineRow, footprint: base.Footprint, load: worker_pb2.LoadRequest, whole: Memory
+) -> worker_pb2.LoadReply:
     memory = dict(footprint.memory_bytes)
     if "host" not in memory:
-        memory["host"] = whole.after_load(time.monotonic(), folder)
+        memory["host"] = whole.after_load(time.monotonic(), load.artifact_path, load.cache_path)
     return worker_pb2.LoadReply(
         footprint=[common_pb2.DeviceMemory(device=device, memory_bytes=size) for device, size in memory.items()],
         engine_profile=_profile(footprint.profile),
