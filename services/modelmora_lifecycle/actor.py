@@ -581,7 +581,7 @@ class Node:
             wrong.append(f"cordoned: {self.scheduler.cordoned}")
         else:
             unkept = {name: note for name, note in self.scheduler.unkept().items() if name not in unstable}
-            wrong += [f"{name} is to be kept in memory: {note}" for name, note in unkept.items() if note != _COMING]
+            wrong += [f"{name} is to be in memory: {note}" for name, note in unkept.items() if note != _COMING]
         overdraft = self.scheduler.ledger.overdraft
         if overdraft:
             wrong.append(f"models use more memory than there is: {overdraft} bytes too many")
