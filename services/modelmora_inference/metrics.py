@@ -152,7 +152,7 @@ class Counts:
         self.cached_inputs = self.missed_inputs = 0
         """Inputs that the response cache had, and had not."""
         self.displaced = 0
-        """Calls that had to leave a full queue for those of a tenant within its share, or for more urgent ones of theirs."""
+        """Calls that had to leave a full queue for a tenant within its share, or for more urgent ones of theirs."""
         self.wasted_compute_seconds = 0.0
         """Compute time of rows that nobody waited for when they came."""
         self.versions: dict[str, VersionCounts] = {}
