@@ -4,6 +4,11 @@ A path that is not UTF-8 ends the loop in which grpc.aio (1.85) takes calls: the
 and nobody is told. Anybody who reaches the port can send one. So the end of the loop is noticed here: the broken server
 closes its ports and sends its clients away (GOAWAY: gRPC connects anew by itself), calls that run go on to their end,
 and the next server takes the ports over, some milliseconds later.
+
+Two more things are done in another way than grpc.aio does them, because every call pays for them. Methods that answer
+one message with one are registered, and acceptors of ours wait for their calls: grpc.aio takes in one call a turn of
+its loop, through three tasks. And the bytes that wake the event loop, one for each of the four events of a call, are
+read all at once.
 """
 
 from __future__ import annotations
@@ -11,8 +16,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -25,13 +31,24 @@ _LONGEST_CALL_SECONDS = 86_400.0
 """So long calls of a broken server may go on; the stop of the host ends them before."""
 _PAUSE_SECONDS = 0.005
 _UNIX = "unix:"
+_ACCEPTORS = 8
+"""So many calls of a method can come in before the loop turns to them."""
+_WAKE_BYTES = 4096
+_asked: set[Any] = set()
+"""Requests for calls that gRPC has not answered: it writes to them, even when whoever waited has been cancelled."""
 
 
 class Server:
     """Serves from `start` to `stop` on the ports that were added."""
 
-    def __init__(self, handlers: Sequence[grpc.GenericRpcHandler], options: Sequence[tuple[str, Any]]) -> None:
-        self._handlers, self._options = list(handlers), tuple(options)
+    def __init__(
+        self,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        options: Sequence[tuple[str, Any]],
+        methods: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
+    ) -> None:
+        """`methods` by path are those that answer one message with one; `handlers` have all others."""
+        self._handlers, self._options, self._methods = list(handlers), tuple(options), dict(methods)
         self._addresses: list[str] = []
         self._server = self._made()
         self._broken: list[Any] = []
@@ -56,7 +73,9 @@ class Server:
 
     def _made(self) -> Any:
         loop = asyncio.get_running_loop()
-        return _Core(loop, None, self._handlers, None, self._options, None).told(self._on_break)
+        core = _Core(loop, None, self._handlers, None, self._options, None).told(self._on_break)
+        core.add_registered_method_handlers(self._methods)
+        return core
 
     def _on_break(self) -> None:
         if not self._stopping:
@@ -105,10 +124,92 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
     def told(self, on_break: Callable[[], None]) -> _Core:
         """`on_break` hears when it has stopped to take calls, though nobody has asked for that."""
         self._on_break = on_break
+        self._registered: dict[str, Any] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running_on = asyncio.get_running_loop()
+        self._nothing: asyncio.Future[None] = self._running_on.create_future()
         return self
+
+    def add_registered_method_handlers(self, handlers: dict[str, Any]) -> None:
+        super().add_registered_method_handlers(handlers)
+        self._registered |= handlers
+
+    async def start(self) -> None:
+        await super().start()
+        for path, handler in self._registered.items():
+            self._keep(self._accept(path, handler, _ACCEPTORS - 1))
+
+    async def _accept(self, path: str, handler: Any, others: int) -> None:
+        """Takes in the calls of a method. With the first come the other acceptors: most methods are seldom called."""
+        loop, key = self._running_on, path.encode()
+        while self.is_running():
+            try:
+                state = await self._next_call(key)
+            except cygrpc._RequestCallError:
+                continue  # the server stops, or this one call was over before it began
+            for _ in range(others):
+                self._keep(self._accept(path, handler, 0))
+            others = 0
+            answer = cygrpc._handle_unary_unary_rpc(handler, state, loop)
+            self._keep(cygrpc._schedule_rpc_coro(answer, state, loop, path))
+            del state, answer  # the next call may be long in coming
+
+    async def _next_call(self, key: bytes) -> Any:
+        request = self._request_registered_call(key)
+        asked = request.send(None)
+        asked._asyncio_future_blocking = False  # as a task would, which takes it from here
+        _asked.add(request)
+        try:
+            await asked
+        finally:
+            if not asked.cancelled():
+                _asked.discard(request)
+        try:
+            request.send(None)
+        except StopIteration as ended:
+            return ended.value
+
+    def _keep(self, work: Any) -> None:
+        """Runs it; the loop alone would forget it."""
+        task = self._running_on.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _make_request_call_future(self, method: bytes | None) -> Any:
+        """What the loop of grpc.aio waits for: calls of methods that are not registered."""
+        return self._nothing if method is not None else super()._make_request_call_future(None)
 
     async def _server_main_loop(self, started: asyncio.Future[bool]) -> None:
         try:
             await super()._server_main_loop(started)
         except UnicodeDecodeError:
             self._on_break()
+
+
+def wake_once() -> None:
+    """From now on the running loop is woken by gRPC once for many events. Before anything else of grpc.aio is made."""
+    loop: Any = asyncio.get_running_loop()
+    add_reader, sockets = loop.add_reader, []
+
+    def note(file: Any, *callback: Any) -> None:
+        sockets.append(file)
+        add_reader(file, *callback)
+
+    loop.add_reader = note
+    try:
+        cygrpc.init_grpc_aio()
+    finally:
+        del loop.add_reader
+    for found in sockets:
+        if type(found) is socket.socket:
+            found.__class__ = _WakeUps
+
+
+class _WakeUps(socket.socket):
+    """The poller's thread writes a byte for each event, and grpc.aio (1.85) takes all events at the first and reads one
+    byte: the others would wake the loop for nothing, each for a system call or two."""
+
+    __slots__ = ()
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        return super().recv(max(size, _WAKE_BYTES), flags)

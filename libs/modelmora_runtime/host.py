@@ -34,6 +34,7 @@ from modelmora_runtime.audit import Audit
 from modelmora_runtime.auth import READERS, Role, TokenFile
 from modelmora_runtime.calls import ByteBudget, Gate
 from modelmora_runtime.grpc_server import Server as GrpcServer
+from modelmora_runtime.grpc_server import wake_once
 from modelmora_runtime.health import ComponentHealth, HealthBoard, HealthService, tell_if_broken
 from modelmora_runtime.interceptors import Interceptors, Router
 from modelmora_runtime.peers import Peers
@@ -183,6 +184,7 @@ class Host:
     async def _open(self) -> None:
         settings, stack = self.settings, self._stack
         began = time.monotonic()
+        wake_once()
         peer_key = auth.new_peer_key()
         authenticator = self._authenticator(peer_key)
         listen.check_free(settings.host, settings.port, "platform.port")
@@ -341,7 +343,7 @@ class Host:
             ("grpc.server.max_pending_requests_hard_limit", 100_000),
             ("grpc.server_max_unrequested_time_in_server", 3600),
         ]
-        server = GrpcServer([self._router], options)
+        server = GrpcServer([self._router], options, self._router.unary())
         try:
             self.port = server.add_insecure_port(listen.address(settings.host, settings.port))
         except RuntimeError as error:

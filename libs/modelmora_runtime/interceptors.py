@@ -399,13 +399,18 @@ class _Collected:
 
 
 class Router(grpc.GenericRpcHandler):
-    """All methods of a server by path, in one lookup.
-
-    Registered methods are not used: grpc.aio waits on one future for each of them at every call.
-    """
+    """All methods of a server by path, in one lookup."""
 
     def __init__(self) -> None:
         self.methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self.methods.get(handler_call_details.method)
+
+    def unary(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """Those that answer one message with one."""
+        return {
+            path: handler
+            for path, handler in self.methods.items()
+            if not (handler.request_streaming or handler.response_streaming)
+        }
