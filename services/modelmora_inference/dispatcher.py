@@ -43,6 +43,7 @@ from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime.worker_channel import InferCall, WorkerChannel, error_from_entry
 
+from modelmora_inference.deadlines import Deadlines
 from modelmora_inference.domain import Aging, Batch, BatchLimits, Bounds, ByteBudget, Entry, Place, Priority, Worker
 from modelmora_inference.metrics import MAX_VERSIONS, Counts
 from modelmora_inference.queue import EntryQueue
@@ -134,7 +135,8 @@ class Call:
     """What the engine says of the model."""
     seen: object = None
     """The worker's reply whose times were counted last."""
-    timer: asyncio.TimerHandle | None = None
+    held: list[Call] | None = None
+    """Among the deadlines of its dispatcher."""
     owner: Dispatcher | None = None
     """Whose queue its entries are in."""
     positions: Sequence[int] = ()
@@ -168,9 +170,9 @@ class Call:
         return self.task_type == common_pb2.TASK_TYPE_TXT2EMBED and not self.operation
 
     def end(self, error: errors.ModelMoraError | None = None) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        if self.held is not None:
+            self.held.clear()
+            self.held = None
         self.seen = None
         if self.done.done():
             return
@@ -231,6 +233,7 @@ class Dispatcher:
         self._counts = counts
         self._version_counts = counts.of(version)
         self._forget = forget
+        self._deadlines: Deadlines[Call] = Deadlines(self._expire)
         self._loop = asyncio.get_running_loop()
         # Its tasks outlive the call that happens to start them, so they get neither its caller nor its trace.
         self._context = contextvars.Context()
@@ -300,7 +303,7 @@ class Dispatcher:
         call.input_tokens = array("i", bytes(4 * count))
         call.truncated = bytearray(count)
         call.missing = count
-        call.timer = self._loop.call_later(max(0.0, call.deadline - now), self._expire, call)
+        call.held = self._deadlines.add(call.deadline, call)
         call.owner = self
         for entry in leaving:
             entry.call.owner.give_way(entry.call)  # type: ignore[attr-defined]
@@ -348,6 +351,7 @@ class Dispatcher:
             await asyncio.wait(tasks)
         self._return_all()
         self.fail_waiting(errors.ShuttingDown(retry_after_seconds=1.0))
+        self._deadlines.close()
 
     @property
     def replicas(self) -> int:
@@ -453,6 +457,7 @@ class Dispatcher:
         if not self._closing and len(self.queue):
             self._begin()
         else:
+            self._deadlines.close()
             self._forget(self)  # 7
 
     def _return_all(self) -> None:
