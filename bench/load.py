@@ -1,5 +1,7 @@
 """The load generator: asyncio clients against a platform, in a process of its own, one text or one bulk a call.
 
+It shares the cores with what it measures, so it does little beside the calls: a fast event loop, requests made before.
+
 Arguments: target, model. Speaks like `ceiling.py`: a command a line, a line of JSON for each. `{"mode": "groups"}` runs
 several groups of clients at once, which differ in texts, priority and tenant, and tells of every call of theirs.
 """
@@ -12,9 +14,11 @@ import random
 import struct
 import sys
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 import grpc
+import uvloop
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 
@@ -31,10 +35,23 @@ class Load:
         self._target = target
         self._texts: list[str] = []
         self._truth: dict[int, list[float]] = {}
+        self._exact: dict[int, bytes] = {}
+        self._singles: list[inference_pb2.EmbedRequest] = []
+        """The request of each text, made once."""
 
-    def set(self, texts: list[str], truth: dict[str, list[float]]) -> None:
+    def set(self, texts: list[str], truth: dict[str, list[float]], exact: dict[str, str]) -> None:
+        """`truth` are rows that an answer must come close to, `exact` (hexadecimal) those that it must be."""
         self._texts = texts
         self._truth = _rows(truth)
+        self._exact = {int(index): bytes.fromhex(row) for index, row in exact.items()}
+        self._singles = [self._request([index]) for index in range(len(texts))]
+
+    def _request(self, chosen: list[int]) -> inference_pb2.EmbedRequest:
+        return inference_pb2.EmbedRequest(
+            model=self._model,
+            texts=[self._texts[i] for i in chosen],
+            encoding=inference_pb2.VECTOR_ENCODING_BYTES,
+        )
 
     async def run(self, clients: int, seconds: float, seed: int, texts_per_call: int = 1) -> dict[str, Any]:
         latencies: list[float] = []
@@ -52,18 +69,14 @@ class Load:
                 while time.perf_counter() - start < seconds:
                     first = chance.randrange(len(self._texts))
                     chosen = [(first + i) % len(self._texts) for i in range(texts_per_call)]
-                    request = inference_pb2.EmbedRequest(
-                        model=self._model,
-                        texts=[self._texts[i] for i in chosen],
-                        encoding=inference_pb2.VECTOR_ENCODING_BYTES,
-                    )
+                    request = self._singles[first] if texts_per_call == 1 else self._request(chosen)
                     asked = time.perf_counter()
                     answer = await stub.Embed(request, timeout=120)
                     latencies.append(time.perf_counter() - asked)
                     compute = answer.timings.compute
                     engine_seconds.append(compute.seconds + compute.nanos / 1e9)
                     done += len(chosen)
-                    wrong += _wrong(answer, chosen, self._truth)
+                    wrong += _wrong(answer, chosen, self._truth, self._exact)
 
             await asyncio.gather(*(client(number) for number in range(clients)))
             elapsed = time.perf_counter() - start
@@ -111,7 +124,7 @@ class Load:
                     latency = time.perf_counter() - start - asked
                     tokens = answer.usage.input_tokens
                     found.append([asked, latency, compute.seconds + compute.nanos / 1e9, tokens])
-                    wrong += _wrong(answer, chosen, truth)
+                    wrong += _wrong(answer, chosen, truth, {})
 
             tasks = [
                 asyncio.ensure_future(client(group, calls[place], 10_000 * place + number))
@@ -133,16 +146,28 @@ def _rows(truth: dict[str, list[float]] | None) -> dict[int, list[float]]:
     return {int(index): row for index, row in (truth or {}).items()}
 
 
-def _wrong(answer: inference_pb2.EmbedResponse, chosen: list[int], truth: dict[int, list[float]]) -> int:
+def _wrong(
+    answer: inference_pb2.EmbedResponse,
+    chosen: list[int],
+    truth: dict[int, list[float]],
+    exact: dict[int, bytes],
+) -> int:
     """How many of the rows whose truth is known are not the vector of their own text."""
     width = len(answer.vectors.data) // max(1, len(chosen))
     wrong = 0
     for place, index in enumerate(chosen):
+        if index in exact:
+            wrong += answer.vectors.data[place * width : (place + 1) * width] != exact[index]
         known = truth.get(index)
         if known is not None:
             row = struct.unpack(f"<{width // 4}f", answer.vectors.data[place * width : (place + 1) * width])
             wrong += sum(a * b for a, b in zip(row, known, strict=True)) < 0.9999
     return wrong
+
+
+def run(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
 
 
 def main(target: str, model: str) -> None:
@@ -151,12 +176,12 @@ def main(target: str, model: str) -> None:
         command = json.loads(line)
         answer: dict[str, Any] = {}
         if "texts" in command:
-            load.set(command["texts"], command.get("truth", {}))
+            load.set(command["texts"], command.get("truth", {}), command.get("exact", {}))
         elif command["mode"] == "groups":
-            answer = asyncio.run(load.run_groups(command["groups"], command["seconds"], command["seed"]))
+            answer = run(load.run_groups(command["groups"], command["seconds"], command["seed"]))
         else:
             per_call = BULK if command["mode"] == "bulk" else 1
-            answer = asyncio.run(load.run(command["clients"], command["seconds"], command["seed"], per_call))
+            answer = run(load.run(command["clients"], command["seconds"], command["seed"], per_call))
         print(json.dumps(answer), flush=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from modelmora.inference.v1 import inference_pb2
 from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora_runtime.postgres import EmbeddedPostgres
 from modelmora_runtime.process import descendants
+from modelmora_worker.engines.echo import vector
 
 from bench import workload
 from bench.registry import fill, make_database
@@ -32,6 +34,7 @@ DEEP = 10_000
 BULK = 2_000
 """Of them in one call."""
 SLOW_SECONDS = 600.0
+DIMENSIONS = 384
 
 TARGETS = {
     "overhead_p50_ms": "≤ 0.9",
@@ -132,18 +135,21 @@ class _Served:
 
     def __init__(self, up: Up) -> None:
         self.up = up
-        up.add_model("bench/echo", engine="echo", options={"dimensions": 384})
-        up.add_model("bench/slow", engine="echo", options={"dimensions": 384, "delay_seconds": SLOW_SECONDS})
+        up.add_model("bench/echo", engine="echo", options={"dimensions": DIMENSIONS})
+        up.add_model("bench/slow", engine="echo", options={"dimensions": DIMENSIONS, "delay_seconds": SLOW_SECONDS})
         for model in ("bench/echo", "bench/slow"):
             up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=model, wait=True, pin=True), timeout=60)
         self.load = Script("-m", "bench.load", up.target, "bench/echo")
-        self.load.ask(texts=workload.passages(200))
+        texts = workload.passages(200)
+        self.load.ask(texts=texts, exact={index: _row(text).hex() for index, text in enumerate(texts)})
 
     def calls(self, clients: int, seconds: float) -> Mapping[str, float]:
         """So many clients for a while; `host` and `worker` are CPU seconds for 10,000 calls."""
         counted, cpu = self.up.scrape(), self._cpu()
         answer = self.load.ask(mode="clients", clients=clients, seconds=seconds, seed=clients)
         cpu_after, counted_after = self._cpu(), self.up.scrape()
+        if answer["wrong"]:
+            raise RuntimeError(f"{answer['wrong']} of {answer['count']} vectors are wrong")
         overhead = [a - b for a, b in zip(answer["latencies"], answer["engine_seconds"], strict=True)]
         entries, batches = (
             counted_after[name] - counted[name]
@@ -189,6 +195,11 @@ class _Served:
             if time.monotonic() > until:
                 raise RuntimeError(f"{depth} requests wait")
             time.sleep(0.02)
+
+
+def _row(text: str) -> bytes:
+    """What the echo engine answers."""
+    return struct.pack(f"<{DIMENSIONS}f", *vector(0, text, DIMENSIONS))
 
 
 def _command(pid: int) -> bytes:
