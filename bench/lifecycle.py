@@ -80,6 +80,8 @@ async def _workers(folder: Path, rounds: int, figures: Figures) -> None:
         kept: list[tuple[LocalWorker, WorkerChannel]] = []
         for number in range(-1, rounds):
             for mode in ("forked", "spawned") if number % 2 else ("spawned", "forked"):
+                if mode == "forked":
+                    await _spare(launchers[mode])
                 start = time.perf_counter()
                 worker, control = await _first_answer(launchers[mode], folder, "torch" if mode == "forked" else "")
                 assert worker.start_mode == mode
@@ -97,9 +99,7 @@ async def _workers(folder: Path, rounds: int, figures: Figures) -> None:
         launcher = LocalLauncher(Path(temporary) / "again", Path(temporary) / "logs")
         kept = [await _first_answer(launcher, folder, "torch") for _ in range(WORKERS)]
         ((_, server),) = launcher.fork_servers()
-        async with asyncio.timeout(60):
-            while not launcher.spares(practised=True):  # noqa: ASYNC110 - it is there whenever nothing loads
-                await asyncio.sleep(0.05)
+        await _spare(launcher)
         ((_, spare),) = launcher.spares()
         workers = [worker.pid for worker, _ in kept]
         figures.memory["forked"] = sum(_proportional(pid) for pid in (server, spare, *workers))
@@ -119,12 +119,20 @@ async def _openvino(folder: Path, rounds: int, figures: Figures) -> None:
                 if found == "compiled":
                     for path in cache.rglob("*.compiled"):
                         path.unlink()
+                await _spare(launcher)
                 start = time.perf_counter()
                 worker, _ = await _first_answer(launcher, folder, "torch", OPENVINO, str(cache))
                 figures.openvino[found].append(time.perf_counter() - start)
                 worker.kill()
                 await worker.exited
         await launcher.close()
+
+
+async def _spare(launcher: LocalLauncher) -> None:
+    """Returns once there is one, as there is half a second after each load: what is loaded then, takes it."""
+    async with asyncio.timeout(60):
+        while not launcher.spares(practised=True):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 async def _first_answer(

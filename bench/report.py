@@ -143,8 +143,9 @@ def _lifecycle(figures: lifecycle.Figures) -> str:
         f"{len(figures.first_answer['forked'])} workers of each kind in turn, {len(figures.swap)} swaps, "
         f"{len(ratios)} pairs of spells with {figures.loads_beside} loads in them; {_stamp()}.",
         f"The fork server itself is ready after {figures.cold_server_seconds:.1f} s of importing, once.",
-        "A swap is a call for the model that is not there: the other one drains, ends and is reaped, then a worker is",
-        "forked, loads and answers.",
+        "Each first answer is of the spare worker that the fork server has half a second after the load before; a load",
+        "that comes sooner forks its own. A swap is a call for the model that is not there: the other one drains, ends",
+        "and is reaped, then the spare loads and answers.",
         "",
         "| figure | measured | target |",
         "|---|---|---|",

@@ -24,8 +24,12 @@ ENGINE = """
 from modelmora_worker.engines import base, echo
 ROW = base.EngineRow(
     "theirs", "their_engine:Engine", frozenset({"txt2embed"}), needs_files=False,
-    family="cheap", preload=("their_library",), environment={"THEIR_LIBRARY": "set"},
+    family="cheap", preload=("their_library",), environment={"THEIR_LIBRARY": "set"}, practice="their_engine:practise",
 )
+def practise(folder):
+    (folder / "model").write_text("none")
+    practice()
+def practice(): pass
 class Engine(echo.EchoEngine): pass
 """
 
@@ -269,6 +273,73 @@ async def test_a_launch_takes_the_spare_and_the_next_one_gets_another(launcher, 
     assert (await asyncio.wait_for(workers[0].exited, 20)).code == 0
     assert list((data_dir / "logs").glob("worker-acme_other_versions_1-ffffffff-*.log"))
     assert await spare_of(launcher) not in {spare, workers[1].pid}
+
+
+async def practising(launcher: LocalLauncher, run_dir: Path) -> Path:
+    """The folder it is done in, once it has begun."""
+    async with asyncio.timeout(20):
+        while not (found := list(run_dir.glob("*.practice/theirs/model"))):
+            await asyncio.sleep(0.01)
+    ((_, pid),) = launcher.spares()
+    assert parent_of(pid) == family_pid(launcher)
+    return found[0].parent.parent
+
+
+async def test_a_spare_is_not_taken_before_it_has_practised(launcher, library, tmp_path, data_dir):
+    with (tmp_path / "their_engine.py").open("a") as file:
+        file.write("def practice():\n import os, time\n while not os.path.exists('go'): time.sleep(0.01)\n")
+    await launch(launcher)
+    await practising(launcher, data_dir / "run")
+    ((_, pid),) = launcher.spares()
+    assert launcher.spares(practised=True) == []
+    other = await launch(launcher)
+    assert other.pid != pid
+    await works(other)
+    (data_dir / "run" / "go").touch()
+    assert await spare_of(launcher) == pid
+    (data_dir / "run" / "go").unlink()
+    assert list((data_dir / "run").glob("*.practice")) == []
+    worker = await launch(launcher)
+    assert worker.pid == pid
+    await works(worker)
+
+
+async def test_a_practice_that_fails_harms_nobody(launcher, tmp_path, data_dir):
+    with (tmp_path / "their_engine.py").open("a") as file:
+        file.write("def practice(): raise ValueError('no')\n")
+    await launch(launcher)
+    pid = await spare_of(launcher)
+    worker = await launch(launcher)
+    assert worker.pid == pid
+    await works(worker)
+    (log,) = (data_dir / "logs").glob(f"worker-acme_theirs_versions_1-{SPEC.replica_uid[:8]}-3.log")
+    assert "ValueError: no" in log.read_text()
+
+
+@pytest.mark.parametrize("whose", ["its own", "its server's"])
+async def test_a_spare_that_ends_while_it_practises_leaves_nothing(launcher, library, tmp_path, data_dir, whose):
+    with (tmp_path / "their_engine.py").open("a") as file:
+        file.write("def practice():\n import time\n time.sleep(60)\n")
+    await launch(launcher)
+    folder = await practising(launcher, data_dir / "run")
+    ((_, pid),) = launcher.spares()
+    os.kill(pid if whose == "its own" else family_pid(launcher), signal.SIGKILL)
+    await ended(pid)
+    async with asyncio.timeout(20):
+        while launcher.spares() or folder.exists():
+            await asyncio.sleep(0.01)
+
+
+async def test_what_a_killed_launcher_left_of_a_practice_goes_at_the_next_start(launcher, data_dir):
+    gone = data_dir / "run" / "w3fffffff-1.practice"  # no process has such a number
+    here = data_dir / "run" / f"w{os.getppid():x}-1.practice"
+    for folder in (gone, here):
+        (folder / "theirs").mkdir(parents=True)
+    await launch(launcher)
+    assert not gone.exists()
+    assert here.exists()
+    (here / "theirs").rmdir()
+    here.rmdir()
 
 
 async def test_a_spare_that_died_harms_no_launch(launcher):
