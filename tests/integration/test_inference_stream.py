@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2 as pb
 from modelmora.status import error_from_rpc
-from modelmora_inference.stream_service import Turns
 from prometheus_client import REGISTRY
 
 HIGH = common_pb2.PRIORITY_HIGH
@@ -372,24 +370,3 @@ async def test_hundreds_of_open_streams_do_no_harm(echo: Rig) -> None:
 @pytest.mark.long
 async def test_ten_thousand_open_streams_do_no_harm(echo: Rig) -> None:
     await hold(echo, 10_000)
-
-
-async def test_so_many_calls_of_all_streams_begin_in_a_turn_of_the_loop_in_the_order_they_came() -> None:
-    turns, began = Turns(4), list[int]()
-
-    async def one(number: int) -> None:
-        await turns.mine()
-        began.append(number)
-
-    tasks = [asyncio.create_task(one(number)) for number in range(22)]
-    seen = [0]
-    while len(began) < 20:
-        await asyncio.sleep(0)
-        seen.append(len(began))
-        if len(began) == 8:
-            for left in (9, 15):  # who leaves takes nobody's turn
-                tasks[left].cancel()
-    assert all(after - before <= 4 for before, after in itertools.pairwise(seen)), seen
-    assert began == [number for number in range(22) if number not in (9, 15)]
-    await asyncio.wait(tasks)
-    await asyncio.wait_for(one(22), 5)
