@@ -130,7 +130,7 @@ async def _openvino(folder: Path, rounds: int, figures: Figures) -> None:
 
 async def _spare(launcher: LocalLauncher) -> None:
     """Returns once there is one, as there is half a second after each load: what is loaded then, takes it."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while not launcher.spares(practised=True):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 

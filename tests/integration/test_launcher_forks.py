@@ -248,7 +248,7 @@ async def test_an_idle_fork_server_makes_room_for_another_family(launcher):
 
 
 async def spare_of(launcher: LocalLauncher) -> int:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not launcher.spares(practised=True):
             await asyncio.sleep(0.01)
     ((family, pid),) = launcher.spares()
@@ -277,7 +277,7 @@ async def test_a_launch_takes_the_spare_and_the_next_one_gets_another(launcher, 
 
 async def practising(launcher: LocalLauncher, run_dir: Path) -> Path:
     """The folder it is done in, once it has begun."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (found := list(run_dir.glob("*.practice/theirs/model"))):
             await asyncio.sleep(0.01)
     ((_, pid),) = launcher.spares()
