@@ -51,9 +51,9 @@ _PROBE_SECONDS = (0.05, 0.5)
 _PING_SECONDS = 2.0
 _MIGRATE_SECONDS = 300.0
 _HEARTBEAT_SECONDS = 5.0
-_STATEMENTS = 32
-"""Prepared statements that a connection keeps, some 25 KB each here and more in the server. SQLAlchemy's hundred, for
-each of a dozen connections that meet them one by one, made the platform grow for hours."""
+_STATEMENTS = 16
+"""Prepared statements that a connection keeps (SQLAlchemy drops some at half as many again), some 10 KB each here and
+more in the server. With many, a dozen connections that meet them one by one grow for a hundred thousand calls."""
 _VERSION_TABLE = "alembic_version"
 _log = logging.getLogger(__name__)
 _migrating: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
