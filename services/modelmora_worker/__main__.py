@@ -51,8 +51,8 @@ def main(family: str = "", practice: str = "") -> int:
     boot = socket.socket(fileno=os.dup(0))
     memory = Memory(forked=bool(family))
     if practice:
-        _practise(family, Path(practice))
-        memory.read(time.monotonic())
+        if _practise(family, Path(practice)):
+            memory.read(time.monotonic())
         boot.sendall(b"practised\n")
     orders = json.loads(_read_line(boot))
     service = WorkerService(bytes.fromhex(orders["key"]), memory)
@@ -80,16 +80,18 @@ def main(family: str = "", practice: str = "") -> int:
     os._exit(0)
 
 
-def _practise(family: str, folder: Path) -> None:
-    """In a thread of its own: what others wait for goes before it. Should it fail, that is in the log."""
+def _practise(family: str, folder: Path) -> bool:
+    """In a thread of its own: what others wait for goes before it. Whether it was done; else the log has why."""
+    done: list[bool] = []
 
     def work() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PRACTICE_NICENESS)
-        base.practise(family, folder)
+        done.append(base.practise(family, folder))
 
     thread = threading.Thread(target=work, name="practice")
     thread.start()
     thread.join()
+    return any(done)
 
 
 def _listen(path: str) -> socket.socket:

@@ -476,8 +476,10 @@ def preload(family: str) -> list[str]:
     return missing
 
 
-def practise(family: str, folder: Path) -> None:
-    """Does what the engines of a family declare as practice, each in a folder below this one, which is removed."""
+def practise(family: str, folder: Path) -> bool:
+    """Does what the engines of a family declare as practice, each in a folder below this one, which is removed. Whether
+    there was any."""
+    done = False
     try:
         for row in all_rows().values():
             if row.family == family and row.practice:
@@ -485,9 +487,11 @@ def practise(family: str, folder: Path) -> None:
                 own = folder / row.name
                 own.mkdir(mode=0o700, parents=True)
                 getattr(importlib.import_module(module), function)(own)
+                done = True
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         gc.collect()  # a model lies in circles: else it stays until something else is collected
+    return done
 
 
 def set_environment(row: EngineRow) -> None:

@@ -30,6 +30,7 @@ from modelmora_worker.engines import base, conversions, onnx, openvino
 from modelmora_worker.engines.lean_import import import_library
 from modelmora_worker.engines.packed import PackedPipeline
 from modelmora_worker.engines.padded import PaddedPipeline, rounded
+from modelmora_worker.engines.read_once import tokenizer_files
 from modelmora_worker.engines.tokens import rows_of, texts_of
 
 PASS_TOKENS: Final = 28
@@ -117,13 +118,14 @@ class SentenceTransformersEngine:
             opening = thread.submit(_BACKENDS[backend][0], there, precision, threads)
             thread.shutdown(wait=False)
         try:
-            self._model = library.SentenceTransformer(
-                str(folder),
-                device="cpu",
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-            )
+            with tokenizer_files():
+                self._model = library.SentenceTransformer(
+                    str(folder),
+                    device="cpu",
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+                )
             self._model.float().eval()
             self._read_model(options["max_input_tokens"])
             self._padded_tokens = options["micro_batch_tokens"] or PADDED_TOKENS
