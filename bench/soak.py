@@ -38,7 +38,7 @@ from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora_worker.engines.echo import vector
 
 from bench.small_models import small_models, words
-from bench.soak_watch import fork_servers, spares
+from bench.soak_watch import fork_servers, practising, spares
 from bench.up import Up
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +63,8 @@ SLACK = 0.02
 PATIENCE_SECONDS = 240.0
 STALLED_SECONDS = 270.0
 """Without any progress for so long, longer than any call is waited for, it is given up."""
+LOOKS_AT_REST = 20
+"""In a row, a twentieth of a second apart, before memory is read."""
 MODEL_SEED = 11
 
 
@@ -259,7 +261,8 @@ class Soak:
         self._up.lifecycle.UpdateNode(request, timeout=10)
 
     def _settled(self, ask: Any) -> int:
-        """Bytes of the platform with every family's fork server and its spare worker there and nothing loaded."""
+        """Bytes of the platform with every family's fork server and its spare worker there, which has practised, and
+        nothing loaded."""
         self._load(min(self._real))
         for version in self._versions:
             request = lifecycle_pb2.UnloadModelRequest(model=version, force=True, wait=True)
@@ -270,10 +273,14 @@ class Soak:
                     raise
         until = time.monotonic() + PATIENCE_SECONDS
         folder = os.fsencode(self._up.data_dir)
-        while self._replicas() or spares(folder) != set(fork_servers(folder).values()) - {""}:
+        looks_at_rest = 0
+        while looks_at_rest < LOOKS_AT_REST:
             if time.monotonic() > until:
                 raise TimeoutError(f"all was unloaded, and not all is as it was without it:\n{self._scene()}")
             time.sleep(0.05)
+            there = spares(folder) == set(fork_servers(folder).values()) - {""}
+            rests = there and not self._replicas() and not practising(folder, self._up.data_dir)
+            looks_at_rest = looks_at_rest + 1 if rests else 0
         return int(ask()["own_bytes"])
 
     def _replicas(self) -> Sequence[lifecycle_pb2.Replica]:

@@ -206,6 +206,23 @@ def spares(folder: bytes) -> set[str]:
     return {servers[parent] for pid in platform_pids(folder) if (parent := parent_of(pid)) in servers} - {""}
 
 
+def practising(folder: bytes, data_dir: Path) -> bool:
+    """Whether a child of a family's fork server does anything: a spare takes its memory while it practises, long after
+    it is there. Asked where no other worker lives."""
+    servers = fork_servers(folder)
+    forks = [pid for pid in platform_pids(folder) if servers.get(parent_of(pid))]
+    return any((data_dir / "run").glob("*.practice")) or any(_computes(pid) for pid in forks)
+
+
+def _computes(pid: int) -> bool:
+    """Whether any of its threads runs, could run, or waits for a disk."""
+    try:
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
+        return True  # it, or a thread of it, has just ended
+    return any(stat.rpartition(")")[2].split()[0] in "RD" for stat in stats)
+
+
 def parent_of(pid: int) -> int:
     """0 when it is gone."""
     try:
