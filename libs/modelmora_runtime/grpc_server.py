@@ -191,9 +191,22 @@ def wake_once() -> None:
     loop: Any = asyncio.get_running_loop()
     add_reader, sockets = loop.add_reader, []
 
-    def note(file: Any, *callback: Any) -> None:
+    def note(file: Any, take: Callable[..., None], *given: Any) -> None:
+        def taken() -> None:
+            global _read_at_once
+            _read_at_once = _WAKE_BYTES
+            try:
+                take(*given)
+            except (
+                RuntimeError
+            ):  # an event of a loop that is closed; others may lie behind it, and nothing wakes for them
+                loop.call_soon(taken)
+                raise
+            finally:
+                _read_at_once = 1
+
         sockets.append(file)
-        add_reader(file, *callback)
+        add_reader(file, taken)
 
     loop.add_reader = note
     try:
@@ -205,6 +218,10 @@ def wake_once() -> None:
             found.__class__ = _WakeUps
 
 
+_read_at_once = 1
+"""So many bytes are read by the loop that has the turn: other loops of this process share the socket."""
+
+
 class _WakeUps(socket.socket):
     """The poller's thread writes a byte for each event, and grpc.aio (1.85) takes all events at the first and reads one
     byte: the others would wake the loop for nothing, each for a system call or two."""
@@ -212,4 +229,7 @@ class _WakeUps(socket.socket):
     __slots__ = ()
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        return super().recv(max(size, _WAKE_BYTES), flags)
+        try:
+            return super().recv(max(size, _read_at_once), flags)
+        except BlockingIOError:
+            return b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -222,6 +223,12 @@ def test_clean_pages_of_files_are_never_a_forks_own() -> None:
 
 
 def test_a_worker_that_has_practised_does_not_walk_its_memory_again_at_its_load(tmp_path: Path) -> None:
+    """In a process of its own: what the tests' children have shared or given back is nobody's here."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply_async(_practised, (tmp_path,)).get(60)
+
+
+def _practised(tmp_path: Path) -> None:
     whole = service.Memory(forked=True)
     first = whole.read(0.0)
     (tmp_path / "weights").write_bytes(bytes(24 * MIB))

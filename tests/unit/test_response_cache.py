@@ -127,7 +127,7 @@ DECIDES = {"normalize", "truncate", "dimensions", "exact", "task_type", "operati
 DECIDES_NOTHING = {"priority", "arrival", "deadline", "done", "input_field", "options_at", "if_loaded"}
 ANSWER = {
     *("ready_in_seconds", "entries", "rows", "input_tokens", "truncated", "missing", "started", "tokenise_seconds"),
-    *("compute_seconds", "profile", "failed_index", "description", "seen", "timer", "owner", "positions"),
+    *("compute_seconds", "profile", "failed_index", "description", "seen", "held", "owner", "positions"),
     *("replica_profile", "mixed", "cached"),
 }
 
