@@ -231,7 +231,7 @@ def test_a_second_lifecycle_stands_by_says_so_and_takes_over(parts: Parts) -> No
     )
     assert "another process serves node here" in waiting.reason
     assert node_of(parts.first).state == lifecycle_pb2.NODE_STATE_ACTIVE
-    assert "standby" in parts.second.log.read_text()
+    eventually(lambda: "standby" in parts.second.log.read_text(), 20, "the log tells it")
     check = health_pb2.HealthCheckRequest(service="modelmora.lifecycle.v1.LifecycleService")
     answer = health_pb2_grpc.HealthStub(parts.second.channel).Check(check, timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
