@@ -150,9 +150,15 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
             for _ in range(others):
                 self._keep(self._accept(path, handler, 0))
             others = 0
-            answer = cygrpc._handle_unary_unary_rpc(handler, state, loop)
+            answer = self._answer(handler, state)
             self._keep(cygrpc._schedule_rpc_coro(answer, state, loop, path))
             del state, answer  # the next call may be long in coming
+
+    async def _answer(self, handler: Any, state: Any) -> None:
+        await cygrpc._handle_unary_unary_rpc(handler, state, self._running_on)
+        context = cygrpc._ServicerContext(state, None, None, self._running_on)
+        if not context.done():  # the client closed its side before a whole message: grpc.aio would say nothing
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")
 
     async def _next_call(self, key: bytes) -> Any:
         request = self._request_registered_call(key)

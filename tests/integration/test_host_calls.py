@@ -26,7 +26,7 @@ from modelmora_runtime import auth, listen, status, telemetry
 from modelmora_runtime.host import Context, Host, Mounted, Platform, Service, StartFailed
 from pydantic import BaseModel, ValidationError, field_validator
 
-from bench.fuzz_connections import PREFACE, SETTINGS, call, frame, frames
+from bench.fuzz_connections import HEADERS, PREFACE, SETTINGS, call, frame, frames
 
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -445,6 +445,19 @@ async def test_a_path_that_is_no_text_ends_nothing(data_dir: Path, caplog: pytes
             writer.close()
         it.tiny.go_on.set()
         await running
+
+
+@pytest.mark.parametrize("message", [b"", bytes(3), b"\0\0\0\0\x09abc"])
+async def test_a_call_that_is_closed_before_its_message_is_answered(data_dir: Path, message: bytes) -> None:
+    """grpc.aio leaves it open and says nothing: a client without a deadline would wait for ever."""
+    async with rig(data_dir) as it, asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.host.port)
+        writer.write(PREFACE + frame(SETTINGS) + call(b"/modelmora.inference.v1.InferenceService/Embed", message))
+        answer = b""
+        while not any(kind == HEADERS and stream == 1 for kind, stream, _ in frames(answer)):
+            answer += await reader.read(65536)
+        writer.close()
+        assert await it.embed("caller", timeout=20)
 
 
 async def test_a_header_that_is_no_text_is_not_written_to_the_log(data_dir: Path) -> None:
