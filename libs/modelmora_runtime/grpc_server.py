@@ -30,6 +30,7 @@ TAKE_OVER_SECONDS = 30.0
 _LONGEST_CALL_SECONDS = 86_400.0
 """So long calls of a broken server may go on; the stop of the host ends them before."""
 _PAUSE_SECONDS = 0.005
+_END_SECONDS = 5.0
 _UNIX = "unix:"
 _ACCEPTORS = 8
 """So many calls of a method can come in before the loop turns to them."""
@@ -69,7 +70,9 @@ class Server:
         self._stopping = True
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*(server.shutdown(grace_seconds) for server in (self._server, *self._broken)))
+        servers = [self._server, *self._broken]
+        await asyncio.gather(*(server.shutdown(grace_seconds) for server in servers))
+        await asyncio.gather(*(server.ended() for server in servers))
 
     def _made(self) -> Any:
         loop = asyncio.get_running_loop()
@@ -160,6 +163,11 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
         if not context.done():  # the client closed its side before a whole message: grpc.aio would say nothing
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")
 
+    async def ended(self) -> None:
+        """Once it is shut down: what waited for calls has heard so. Else it would hear it when the loop is closed."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_END_SECONDS)
+
     async def _next_call(self, key: bytes) -> Any:
         request = self._request_registered_call(key)
         asked = request.send(None)
@@ -222,6 +230,18 @@ def wake_once() -> None:
     for found in sockets:
         if type(found) is socket.socket:
             found.__class__ = _WakeUps
+
+
+def _strands(take: Callable[..., None], *given: Any) -> bool:
+    """Takes events in turn. True: one was of a loop that is closed, and nobody's; others may lie behind it, for which
+    nothing wakes the loop any more."""
+    try:
+        take(*given)
+    except RuntimeError as error:
+        if str(error) != "Event loop is closed":
+            raise
+        return True
+    return False
 
 
 _read_at_once = 1
