@@ -67,8 +67,10 @@ def component(up: Up, name: str) -> tuple[int, str]:
 
 
 def _stop_all(up: Up) -> Callable[[], None]:
-    stopped = postgres_pids(up.data_dir)
-    send(stopped, signal.SIGSTOP)
+    stopped: set[int] = set()
+    while begun := set(postgres_pids(up.data_dir)) - stopped:  # one may just be forking another
+        send(begun, signal.SIGSTOP)
+        stopped |= begun
     return lambda: send(stopped, signal.SIGCONT)
 
 
