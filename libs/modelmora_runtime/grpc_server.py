@@ -210,12 +210,8 @@ def wake_once() -> None:
             global _read_at_once
             _read_at_once = _WAKE_BYTES
             try:
-                take(*given)
-            except (
-                RuntimeError
-            ):  # an event of a loop that is closed; others may lie behind it, and nothing wakes for them
-                loop.call_soon(taken)
-                raise
+                while _strands(take, *given):
+                    pass
             finally:
                 _read_at_once = 1
 
