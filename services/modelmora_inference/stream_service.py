@@ -251,12 +251,13 @@ class _Stream:
         while True:
             while answers:
                 response, weight, is_open = answers.popleft()
+                if is_open:  # before who asked can know that he may use it again
+                    del self._open[response.id]
                 self._writing_since = self._loop.time()
                 await context.write(response)
                 self._last_time, self._writing_since = self._loop.time(), None
                 self._unanswered -= 1
                 if is_open:
-                    del self._open[response.id]
                     self._weigh(-weight)
                 self._room.set()
             if self._unread:
