@@ -257,7 +257,7 @@ async def test_a_client_that_never_reads_is_held_to_its_bounds_and_given_up(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "modelmora_inference")
-    async with rig(data_dir, {"acme/echo": {"dimensions": 4096}}, stream_idle_seconds=0.5, stream_calls=4) as made:
+    async with rig(data_dir, {"acme/echo": {"dimensions": 4096}}, stream_idle_seconds=2, stream_calls=4) as made:
         stream = Open(made)
         answer_bytes = 64 * 4 * 4096
         asked = raw(*(b"x%d" % number for number in range(64)))
