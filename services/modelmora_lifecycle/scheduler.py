@@ -55,6 +55,7 @@ from modelmora.errors import (
     NeverFits,
     NodeCordoned,
     NonsenseFootprint,
+    OutOfMemory,
     ReplicaNotFound,
     ResourceExhausted,
     ShuttingDown,
@@ -772,7 +773,9 @@ class Scheduler:
                 self._refuse(lease, DeadlineExceeded("the model was not loaded before the deadline"))
             else:
                 seconds = self.ready_in(lease.version, now)
-                self._refuse(lease, MemoryBusy(retry_after_seconds=seconds or 1.0, model_version=lease.version))
+                note = self._known[lease.version].note or "models in use may not be evicted yet"
+                error = MemoryBusy(f"not loaded before the deadline, {note}", model_version=lease.version)
+                self._refuse(lease, error.copy(retry_after_seconds=seconds or 1.0))
         for uid, since in list(self._sick_since.items()):
             replica = self._replicas[uid]
             if replica.state is not ReplicaState.UNHEALTHY:
@@ -1017,9 +1020,7 @@ class Scheduler:
             for replica in reversed(self.replicas()):
                 grown = positive(minus(self.ledger.charge_of(replica.uid), replica.granted))
                 if replica.state is ReplicaState.LOADING and any(device in short for device in grown):
-                    reason = "cancelled: it needs more than was predicted and is planned again"
-                    self._tell_why(self._overdraft_trigger, [replica.uid], reason, now, short)
-                    self._fail(replica, reason, now)
+                    self._stop_grown(replica, short, pinned_bytes(candidates), now)
                     return
         assert self._overdrawn_since is not None
         yield_time = self._overdrawn_since + self.rules.overdraft_grace_seconds
@@ -1035,6 +1036,28 @@ class Scheduler:
             reason = self._overdrawn(self._replicas[uid], short)
             self._drain(self._replicas[uid], reason, now, grace=self.rules.holder_grace_seconds)
             self._leaving.add(uid)
+
+    def _stop_grown(self, replica: Replica, short: Vector, pinned: Vector, now: float) -> None:
+        """A load that turned out larger is planned again. Where no eviction can make the room that it needs, its
+        callers hear that at once: they would only learn that memory is busy, and it is their model that is too large
+        for what there is."""
+        version, room = replica.version, minus(minus(self.ledger.budget, self.ledger.standing), pinned)
+        fits = covers(room, self._need(self._known[version]))
+        reason = "cancelled: it needs more than was predicted and is planned again"
+        if not fits:
+            said = {"predicted": "it declared nothing", "declared": "it declared less"}.get(replica.need_source)
+            figures = ", ".join(
+                f"{replica.peak[device]} bytes on {device} so far instead of {replica.granted.get(device, 0)}, and "
+                f"evictions can make room for {max(0, room.get(device, 0))}"
+                for device in sorted(short)
+                if device in replica.peak
+            )
+            reason = f"stopped while loading: {said or 'it took less before'}, and took {figures}"
+        self._tell_why(self._overdraft_trigger, [replica.uid], reason, now, short)
+        self._fail(replica, reason, now)
+        if not fits and not self._of(version, _IN_MEMORY):
+            for lease in self._leases.waiters(version):
+                self._refuse(lease, OutOfMemory(reason, model_version=version))
 
     def _overdrawn(self, replica: Replica, short: Vector) -> str:
         """Why it goes, with what was predicted, measured and allowed, and what can be done about it."""
@@ -1428,7 +1451,8 @@ class Scheduler:
     ) -> Plan | Wait | Impossible:
         version = short.version
         ceiling = minus(self.ledger.ceiling, self.ledger.standing)
-        asked = Need(need, available, ceiling, self.ledger.budget, self._priority(short, now))
+        budget = minus(self.ledger.budget, self.ledger.standing)
+        asked = Need(need, available, ceiling, budget, self._priority(short, now))
         if short.kind == "scaled":
             idle = now - self.rules.scaling.idle_seconds
             candidates = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fakes import FakeClock, FakeEffects, FakeWorker
+from modelmora.errors import MemoryBusy, OutOfMemory
 from modelmora_lifecycle.domain import HOST, MIB, EngineProfile, ReplicaState, Residency, VersionFacts
 from modelmora_lifecycle.eviction import Decision, Plan, Policy, Trigger
 from modelmora_lifecycle.scheduler import Rules
@@ -140,12 +141,43 @@ def test_a_runaway_is_told(node: Node) -> None:
 
 def test_a_load_that_grows_beyond_its_guess_is_told(node: Node) -> None:
     facts = VersionFacts("guessed", "echo", weight_bytes=10)
-    node.scheduler.configure(Rules(prediction=node.rules.prediction), {HOST: 400 * 2**20}, node.clock.now)
+    node.scheduler.configure(Rules(prediction=node.rules.prediction), {HOST: 460 * 2**20}, node.clock.now)
+    node.load(version("at work", 60 * 2**20), busy=True)
     uid = node.scheduler.want("x", facts, priority=20, deadline=FOREVER, now=node.clock.now)
     node.scheduler.measured(uid, {HOST: 401 * 2**20}, node.clock.now)
     (decision,) = [d for d in node.told() if d.trigger is Trigger.OVERDRAFT]
     assert "planned again" in decision.reason
     assert decision.outcome == Plan((uid,))
+
+
+@pytest.mark.parametrize(("declared", "taken", "said"), [(0, 447, "declared nothing"), (400, 447, "declared less")])
+def test_a_load_that_outgrows_all_room_there_is_fails_at_once_and_says_why(
+    node: Node, declared: int, taken: int, said: str
+) -> None:
+    # The ceiling would do, what other programs have left does not.
+    node.scheduler.configure(node.rules, {HOST: 600 * MIB}, node.clock.now)
+    node.scheduler.observed({HOST: 150 * MIB}, node.clock.now)
+    node.scheduler.charge_shared("fork-servers/echo", {HOST: 5 * MIB}, node.clock.now)
+    facts = VersionFacts("guessed", "echo", declared={HOST: declared * MIB} if declared else {})
+    uid = node.scheduler.want("x", facts, priority=20, deadline=FOREVER, now=node.clock.now)
+    node.scheduler.measured(uid, {HOST: taken * MIB}, node.clock.now)
+    ((_, lease, error),) = node.of("refused")
+    assert (lease, type(error)) == ("x", OutOfMemory)
+    figures = (said, f"{taken * MIB} bytes on host so far", f"room for {445 * MIB}")
+    assert all(words in error.message for words in figures), error  # type: ignore[attr-defined]
+    assert node.state(uid) in (S.FAILED, None)
+    (decision,) = [d for d in node.told() if d.trigger is Trigger.OVERDRAFT]
+    assert decision.reason in error.message  # type: ignore[attr-defined]
+    # Who wants it now waits for the others' memory: with that it fits.
+    node.scheduler.want("y", facts, priority=20, deadline=node.clock.now + 5, now=node.clock.now)
+    node.run_for(6.0)
+    (busy,) = [call[2] for call in node.of("refused") if call[1] == "y"]
+    assert isinstance(busy, MemoryBusy)
+    assert "other programs use the memory" in busy.message
+    node.scheduler.want("z", facts, priority=20, deadline=FOREVER, now=node.clock.now)
+    node.scheduler.observed({HOST: 0}, node.clock.now)
+    node.run_for(2.0)
+    assert [call[1] for call in node.of("granted")] == ["z"]
 
 
 def test_a_cordon_tells_who_goes_and_who_is_asked_to_yield(node: Node) -> None:

@@ -26,6 +26,7 @@ from modelmora.errors import (
     ModelMoraError,
     NeverFits,
     NodeCordoned,
+    OutOfMemory,
     ReplicaNotFound,
     VersionInUse,
 )
@@ -332,7 +333,7 @@ class World(FakeEffects):
     def refused(self, lease: str, error: ModelMoraError) -> None:
         assert not self.holders[lease].replica
         self.holders[lease].over = True
-        known = NeverFits | MemoryBusy | DeadlineExceeded | LoadFailed | NodeCordoned | ModelLoading
+        known = NeverFits | MemoryBusy | OutOfMemory | DeadlineExceeded | LoadFailed | NodeCordoned | ModelLoading
         assert isinstance(error, known), error
         super().refused(lease, error)
 
