@@ -505,7 +505,7 @@ def test_random_days_keep_every_promise_for_long() -> None:
     from bench.soak import ROOT, provenance
 
     seen: Counter[str] = Counter()
-    began = time.monotonic()
+    origin, began = provenance(), time.monotonic()
     for number in range(LONG_DAYS):
         seed = LONG_SEED + number
         case = random_case(Random(seed), LONG_ACTIONS)
@@ -517,7 +517,7 @@ def test_random_days_keep_every_promise_for_long() -> None:
         seen.update(f"event: {action[0]}" for action in case.actions)
         seen[f"days with policy {case.rules.policy.name}"] += 1
     rows: dict[str, object] = {
-        **provenance(),
+        **origin,
         "days": LONG_DAYS,
         "seeds": f"{LONG_SEED} to {LONG_SEED + LONG_DAYS - 1}",
         "events of a day, beside time that passes": f"5 to {LONG_ACTIONS}",
