@@ -20,7 +20,6 @@ A blow waits until everything has ended that was open at the last one: an entry 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import math
@@ -40,7 +39,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +54,7 @@ from modelmora_inference.protocols import oip_pb2, oip_pb2_grpc, tei_pb2, tei_pb
 from modelmora_runtime.postgres import EmbeddedPostgres
 from modelmora_worker.engines.echo import vector
 
-from bench.soak import ROOT, provenance
+from bench.evidence import arguments, conclude, page, provenance
 from bench.soak_watch import anonymous_bytes, fork_servers, name_of, parent_of, platform_pids
 from bench.up import Up
 
@@ -719,29 +717,18 @@ def evidence(report: Report) -> str:
         "memory before and after": f"{report.before_bytes / MIB:.1f} and {report.after_bytes / MIB:.1f} MiB",
         "verdict": "; ".join(report.wrong()) or "passed",
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
     about = "By `python -m bench.drill`; bench/drill.py says what it does and what must never be."
-    return "\n".join(["# Fault drill of inference", "", about, "", "| | |", "|---|---|", *lines, ""])
-
-
-def write_evidence(report: Report, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"drill-{datetime.now(UTC):%Y%m%d-%H%M}.md"
-    path.write_text(evidence(report))
-    return path
+    return page("Fault drill of inference", about, rows)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--evidence", type=Path, default=ROOT / "docs" / "evidence", help="folder for the page")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mm-drill-") as folder:
         report = drill(Path(folder) / "site", given.seed, for_minutes(given.seed, 60 * given.minutes))
-    path = write_evidence(report, given.evidence)
-    print(path.read_text())
-    return 1 if report.wrong() else 0
+    return conclude("drill", evidence(report), given.evidence, report.wrong())
 
 
 if __name__ == "__main__":

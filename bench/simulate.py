@@ -8,7 +8,6 @@ four. The command is the one that people use, so its time has reading the trace,
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -16,11 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.soak import ROOT, provenance
+from bench.evidence import arguments, conclude, page, provenance
 from bench.up import Up
 
 GIB = 2**30
@@ -53,10 +51,9 @@ def made_up(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--events", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--evidence", type=Path, default=ROOT / "docs" / "evidence", help="folder for the page")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mm-simulate-") as folder:
         trace = Path(folder) / "trace.jsonl"
@@ -94,12 +91,8 @@ def main() -> int:
             for result in json.loads(done.stdout)
         },
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    page = f"# Simulation of a long trace\n\nBy `python -m bench.simulate`.\n\n| | |\n|---|---|\n{table}\n"
-    given.evidence.mkdir(parents=True, exist_ok=True)
-    (given.evidence / f"simulate-{datetime.now(UTC):%Y%m%d-%H%M}.md").write_text(page)
-    print(page)
-    return 0
+    text = page("Simulation of a long trace", "By `python -m bench.simulate`.", rows)
+    return conclude("simulate", text, given.evidence)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ nothing moves any more it ends as well, and says what it was waiting for.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform as machine
 import random
 import signal
 import subprocess
@@ -28,7 +26,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +34,12 @@ from modelmora.inference.v1 import inference_pb2
 from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora_worker.engines.echo import vector
 
+from bench.evidence import arguments, conclude, page, provenance
+from bench.script import ROOT
 from bench.small_models import small_models, words
 from bench.soak_watch import fork_servers, practising, spares
 from bench.up import Up
 
-ROOT = Path(__file__).resolve().parents[1]
 MIB = 1024 * 1024
 DIMENSIONS = 16
 ECHO_MIB = (40, 50, 60, 70, 80, 90, 100, 110)
@@ -478,22 +476,6 @@ def soak(data_dir: Path, goals: Goals, seed: int, limit_seconds: float, soak_in:
         up.stop()
 
 
-def provenance() -> dict[str, str]:
-    """Of what, when and where a run was."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    dirty = subprocess.run(
-        ["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ": unknown")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "commit": commit.strip() + (" (with changes)" if dirty else ""),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} x {model.partition(':')[2].strip()}, {memory / 2**30:.0f} GiB, "
-        f"{machine.system()} {machine.release()}, Python {machine.python_version()}",
-    }
-
-
 def evidence(report: Report) -> str:
     """The page of a run."""
     rows = {
@@ -513,32 +495,23 @@ def evidence(report: Report) -> str:
         f"({report.growth:+.2%})",
         "verdict": "; ".join(report.wrong()) or "passed",
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    about = "By `make soak`; bench/soak.py says what it does and what must never be."
-    return "\n".join(["# Soak", "", about, "", "| | |", "|---|---|", *lines, ""])
+    return page("Soak", "By `make soak`; bench/soak.py says what it does and what must never be.", rows)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--swaps", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--cancelled", type=int, default=1000)
     parser.add_argument("--answered", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--evidence", type=Path, default=ROOT / "docs" / "evidence", help="folder for the page")
     parser.add_argument("--soak-in", type=int, default=300, help="swaps before memory is measured; they do not count")
     parser.add_argument("--hours", type=float, default=2.0, help="the most that it may take")
     given = parser.parse_args()
     goals = Goals(given.swaps, given.kills, given.cancelled, given.answered)
     with tempfile.TemporaryDirectory(prefix="mm-soak-") as folder:
         report = soak(Path(folder) / "data", goals, given.seed, 3600 * given.hours, given.soak_in)
-    page = evidence(report)
-    given.evidence.mkdir(parents=True, exist_ok=True)
-    path = given.evidence / f"soak-{datetime.now(UTC):%Y%m%d-%H%M}.md"
-    path.write_text(page)
-    print(page)
-    print(path)
-    return 1 if report.wrong() else 0
+    return conclude("soak", evidence(report), given.evidence, report.wrong())
 
 
 if __name__ == "__main__":

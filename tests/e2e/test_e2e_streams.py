@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.soak import ROOT
-from bench.streams import streams, write_evidence
+from bench.evidence import write
+from bench.streams import evidence, streams
 
 
 @pytest.mark.long
@@ -15,5 +15,5 @@ from bench.streams import streams, write_evidence
 def test_a_high_call_beside_five_thousand_busy_streams_is_answered_in_time(tmp_path: Path) -> None:
     """Writes down what was seen."""
     report = streams(tmp_path / "site", 5000, 60.0)
-    write_evidence(report, ROOT / "docs" / "evidence")
+    write("streams", evidence(report))
     assert not report.wrong(), "\n".join(report.wrong())

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -502,7 +501,7 @@ def test_random_days_keep_every_promise(block: int) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(4 * 3600)
 def test_random_days_keep_every_promise_for_long() -> None:
-    from bench.soak import ROOT, provenance
+    from bench.evidence import page, provenance, write
 
     seen: Counter[str] = Counter()
     origin, began = provenance(), time.monotonic()
@@ -529,10 +528,7 @@ def test_random_days_keep_every_promise_for_long() -> None:
         "By `pytest -m long -k every_promise_for_long tests/unit/test_lifecycle_properties.py`: random days of the "
         "whole scheduler on a simulated node; the file says what is checked after every event and in the end."
     )
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    folder = ROOT / "docs" / "evidence"
-    page = folder / f"days-{datetime.now(UTC):%Y%m%d-%H%M}.md"
-    page.write_text(f"# Random days of the scheduler\n\n{about}\n\n| | |\n|---|---|\n{table}\n")
+    write("days", page("Random days of the scheduler", about, rows))
 
 
 @settings(max_examples=250, deadline=None)
