@@ -196,9 +196,7 @@ def streams(data_dir: Path, count: int, seconds: float) -> Report:
         report.answered, report.refused = told["answered"], Counter(told["refused"])
         report.wrong_things += told["wrong"]
         try:
-            eventually(
-                lambda: not _left(up, model, before_bytes), 30.0, "nothing is left"
-            )  # it may take a moment to go
+            eventually(lambda: not _left(up, model, before_bytes), 30.0, "nothing is left")
         except AssertionError:
             report.wrong_things.append(f"left behind: {_left(up, model, before_bytes)}")
     return report

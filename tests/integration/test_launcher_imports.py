@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from modelmora.errors import LoadFailed
 from modelmora_lifecycle.launcher import LaunchSpec, LocalLauncher, _ForkServer
+from third_party import install
 
 SPEC = LaunchSpec(replica_uid="0123456789", engine="theirs", label="models/acme/theirs/versions/1", family="slow")
 ENGINE = """
@@ -59,11 +60,7 @@ async def test_a_fork_server_that_computes_without_end_is_not_waited_for_without
 async def test_a_fork_server_that_hangs_is_ended_and_the_next_launch_has_another(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "slow_engine.py").write_text(ENGINE)
-    info = tmp_path / "slow_engine-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-engine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[modelmora.engines]\ntheirs = slow_engine:ROW\n")
+    install(tmp_path, "slow_engine", ENGINE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -12,6 +12,7 @@ from integration.lifecycle_rig import MIB, Rig, eventually, rig
 from modelmora.common.v1 import common_pb2
 from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
 from modelmora.registry.v1 import registry_pb2
+from third_party import install
 
 ENGINE = """
 from modelmora_worker.engines import base, echo
@@ -29,12 +30,8 @@ SERVER = "fork-servers/cheap"
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that a third party has installed, whose library takes a second to import and keeps 64 MiB."""
-    (tmp_path / "slow_engine.py").write_text(ENGINE)
+    install(tmp_path, "slow_engine", ENGINE)
     (tmp_path / "slow_library.py").write_text(LIBRARY)
-    info = tmp_path / "slow_engine-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-engine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[modelmora.engines]\ntheirs = slow_engine:ROW\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(tmp_path))
 
