@@ -37,7 +37,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -55,6 +55,10 @@ _MAX_SOCKET_PATH_BYTES = 107
 _STATUS_SECONDS = 2.0
 _PRACTICE_SECONDS = 600.0
 _PRACTICE = ".practice"
+_SPARE_IDLE_SECONDS = 0.5
+"""A spare that was told its orders and has done nothing for so long is stopped or stuck; a fork takes a fifth of it."""
+_FORK_IDLE_SECONDS = 2.0
+"""The same of a fork server that was told to start a process."""
 _MAX_MESSAGE_BYTES = 1 << 16
 
 # What of our environment a worker gets: models run code of strangers, and we hold passwords and tokens.
@@ -307,7 +311,7 @@ class LocalLauncher:
         try:
             async with asyncio.timeout(timeout_seconds) as limit:
                 worker = order.worker or await self._start(order, limit, timeout_seconds)
-                await self._ready(order, worker)
+                await (self._ready(order, worker) if spare is None else self._ready_at_work(order, worker))
                 if worker.reaper.family:
                     self._renew_spare(worker.reaper)
                 return worker
@@ -323,7 +327,7 @@ class LocalLauncher:
             order.abandon()
             if spare is None:
                 raise
-            # It had died before anybody needed it.
+            # It had died, or was stopped, before anybody needed it.
             log.warning("a spare worker could not be used: %s", error.message)
             return await self.launch(spec, timeout_seconds=timeout_seconds)
         except BaseException:
@@ -499,6 +503,17 @@ class LocalLauncher:
         exit_ = await worker.exited
         raise errors.LoadFailed(_with_tail(f"the worker {exit_} before it listened", exit_.log_tail))
 
+    async def _ready_at_work(self, order: _Order, worker: LocalWorker) -> None:
+        """The same of a worker that has nothing left to do but to listen: stopped, or stuck, it is not waited for."""
+        ready = asyncio.ensure_future(self._ready(order, worker))
+        try:
+            if what := await _idle_before(ready, lambda: worker.pid, _SPARE_IDLE_SECONDS):
+                raise errors.LoadFailed(f"it has {what} since it was told to listen")
+            await ready
+        finally:
+            ready.cancel()
+            await asyncio.gather(ready, return_exceptions=True)
+
 
 async def _answer(order: _Order, worker: LocalWorker) -> bytes:
     """The next word of a worker before it listens; empty: there will be none, for it has ended or is about to."""
@@ -661,22 +676,10 @@ class _ForkServer:
         """The same, as long as it works on that: on a slow disk the first import of a large library takes minutes. One
         that has done nothing for `seconds` is ended, so that the next launch starts another; LoadFailed then, and after
         ten times `seconds` whatever it does."""
-        begin = sign_time = time.monotonic()
-        signs: tuple[object, ...] = ()
-        while not self._open.done():
-            await asyncio.wait((self._open,), timeout=seconds / 10)
-            # Looked at first, judged then: this process may have been kept from running as well.
-            now, before, signs = time.monotonic(), signs, _signs_of_work(self.pid)
-            if signs != before:
-                sign_time = now
-            idle = now - sign_time >= seconds
-            if not self._open.done() and (idle or now - begin >= 10 * seconds):
-                if idle:
-                    for process in self._processes.values():
-                        if process.pid == self.pid:
-                            process.kill()
-                what = f"done nothing for {seconds:g} s" if idle else f"not come to an end in {10 * seconds:g} s"
-                raise errors.LoadFailed(f"the fork server of {self.family} imports its libraries and has {what}")
+        if what := await _idle_before(self._open, lambda: self.pid, seconds):
+            if what.startswith(_NOTHING):
+                self._kill()
+            raise errors.LoadFailed(f"the fork server of {self.family} imports its libraries and has {what}")
         await self.opened()
 
     @contextlib.contextmanager
@@ -715,6 +718,9 @@ class _ForkServer:
             async with self._sending:
                 await self._send(json.dumps(request).encode(), order.theirs)
             order.handed_over()
+            if what := await _idle_before(answer, lambda: self.pid, _FORK_IDLE_SECONDS):
+                self._kill()
+                self.hang_up(f"it has {what} since it was told to start a process")
             return await answer
         except OSError as error:
             self.hang_up(str(error))  # dead before the loop heard of it: the next attempt must not meet it again
@@ -739,6 +745,15 @@ class _ForkServer:
                 finally:
                     if not self.gone:
                         self._loop.remove_writer(self._socket.fileno())
+
+    def _kill(self) -> None:
+        """It is stopped or stuck: it does not read that it is to end."""
+        for process in self._processes.values():
+            if process.pid == self.pid:
+                process.kill()
+                return
+        if not self.family and not self._ended.is_set():
+            os.kill(self.pid, signal.SIGKILL)  # our own child, not reaped yet
 
     async def close(self) -> None:
         """Ends the root, reaped."""
@@ -839,6 +854,27 @@ async def _end_all(processes: Sequence[LocalWorker]) -> None:
         process.kill()
     if processes:
         await asyncio.wait([process.exited for process in processes], timeout=10)
+
+
+_NOTHING = "done nothing"
+
+
+async def _idle_before(done: asyncio.Future[Any], pid: Callable[[], int], seconds: float) -> str:
+    """Waits until `done` is, or the process has done nothing for `seconds`, or ten times `seconds` have passed whatever
+    it does; the answer is which of the last two it was, for people, and empty when it is done."""
+    begin = sign_time = time.monotonic()
+    signs: tuple[object, ...] = ()
+    while not done.done():
+        await asyncio.wait((done,), timeout=seconds / 10)
+        # Looked at first, judged then: this process may have been kept from running as well.
+        now, before, signs = time.monotonic(), signs, _signs_of_work(pid())
+        if signs != before:
+            sign_time = now
+        if not done.done() and now - sign_time >= seconds:
+            return f"{_NOTHING} for {seconds:g} s"
+        if not done.done() and now - begin >= 10 * seconds:
+            return f"not come to an end in {10 * seconds:g} s"
+    return ""
 
 
 def _signs_of_work(pid: int) -> tuple[object, ...]:

@@ -18,6 +18,7 @@ from modelmora_lifecycle.memory import Meter
 from modelmora_runtime.worker_channel import WorkerChannel
 from modelmora_worker import fork_server
 from modelmora_worker.engines import base
+from third_party import install
 
 SPEC = LaunchSpec(replica_uid="0123456789", engine="theirs", label="models/acme/theirs/versions/1", family="cheap")
 ENGINE = """
@@ -37,15 +38,31 @@ class Engine(echo.EchoEngine): pass
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The module that the family `cheap` preloads, of an engine that a third party has installed."""
-    (tmp_path / "their_engine.py").write_text(ENGINE)
-    info = tmp_path / "their_engine-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-engine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[modelmora.engines]\ntheirs = their_engine:ROW\n")
+    install(tmp_path, "their_engine", ENGINE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     file = tmp_path / "their_library.py"
     file.write_text("import os; assert os.environ['THEIR_LIBRARY'] == 'set'")
     return file
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """Whoever reads it waits until it is opened."""
+    path = tmp_path / "gate"
+    os.mkfifo(path)
+    return path
+
+
+async def opened(gate: Path) -> None:
+    """Returns when somebody waits there, and lets them go on."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+            except OSError:  # nobody reads yet
+                await asyncio.sleep(0.01)
+            else:
+                return
 
 
 @pytest.fixture
@@ -113,9 +130,11 @@ async def test_a_forked_worker_is_a_process_of_its_own_with_nothing_of_its_paren
     assert ignored == {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT} | inherited
 
 
-async def test_launches_wait_for_one_fork_server_that_is_still_importing(launcher, library):
-    library.write_text("import time; time.sleep(0.3)")
-    workers = await asyncio.gather(*(launch(launcher) for _ in range(12)))
+async def test_launches_wait_for_one_fork_server_that_is_still_importing(launcher, library, gate):
+    library.write_text(f"open({str(gate)!r}).read()")
+    launches = [asyncio.create_task(launch(launcher)) for _ in range(12)]
+    await opened(gate)
+    workers = await asyncio.gather(*launches)
     assert {worker.start_mode for worker in workers} == {"forked"}
     assert {parent_of(worker.pid) for worker in workers} == {family_pid(launcher)}
 
@@ -224,7 +243,7 @@ async def test_an_idle_fork_server_ends_and_one_with_workers_stays(data_dir, lib
 
 
 async def test_closing_ends_a_fork_server_that_is_still_importing(data_dir, library):
-    library.write_text("import time; time.sleep(60)")
+    library.write_text("import signal; signal.pause()")
     launcher = LocalLauncher(data_dir / "run", data_dir / "logs")
     warming = asyncio.create_task(launcher.warm("cheap"))
     async with asyncio.timeout(20):
@@ -287,9 +306,9 @@ async def practising(launcher: LocalLauncher, run_dir: Path) -> Path:
     return found[0].parent.parent
 
 
-async def test_a_spare_is_not_taken_before_it_has_practised(launcher, library, tmp_path, data_dir):
+async def test_a_spare_is_not_taken_before_it_has_practised(launcher, tmp_path, data_dir, gate):
     with (tmp_path / "their_engine.py").open("a") as file:
-        file.write("def practice():\n import os, time\n while not os.path.exists('go'): time.sleep(0.01)\n")
+        file.write(f"def practice(): open({str(gate)!r}).read()\n")
     await launch(launcher)
     await practising(launcher, data_dir / "run")
     ((_, pid),) = launcher.spares()
@@ -297,9 +316,8 @@ async def test_a_spare_is_not_taken_before_it_has_practised(launcher, library, t
     other = await launch(launcher)
     assert other.pid != pid
     await works(other)
-    (data_dir / "run" / "go").touch()
+    await opened(gate)
     assert await spare_of(launcher) == pid
-    (data_dir / "run" / "go").unlink()
     assert list((data_dir / "run").glob("*.practice")) == []
     worker = await launch(launcher)
     assert worker.pid == pid
@@ -321,7 +339,7 @@ async def test_a_practice_that_fails_harms_nobody(launcher, tmp_path, data_dir):
 @pytest.mark.parametrize("whose", ["its own", "its server's"])
 async def test_a_spare_that_ends_while_it_practises_leaves_nothing(launcher, library, tmp_path, data_dir, whose):
     with (tmp_path / "their_engine.py").open("a") as file:
-        file.write("def practice():\n import time\n time.sleep(60)\n")
+        file.write("def practice():\n import signal\n signal.pause()\n")
     await launch(launcher)
     folder = await practising(launcher, data_dir / "run")
     ((_, pid),) = launcher.spares()
@@ -355,6 +373,30 @@ async def test_a_spare_that_died_harms_no_launch(launcher):
     os.kill(spare, signal.SIGKILL)
     await ended(spare)
     await works(await launch(launcher))
+
+
+async def test_a_spare_that_is_frozen_costs_a_launch_a_moment(launcher):
+    first = await launch(launcher)
+    spare = await spare_of(launcher)
+    os.kill(spare, signal.SIGSTOP)
+    worker = await launcher.launch(SPEC, timeout_seconds=300)  # what would be waited for, if it were
+    assert worker.pid != spare
+    assert worker.lender_pid == first.lender_pid
+    await works(worker)
+    await ended(spare)
+
+
+async def test_a_fork_server_that_is_frozen_is_replaced(launcher, monkeypatch):
+    monkeypatch.setattr("modelmora_lifecycle.launcher._FORK_IDLE_SECONDS", 0.3)
+    first = await launch(launcher)
+    os.kill(await spare_of(launcher), signal.SIGKILL)
+    server = family_pid(launcher)
+    os.kill(server, signal.SIGSTOP)
+    worker = await launcher.launch(SPEC, timeout_seconds=300)
+    assert worker.lender_pid == family_pid(launcher) != server
+    await ended(server)
+    for each in (first, worker):
+        await works(each)
 
 
 async def test_a_spare_goes_with_its_fork_server(launcher):
