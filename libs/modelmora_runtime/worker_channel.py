@@ -159,7 +159,9 @@ class WorkerChannel(asyncio.Protocol):
                 channel.worker_pid = reply.hello.pid
         except (OSError, TimeoutError) as error:
             await channel.close()
-            raise errors.WorkerUnavailable(f"no worker answers at {endpoint}: {error or 'timeout'}") from error
+            # asyncio's timeout has no words of its own.
+            why = str(error) or f"not within {timeout_seconds:g} s"
+            raise errors.WorkerUnavailable(f"no worker answers at {endpoint}: {why}") from error
         except BaseException:
             await channel.close()
             raise

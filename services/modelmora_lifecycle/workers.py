@@ -385,7 +385,7 @@ class Worker:
             )
             answer = await self._hold.record(made)
         except (ModelMoraError, TimeoutError) as error:
-            log.warning("no fingerprint of %s: %s", self._facts.name, error or "timeout")
+            log.warning("no fingerprint of %s: %s", self._facts.name, str(error) or "timeout")
         else:
             difference = f"answers otherwise than it did: similarity {answer.similarity:.6f}"
             self._reports.recognised(self.uid, "" if answer.matches else difference)
@@ -497,7 +497,7 @@ class Worker:
                 await self._control.drain(timeout_seconds=self._grace_seconds)
                 await self._wait_for_exit(_AFTER_DRAIN_SECONDS)
             except (ModelMoraError, TimeoutError) as error:
-                log.info("the worker of %s did not drain: %s", self._facts.name, error or "timeout")
+                log.info("the worker of %s did not drain: %s", self._facts.name, str(error) or "timeout")
             if not process.exited.done():
                 process.terminate()
                 await self._wait_for_exit(_AFTER_TERM_SECONDS)

@@ -17,6 +17,7 @@ from modelmora_lifecycle.launcher import LaunchSpec, LocalLauncher
 from modelmora_runtime import framing, worker_channel
 from modelmora_runtime.worker_channel import WorkerChannel
 from modelmora_worker import service
+from third_party import install
 
 KEY = b"k" * 32
 
@@ -106,7 +107,7 @@ async def test_a_worker_that_does_not_answer_hello(data_dir):
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind(str(data_dir.parent / "deaf"))
         deaf.listen()
-        with pytest.raises(errors.WorkerUnavailable):
+        with pytest.raises(errors.WorkerUnavailable, match=r"not within 0\.1 s"):
             await WorkerChannel.connect(f"unix:{data_dir.parent / 'deaf'}", KEY, timeout_seconds=0.1)
 
 
@@ -344,15 +345,13 @@ async def test_an_engine_whose_libraries_are_missing_names_the_extra(data_dir, t
 
 
 async def test_an_engine_of_a_third_party_is_found_by_its_entry_point(data_dir, tmp_path):
-    (tmp_path / "their_engine.py").write_text(
+    install(
+        tmp_path,
+        "their_engine",
         "from modelmora_worker.engines import base, echo\n"
         "ROW = base.EngineRow('theirs', 'their_engine:Engine', frozenset({'txt2embed'}), needs_files=False)\n"
-        "class Engine(echo.EchoEngine): pass\n"
+        "class Engine(echo.EchoEngine): pass\n",
     )
-    info = tmp_path / "their_engine-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-engine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[modelmora.engines]\ntheirs = their_engine:ROW\n")
     launcher = LocalLauncher(data_dir / "run", data_dir / "logs")
     spec = LaunchSpec(replica_uid="x", engine="theirs", label="x", env={"PYTHONPATH": str(tmp_path)})
     worker = await launcher.launch(spec, timeout_seconds=30)
