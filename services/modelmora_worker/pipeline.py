@@ -1,11 +1,16 @@
-"""The worker's two threads: one tokenises and sorts the next batch while the other computes the present one.
+"""The worker's threads: one tokenises and sorts the next batch while others compute.
 
-Batches of a higher rank go first, from the next micro-batch on: the compute thread runs them in the middle of the one
-it has, and then goes on with that. Nothing is computed twice.
+A micro-batch that comes alone has all cores. Where there are several, an engine with lanes computes as many of them at
+a time, each on its part of the cores: cores that do not wait for each other at every layer compute a tenth (OpenVINO)
+to a third (torch) more, and one that is taken for something else holds up none of the others. A lane goes on with the
+next batch while another still computes the last of this one.
 
-All calls of `load`, `infer`, `stream` and `close` are made on the compute thread (OpenMP pools and some engines belong
-to the thread that made them). While it has nothing to do it prepares a batch itself, which saves the hop when there is
-no load; the prepare thread works only while something computes, and at most one batch ahead.
+Batches of a higher rank go first, from the next micro-batch on; then the other goes on. Nothing is computed twice.
+
+`load`, `stream`, `close`, and what has no lane of `infer`, are called on the compute thread with nothing beside them
+(OpenMP pools and some engines belong to the thread that made them); it is the first lane too. While it has nothing to
+do it prepares a batch itself, which saves the hop when there is no load; the prepare thread works only while something
+computes, and at most one batch ahead.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from modelmora import errors
 
@@ -49,6 +54,7 @@ class Done:
     failed: list[Failure]
     tokenise_seconds: float
     compute_seconds: float
+    """Of the whole worker: a second on one of n lanes counts for an nth."""
     last: bool
 
 
@@ -72,8 +78,15 @@ class Batch:
     """Makes all rows, with nothing left to compute: tokens of texts, texts of tokens. None: the engine prepares."""
     infer: Callable[[base.MicroBatch], base.Rows] | None = None
     """Computes in place of the engine's own `infer`."""
-    left_out: list[Failure] = field(default_factory=list)
-    """Rows that nobody wanted any more when their turn to be prepared came."""
+    failed: list[Failure] = field(default_factory=list)
+    """Rows that failed and have not been answered yet."""
+    pending: deque[base.MicroBatch] = field(default_factory=deque)
+    running: int = 0
+    """Micro-batches that are being computed."""
+    error: errors.ModelMoraError | None = None
+    """Why the rest of its rows is not computed."""
+    answering: threading.Lock = field(default_factory=threading.Lock)
+    """The last answer comes last."""
 
 
 @dataclass(slots=True, eq=False)
@@ -101,6 +114,11 @@ class Loading:
 Job = Batch | Streaming | Loading
 
 
+class _Pass(NamedTuple):
+    batch: Batch
+    micro_batch: base.MicroBatch
+
+
 class Pipeline:
     """Runs jobs by rank, then in the order of arrival. `submit`, `withdraw` and `stop` from any thread."""
 
@@ -111,23 +129,37 @@ class Pipeline:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._ahead = threading.Condition(self._lock)
+        self._help = threading.Condition(self._lock)
         self._preparing = threading.Lock()
         self._inbox: deque[Job] = deque()
         self._ready: deque[Batch] = deque()
         self._ahead_of: Batch | None = None
+        self._open: deque[Batch] = deque()
+        """Batches of which a micro-batch waits for a lane."""
+        self._begun: set[Job] = set()
+        """Jobs that have left the queues and are not answered."""
         self._busy = False
+        """The compute thread is."""
+        self._alone = False
+        """What the compute thread does, or waits for, wants nothing beside it: the other lanes begin nothing."""
+        self._running = 0
+        """Micro-batches that are being computed."""
+        self._lanes = 1
+        self._lanes_open = self._lanes_wanted = False
+        self._since: list[float | None] = [None]
+        """By lane: when its micro-batch was begun."""
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._compute_loop, name="compute", daemon=True),
             threading.Thread(target=self._prepare_loop, name="prepare", daemon=True),
         ]
-        # Counted by the compute thread alone; read from any.
+        # Counted under the lock; read from any thread.
         self.batches = 0
         self.entries = 0
         self.batch_tokens = 0
         """Of the largest batch so far."""
         self.compute_seconds = 0.0
-        self.computing_since: float | None = None
+        """Of the whole worker, see `Done`."""
         self.looked_at = 0
         """Inputs whose preparation was begun, where each takes long. By whichever thread prepares."""
 
@@ -158,38 +190,79 @@ class Pipeline:
     def in_flight(self) -> int:
         """Jobs not finished."""
         with self._lock:
-            return len(self._inbox) + len(self._ready) + (self._ahead_of is not None) + self._busy
+            return self._unfinished()
+
+    @property
+    def computing_since(self) -> float | None:
+        """When the micro-batch was begun that has been computed for the longest; None: nothing computes."""
+        return min((since for since in self._since if since is not None), default=None)
 
     def stop(self, timeout_seconds: float) -> None:
-        """Ends both threads after the running micro-batch and closes the engine."""
+        """Ends all threads after the running micro-batches and closes the engine."""
         with self._lock:
             self._stopping = True
-            self._work.notify()
-            self._ahead.notify()
+            for waiting in (self._work, self._ahead, self._help):
+                waiting.notify_all()
         for thread in self._threads:
             thread.join(timeout_seconds)
 
-    # The two threads.
+    # The threads.
 
     def _compute_loop(self) -> None:
         while True:
             with self._lock:
                 self._busy = False
-                idle = not (self._inbox or self._ready or self._ahead_of)
+                idle = not self._unfinished()
             if idle:
                 self._idle()
             with self._lock:
-                # A batch that is being prepared came before what is in the inbox.
-                while not self._stopping and not self._ready and (not self._inbox or self._ahead_of):
+                while not self._stopping and (work := self._next()) is None:
                     self._work.wait()
                 if self._stopping:
                     break
-                job = self._next()
                 self._busy = True
                 self._ahead.notify()
-            self._run(job)
+                self._call_for_help()
+            if isinstance(work, _Pass):
+                self._compute(work, None if self._alone or self._lanes == 1 else 0)
+            elif work is not None:
+                self._run(work)
+        for thread in self._threads[2:]:
+            thread.join()
         if self._engine is not None:
             self._engine.close()
+
+    def _lane_loop(self, lane: int) -> None:
+        if lane == 1:
+            with self._lock:
+                while not self._stopping and not self._lanes_wanted:
+                    self._help.wait()
+            if not self._stopping:
+                self._open_lanes()
+        while True:
+            with self._lock:
+                while not self._stopping and (taken := self._take_beside()) is None:
+                    self._help.wait()
+                if self._stopping:
+                    return
+                self._ahead.notify()
+            if taken is not None:
+                self._compute(taken, lane)
+            with self._lock:
+                idle = not self._unfinished()
+            if idle:
+                self._idle()
+
+    def _open_lanes(self) -> None:
+        """Beside whatever is computed meanwhile: nobody waits for it. Without lanes it goes on as before."""
+        assert self._engine is not None
+        try:
+            self._engine.open_lanes()  # type: ignore[attr-defined]
+        except Exception:  # The worker's engine call.
+            log.exception("the engine computes one micro-batch at a time, for its lanes could not be opened")
+            return
+        with self._lock:
+            self._lanes_open = True
 
     def _prepare_loop(self) -> None:
         while True:
@@ -207,6 +280,7 @@ class Pipeline:
                 if ready:
                     _queue(self._ready, job)
                 self._work.notify()
+                self._call_for_help()
 
     def _worth_preparing(self) -> bool:
         """Something computes, nothing as urgent is prepared yet, and a batch comes next. Needs the lock."""
@@ -214,32 +288,82 @@ class Pipeline:
             return False
         return not self._ready or self._ready[0].rank < self._inbox[0].rank
 
-    def _next(self) -> Job:
-        """Takes what is to run now: prepared batches came before what is in the inbox. Needs the lock."""
-        if self._ready and not (self._inbox and self._inbox[0].rank > self._ready[0].rank):
-            return self._ready.popleft()
-        return self._inbox.popleft()
+    def _unfinished(self) -> int:
+        """Needs the lock."""
+        return len(self._inbox) + len(self._ready) + (self._ahead_of is not None) + len(self._begun)
 
-    def _run_overtaking(self, rank: int) -> None:
-        """Runs what has a higher rank, before the next micro-batch of a batch of this one."""
-        while True:
-            with self._lock:
-                waiting = [jobs[0].rank for jobs in (self._ready, self._inbox) if jobs]
-                if self._stopping or max(waiting, default=rank) <= rank:
-                    return
-                job = self._next()
-                self._ahead.notify()
-            self._run(job)
+    def _call_for_help(self) -> None:
+        """Wakes the other lanes where there is something for them. Needs the lock."""
+        if self._lanes > 1 and (self._open or self._ready):
+            self._help.notify_all()
+
+    def _next(self) -> _Pass | Job | None:
+        """What the compute thread does now: a micro-batch, or what is to be begun. None: it waits. Needs the lock."""
+        self._alone = False
+        queues: list[deque[Any]] = [self._open, self._ready]
+        if self._inbox and (self._ahead_of is None or self._inbox[0].rank > self._ahead_of.rank):
+            queues.append(self._inbox)  # else a batch that is being prepared came before
+        first = max((jobs for jobs in queues if jobs), key=lambda jobs: jobs[0].rank, default=None)
+        if first is None:
+            return None
+        job: Job = first[0]
+        if first is not self._inbox and job.infer is not None if isinstance(job, Batch) else True:
+            self._alone = True
+            if self._running:
+                return None
+        if first is self._inbox:
+            self._begun.add(job)
+            return self._inbox.popleft()
+        taken = self._take()
+        if self._lanes > 1 and not self._alone:
+            several = self._running > 1 or bool(self._open or self._ready)
+            self._lanes_wanted = self._lanes_wanted or several
+            self._alone = not (several and self._lanes_open)
+        return taken
+
+    def _take_beside(self) -> _Pass | None:
+        """What another lane than the first may compute now. Needs the lock."""
+        return self._take() if self._lanes_open and not self._alone else None
+
+    def _take(self) -> _Pass | None:
+        """The next micro-batch. Needs the lock."""
+        if self._ready and not (self._open and self._open[0].rank >= self._ready[0].rank):
+            self._open_up(self._ready.popleft())
+        if not self._open or (self._open[0].infer is not None and self._running):
+            return None
+        batch = self._open[0]
+        micro_batch = batch.pending.popleft()
+        if not batch.pending:
+            self._open.popleft()
+        batch.running += 1
+        self._running += 1
+        return _Pass(batch, micro_batch)
+
+    def _open_up(self, batch: Batch) -> None:
+        """Needs the lock."""
+        assert batch.prepared is not None
+        self._begun.add(batch)
+        batch.failed += [Failure(*pair) for pair in batch.prepared.failed]
+        # Where all have failed, a micro-batch of none is what answers.
+        batch.pending.extend(batch.prepared.micro_batches or [base.MicroBatch([], [], [], [])])
+        self.batches += 1
+        if batch.rows_of is None:
+            self.batch_tokens = max(self.batch_tokens, sum(sum(micro.input_tokens) for micro in batch.pending))
+        _queue(self._open, batch)
 
     def _run(self, job: Job) -> None:
+        """On the compute thread: readies a batch; does another job."""
         try:
             if isinstance(job, Batch):
-                if job.prepared is not None or self._prepare(job):
-                    self._compute(job)
+                if self._prepare(job):
+                    with self._lock:
+                        self._open_up(job)
+                    return
             elif isinstance(job, Streaming):
                 self._stream(job)
             else:
                 self._engine = job.work()
+                self._make_lanes(getattr(self._engine, "lanes", 1))
                 job.loaded(self._engine)
         except errors.ModelMoraError as error:
             job.fail(error)
@@ -252,6 +376,15 @@ class Pipeline:
             log.exception("the engine failed")
             cause = f"{type(error).__name__}: {error}"
             job.fail(errors.LoadFailed(cause) if isinstance(job, Loading) else errors.InternalError(cause))
+        with self._lock:
+            self._begun.discard(job)
+
+    def _make_lanes(self, count: int) -> None:
+        self._lanes, self._since = count, [None] * count
+        for lane in range(1, count):
+            thread = threading.Thread(target=self._lane_loop, args=(lane,), name=f"lane {lane}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _prepare(self, batch: Batch) -> bool:
         """Prepares; False: there is nothing left to compute and the batch is answered."""
@@ -287,44 +420,97 @@ class Pipeline:
             raise errors.Cancelled()
         error = _why_dead(position, batch.deadlines, batch.dropped, self._clock())
         if error is not None:
-            batch.left_out.append(Failure(position, error))
+            batch.failed.append(Failure(position, error))
         return error is None
 
-    def _compute(self, batch: Batch) -> None:
-        assert batch.prepared is not None
-        assert self._engine is not None
-        failed = batch.left_out + [Failure(*pair) for pair in batch.prepared.failed]
-        tokenise_seconds = batch.tokenise_seconds
-        pending = deque(batch.prepared.micro_batches)
-        self.batches += 1
-        if batch.rows_of is None:
-            self.batch_tokens = max(self.batch_tokens, sum(sum(micro.input_tokens) for micro in pending))
-        while pending:
-            if batch.cancelled:
-                batch.fail(errors.Cancelled())
-                return
-            micro_batch = pending.popleft()
-            failed += drop_dead(micro_batch, batch.deadlines, batch.dropped, self._clock())
-            if not micro_batch.positions:
-                continue
-            start = self.computing_since = self._clock()
-            try:
-                if batch.rows_of is not None:
-                    rows = base.Rows(b"".join(micro_batch.items), [len(row) // 4 for row in micro_batch.items])
-                else:
-                    rows = (batch.infer or self._engine.infer)(micro_batch)
-            finally:
-                self.computing_since = None
-            seconds = self._clock() - start
-            self.compute_seconds += seconds
-            self.entries += len(micro_batch.positions)
+    def _compute(self, taken: _Pass, lane: int | None) -> None:
+        """One micro-batch, on all cores or on a lane."""
+        batch, micro_batch = taken
+        rows: base.Rows | None = None
+        error: errors.ModelMoraError | None = None
+        failed: list[Failure] = []
+        seconds = 0.0
+        if batch.cancelled:
+            error = errors.Cancelled()
+        else:
+            start = self._clock()
+            failed = drop_dead(micro_batch, batch.deadlines, batch.dropped, start)
+            if micro_batch.positions:
+                self._since[lane or 0] = start
+                try:
+                    rows = self._rows(batch, micro_batch, lane)
+                except errors.ModelMoraError as raised:
+                    error = raised
+                except MemoryError as raised:
+                    _die_out_of_memory(raised)
+                except Exception as raised:  # The worker's engine call: an engine may raise anything.
+                    log.exception("the engine failed")
+                    error = errors.InternalError(f"{type(raised).__name__}: {raised}")
+                finally:
+                    self._since[lane or 0] = None
+                seconds = (self._clock() - start) / (1 if lane is None else self._lanes)
+        if rows is not None:
             failed += [Failure(*pair) for pair in rows.failed]
-            batch.answer(Done(micro_batch, rows, failed, tokenise_seconds, seconds, last=not pending))
-            if not pending:
-                return
-            failed, tokenise_seconds = [], 0.0
-            self._run_overtaking(batch.rank)
-        batch.answer(Done(None, None, failed, tokenise_seconds, 0.0, last=True))
+        self._answer(taken, rows, failed, error, seconds)
+
+    def _rows(self, batch: Batch, micro_batch: base.MicroBatch, lane: int | None) -> base.Rows:
+        assert self._engine is not None
+        if batch.rows_of is not None:
+            return base.Rows(b"".join(micro_batch.items), [len(row) // 4 for row in micro_batch.items])
+        if batch.infer is not None:
+            return batch.infer(micro_batch)
+        if lane is None:
+            return self._engine.infer(micro_batch)
+        return self._engine.infer(micro_batch, lane)  # type: ignore[call-arg]
+
+    def _answer(
+        self,
+        taken: _Pass,
+        rows: base.Rows | None,
+        failed: Sequence[Failure],
+        error: errors.ModelMoraError | None,
+        seconds: float,
+    ) -> None:
+        """Answers what was computed of a batch, and ends it when this was the last."""
+        batch, micro_batch = taken
+        with batch.answering:
+            with self._lock:
+                self._running -= 1
+                self.compute_seconds += seconds
+                self.entries += len(micro_batch.positions) if rows is not None else 0
+                batch.running -= 1
+                batch.failed += failed
+                batch.error = batch.error or error
+                ended = self._has_ended(batch)
+                if not self._busy:
+                    self._work.notify()
+            if rows is not None or (ended and batch.error is None):
+                answered, batch.failed = batch.failed, []
+                tokenise_seconds, batch.tokenise_seconds = batch.tokenise_seconds, 0.0
+                computed = micro_batch if rows is not None else None
+                last = ended and batch.error is None
+                try:
+                    batch.answer(Done(computed, rows, answered, tokenise_seconds, seconds, last))
+                except Exception as raised:  # The worker's engine call: its rows are not what they must be.
+                    log.exception("what the engine has computed cannot be answered")
+                    ended = self._break_off(batch, errors.InternalError(f"{type(raised).__name__}: {raised}"))
+            if ended and batch.error is not None:
+                batch.fail(batch.error)
+        if ended:
+            with self._lock:
+                self._begun.discard(batch)
+
+    def _break_off(self, batch: Batch, error: errors.ModelMoraError) -> bool:
+        with self._lock:
+            batch.error = batch.error or error
+            return self._has_ended(batch)
+
+    def _has_ended(self, batch: Batch) -> bool:
+        """Whether nothing of it is left; with an error what nobody has begun is dropped. Needs the lock."""
+        if batch.pending and batch.error is not None:
+            batch.pending.clear()
+            self._open.remove(batch)
+        return not batch.pending and not batch.running
 
     def _stream(self, job: Streaming) -> None:
         assert self._engine is not None

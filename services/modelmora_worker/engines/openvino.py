@@ -41,18 +41,34 @@ def write(encoder: Any, example: tuple[Any, ...], inputs: Sequence[str], path: P
 
 class Encoder:
     """Arrays of int64 [rows, tokens], in the order of the inputs → float32 [rows, tokens, size], valid until the next
-    call."""
+    call, or the next on the same lane."""
 
     def __init__(self, conversion: Path, precision: str, threads: int) -> None:
+        self._conversion, self._precision, self._threads = conversion, precision, threads
+        self._core = _library().Core()
+        (self._request,) = self._open(1)
+        self._lanes: list[Any] = []
+
+    def open_lanes(self, count: int) -> None:
+        """For as many threads at a time, each with its part of the processor. The library lays the weights out once
+        more for them."""
+        self._lanes = self._open(count)
+
+    def __call__(self, arrays: Sequence[Any], lane: int | None = None) -> Any:
+        request = self._request if lane is None else self._lanes[lane]
+        request.infer(list(arrays), share_inputs=True)
+        return request.get_output_tensor(0).data
+
+    def _open(self, lanes: int) -> list[Any]:
+        """A request for each lane."""
         import numpy
 
-        library = _library()
-        core = library.Core()
+        conversion, precision, core = self._conversion, self._precision, self._core
         settings = {
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": lanes,
+            "INFERENCE_NUM_THREADS": self._threads,
             "CPU_RUNTIME_CACHE_CAPACITY": _KERNELS_KEPT,
             "CACHE_MODE": "OPTIMIZE_SIZE",  # what is kept of a compiled model leaves the weights where they are
         }
@@ -69,13 +85,12 @@ class Encoder:
             stream = io.BytesIO()
             compiled.export_model(stream)
             conversions.keep(conversion / name, stream.getvalue())
-        self._request = compiled.create_infer_request()
-        # The first pass lays the weights out.
-        self([numpy.ones((1, 8), dtype=numpy.int64)] * len(compiled.inputs))
-
-    def __call__(self, arrays: Sequence[Any]) -> Any:
-        self._request.infer(list(arrays), share_inputs=True)
-        return self._request.get_output_tensor(0).data
+        requests = [compiled.create_infer_request() for _ in range(lanes)]
+        for request in requests:  # the first pass lays the weights out
+            request.start_async([numpy.ones((1, 8), dtype=numpy.int64)] * len(compiled.inputs))
+        for request in requests:
+            request.wait()
+        return requests
 
 
 def _processor(core: Any) -> str:

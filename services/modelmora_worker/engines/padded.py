@@ -8,7 +8,7 @@ the cores and their caches from the library: 0.4 ms a pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from modelmora.errors import ProfileNotSupported
@@ -21,8 +21,9 @@ _LEAST_LENGTH: Final = 1e-12
 _ROWWISE = frozenset({"Pooling", "Dense", "Normalize", "Dropout", "LayerNorm"})
 """Modules after the encoder that need of it the vectors of tokens, or less."""
 
-Encoder = Callable[[Sequence[Any]], Any]
-"""Arrays of int64 [rows, tokens] → float32 [rows, tokens, size], valid until the next call."""
+Encoder = Any
+"""A callable: arrays of int64 [rows, tokens], and a lane where it has some → float32 [rows, tokens, size], valid until
+the next call, or the next on that lane."""
 
 
 class PaddedPipeline:
@@ -44,7 +45,13 @@ class PaddedPipeline:
         self._inputs = inputs
         self._fill = {"input_ids": first.tokenizer.pad_token_id or 0}
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]], prompt_tokens: int | None = None) -> Any:
+    def open_lanes(self, count: int) -> None:
+        """Raises AttributeError where the encoder has none."""
+        self._encoder.open_lanes(count)
+
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]], prompt_tokens: int | None = None, lane: int | None = None
+    ) -> Any:
         """Vectors of tokenised texts (`input_ids`, maybe `token_type_ids`), float32 [rows, dimensions]."""
         import numpy
         import torch
@@ -57,7 +64,8 @@ class PaddedPipeline:
             count = len(row["input_ids"])
             for name, array in arrays.items():
                 array[number, :count] = 1 if name == "attention_mask" else row[name]
-        vectors = self._encoder(list(arrays.values()))
+        arguments = list(arrays.values())
+        vectors = self._encoder(arguments) if lane is None else self._encoder(arguments, lane)
         means = None
         if self._means and prompt_tokens is None:
             means = numpy.stack(

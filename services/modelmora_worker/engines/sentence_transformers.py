@@ -38,6 +38,10 @@ PASS_TOKENS: Final = 28
 PADDED_TOKENS: Final = 512
 PACKED_TOKENS: Final = 1024
 """Tokens in a pass by default: about 90 ms of either profile. Larger ones are hardly faster and keep others waiting."""
+MOST_LANES: Final = 4
+"""More would wait for each other in the interpreter. With more cores each lane has several."""
+TWICE_BYTES: Final = 256 << 20
+"""Weights up to this are laid out twice where a library wants that for lanes."""
 MAX_BATCH_TOKENS: Final = 8192
 MAX_BATCH_ENTRIES: Final = 256
 NO_LIMIT_TOKENS: Final = 1 << 20
@@ -91,6 +95,8 @@ class SentenceTransformersEngine:
         self._fast: PackedPipeline | PaddedPipeline | None = None
         """What computes unless the exact profile is demanded; None: that is what was loaded."""
         self._exact_profile = base.Profile("torch", "fp32")
+        self._threads = 1
+        self.lanes = 1
 
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
         row = base.TABLE["sentence_transformers"]
@@ -132,6 +138,7 @@ class SentenceTransformersEngine:
             self._packed_tokens = options["micro_batch_tokens"] or PACKED_TOKENS
             self._dimensions = self._warm_up()
             torch.set_num_threads(threads)
+            self._threads = threads
             if backend != "torch":
                 told = lambda: progress("converting", 0, weights_bytes)  # noqa: E731
                 conversion, passing = conversions.converted(backend, folder, spec.cache_path, told)
@@ -151,6 +158,8 @@ class SentenceTransformersEngine:
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
             raise errors.InvalidModelFiles(f"{type(error).__name__}: {error}") from error
+        if not self._static and (backend == "torch" or (backend == "openvino" and weights_bytes <= TWICE_BYTES)):
+            self.lanes = min(threads, MOST_LANES)
         progress("ready", weights_bytes, weights_bytes)
         libraries = library_versions()
         self._exact_profile = base.Profile("torch", "fp32", libraries, "padded")
@@ -199,15 +208,15 @@ class SentenceTransformersEngine:
     def _cut(self, rows: list[tuple[int, bool, Any, base.Text]], exact: bool, prepared: base.Prepared) -> None:
         """Adds the passes of these rows."""
         packed = not exact and isinstance(self._fast, PackedPipeline)
+        budget = self._packed_tokens if packed else self._padded_tokens
         if not packed:
             rows.sort(key=lambda row: len(row[2]["input_ids"]))
         lengths = [len(tokens["input_ids"]) for _, _, tokens, _ in rows]
         if packed:
-            ends = fill(lengths, self._packed_tokens)
-        elif exact or self._fast is None:
-            ends = cut(lengths, self._padded_tokens, PASS_TOKENS)
+            ends = fill(lengths, share(lengths, budget, self.lanes))
         else:
-            ends = cut([rounded(length) for length in lengths], self._padded_tokens, PASS_TOKENS)
+            padded = lengths if exact or self._fast is None else [rounded(length) for length in lengths]
+            ends = cut(padded, share(padded, budget, self.lanes), PASS_TOKENS)
         start = 0
         for end in ends:
             batch = base.MicroBatch(
@@ -220,15 +229,25 @@ class SentenceTransformersEngine:
             prepared.micro_batches.append(batch)
             start = end
 
-    def infer(self, batch: base.MicroBatch) -> base.Rows:
+    def open_lanes(self) -> None:
+        if isinstance(self._fast, PaddedPipeline):
+            self._fast.open_lanes(self.lanes)
+
+    def infer(self, batch: base.MicroBatch, lane: int | None = None) -> base.Rows:
+        if self.lanes > 1:
+            # What torch reads when it computes is the thread's own, or that of whoever has set it last.
+            self._torch.set_num_threads(self._threads if lane is None else self._threads // self.lanes)
         tokens = [tokens for tokens, _ in batch.items]
         prompt_tokens = self._prompt_tokens.get(batch.items[0][1].prompt or self._default_prompt)
         unit = False
         if self._fast is None or batch.exact:
             vectors, profile = self._forward(tokens, prompt_tokens), self._exact_profile if self._fast else None
         else:
-            vectors, profile = self._fast(tokens, prompt_tokens), None
-            unit = isinstance(self._fast, PaddedPipeline) and self._fast.unit
+            profile = None
+            if isinstance(self._fast, PaddedPipeline):
+                vectors, unit = self._fast(tokens, prompt_tokens, lane), self._fast.unit
+            else:
+                vectors = self._fast(tokens, prompt_tokens)
         normalise = self._torch.nn.functional.normalize
         first = batch.items[0][1]
         if all(e.dimensions == first.dimensions and e.normalize == first.normalize for _, e in batch.items):
@@ -406,6 +425,14 @@ class SentenceTransformersEngine:
             return base.Profile(backend, precision, libraries, "packed")
         library = _BACKENDS[backend][1]
         return base.Profile(backend, precision, {**libraries, library: version(library)}, "padded")
+
+
+def share(lengths: Sequence[int], budget_tokens: int, lanes: int) -> int:
+    """Tokens in a pass of one lane: it takes as long as one of `budget_tokens` on all cores, and there is one for each
+    lane where there are texts for it."""
+    if len(lengths) < 2:
+        return budget_tokens
+    return -(-min(budget_tokens, sum(lengths)) // lanes)
 
 
 def cut(lengths: Sequence[int], budget_tokens: int, pass_tokens: int) -> list[int]:
