@@ -5,10 +5,12 @@ and nobody is told. Anybody who reaches the port can send one. So the end of the
 closes its ports and sends its clients away (GOAWAY: gRPC connects anew by itself), calls that run go on to their end,
 and the next server takes the ports over, some milliseconds later.
 
-Two more things are done in another way than grpc.aio does them, because every call pays for them. Methods that answer
-one message with one are registered, and acceptors of ours wait for their calls: grpc.aio takes in one call a turn of
-its loop, through three tasks. And the bytes that wake the event loop, one for each of the four events of a call, are
-read all at once.
+Two more things are done in another way than grpc.aio does them, because every call pays for them. Methods are
+registered, and acceptors of ours wait for their calls: grpc.aio takes in one call a turn of its loop, through three
+tasks. And the bytes that wake the event loop, one for each of the four events of a call, are read all at once.
+
+And two ends of calls are ours: a client that closes its side before its message is told so, and an answer that meets
+the end of its call is no error of anybody.
 """
 
 from __future__ import annotations
@@ -35,6 +37,13 @@ _UNIX = "unix:"
 _ACCEPTORS = 8
 """So many calls of a method can come in before the loop turns to them."""
 _WAKE_BYTES = 4096
+_HANDLE = {
+    (False, False): cygrpc._handle_unary_unary_rpc,
+    (False, True): cygrpc._handle_unary_stream_rpc,
+    (True, False): cygrpc._handle_stream_unary_rpc,
+    (True, True): cygrpc._handle_stream_stream_rpc,
+}
+"""By whether a stream comes in and a stream goes out."""
 _asked: set[Any] = set()
 """Requests for calls that gRPC has not answered: it writes to them, even when whoever waited has been cancelled."""
 
@@ -43,13 +52,10 @@ class Server:
     """Serves from `start` to `stop` on the ports that were added."""
 
     def __init__(
-        self,
-        handlers: Sequence[grpc.GenericRpcHandler],
-        options: Sequence[tuple[str, Any]],
-        methods: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
+        self, methods: Mapping[str, grpc.RpcMethodHandler[Any, Any]], options: Sequence[tuple[str, Any]]
     ) -> None:
-        """`methods` by path are those that answer one message with one; `handlers` have all others."""
-        self._handlers, self._options, self._methods = list(handlers), tuple(options), dict(methods)
+        """`methods` by path."""
+        self._methods, self._options = dict(methods), tuple(options)
         self._addresses: list[str] = []
         self._server = self._made()
         self._broken: list[Any] = []
@@ -76,7 +82,7 @@ class Server:
 
     def _made(self) -> Any:
         loop = asyncio.get_running_loop()
-        core = _Core(loop, None, self._handlers, None, self._options, None).told(self._on_break)
+        core = _Core(loop, None, (), None, self._options, None).told(self._on_break)
         core.add_registered_method_handlers(self._methods)
         return core
 
@@ -158,10 +164,15 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
             del state, answer  # the next call may be long in coming
 
     async def _answer(self, handler: Any, state: Any) -> None:
-        await cygrpc._handle_unary_unary_rpc(handler, state, self._running_on)
-        context = cygrpc._ServicerContext(state, None, None, self._running_on)
-        if not context.done():  # the client closed its side before a whole message: grpc.aio would say nothing
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")
+        handle = _HANDLE[handler.request_streaming, handler.response_streaming]
+        try:
+            await handle(handler, state, self._running_on)
+            context = cygrpc._ServicerContext(state, None, None, self._running_on)
+            if not context.done():  # the client closed its side before a whole message: grpc.aio would say nothing
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")
+        except cygrpc.ExecuteBatchError:
+            # What was sent met the end of the call. When the event of that end comes second, grpc.aio logs a traceback.
+            raise asyncio.CancelledError from None
 
     async def ended(self) -> None:
         """Once it is shut down: what waited for calls has heard so. Else it would hear it when the loop is closed."""
@@ -190,7 +201,7 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
         task.add_done_callback(self._tasks.discard)
 
     def _make_request_call_future(self, method: bytes | None) -> Any:
-        """What the loop of grpc.aio waits for: calls of methods that are not registered."""
+        """What the loop of grpc.aio waits for: calls of methods that there are not."""
         return self._nothing if method is not None else super()._make_request_call_future(None)
 
     async def _server_main_loop(self, started: asyncio.Future[bool]) -> None:

@@ -36,7 +36,7 @@ from modelmora_runtime.calls import ByteBudget, Gate
 from modelmora_runtime.grpc_server import Server as GrpcServer
 from modelmora_runtime.grpc_server import wake_once
 from modelmora_runtime.health import ComponentHealth, HealthBoard, HealthService, tell_if_broken
-from modelmora_runtime.interceptors import Interceptors, Router
+from modelmora_runtime.interceptors import Interceptors
 from modelmora_runtime.peers import Peers
 from modelmora_runtime.settings import PlatformSettings, Section
 
@@ -157,7 +157,8 @@ class Host:
         self._endpoint_name = endpoint_name
         self._stack = AsyncExitStack()
         self._gate = Gate()
-        self._router = Router()
+        self._methods: dict[str, Any] = {}
+        """With the stack around them, by path."""
         self._server: GrpcServer | None = None
 
     @property
@@ -343,7 +344,7 @@ class Host:
             ("grpc.server.max_pending_requests_hard_limit", 100_000),
             ("grpc.server_max_unrequested_time_in_server", 3600),
         ]
-        server = GrpcServer([self._router], options, self._router.unary())
+        server = GrpcServer(self._methods, options)
         try:
             self.port = server.add_insecure_port(listen.address(settings.host, settings.port))
         except RuntimeError as error:
@@ -365,7 +366,7 @@ class Host:
             raise StartFailed(f"{context.name} did not start: {error.message}") from error
         self._stack.push_async_exit(_bounded(context.name, opened, self.settings.grace_seconds + _LEAVE_SECONDS))
         for service in mounted.services:
-            self._router.methods.update(interceptors.mount(service))
+            self._methods.update(interceptors.mount(service))
         names = [service.full_name for service in mounted.services]
         self.board.mount(context.name, names, [DATABASE] if context.database == "required" else [])
         self._announce(f"{context.name} ready ({time.monotonic() - began:.1f} s)")
@@ -384,7 +385,7 @@ class Host:
             Service(reflection.V1, reflection.add_v1, describes, access),
             Service(reflection.V1ALPHA, reflection.add_v1alpha, describes, access),
         ):
-            self._router.methods.update(interceptors.mount(service))
+            self._methods.update(interceptors.mount(service))
 
     def _write_endpoint(self, metrics: telemetry.MetricsPage) -> None:
         """Says where we are; only the file of this very start is taken away again."""

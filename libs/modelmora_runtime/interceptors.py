@@ -396,21 +396,3 @@ class _Collected:
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         self.methods[service] = handlers
-
-
-class Router(grpc.GenericRpcHandler):
-    """All methods of a server by path, in one lookup."""
-
-    def __init__(self) -> None:
-        self.methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        return self.methods.get(handler_call_details.method)
-
-    def unary(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        """Those that answer one message with one."""
-        return {
-            path: handler
-            for path, handler in self.methods.items()
-            if not (handler.request_streaming or handler.response_streaming)
-        }

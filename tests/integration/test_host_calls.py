@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from integration.tiny_platform import INFERENCE, LEASES, LIFECYCLE, Settings, Tiny, platform_settings, tiny_host
 from modelmora import errors
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -26,7 +27,17 @@ from modelmora_runtime import auth, listen, status, telemetry
 from modelmora_runtime.host import Context, Host, Mounted, Platform, Service, StartFailed
 from pydantic import BaseModel, ValidationError, field_validator
 
-from bench.fuzz_connections import HEADERS, PREFACE, SETTINGS, call, frame, frames
+from bench.fuzz_connections import (
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PREFACE,
+    SETTINGS,
+    call,
+    frame,
+    frames,
+    head,
+)
 
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -447,17 +458,45 @@ async def test_a_path_that_is_no_text_ends_nothing(data_dir: Path, caplog: pytes
         await running
 
 
-@pytest.mark.parametrize("message", [b"", bytes(3), b"\0\0\0\0\x09abc"])
-async def test_a_call_that_is_closed_before_its_message_is_answered(data_dir: Path, message: bytes) -> None:
+@pytest.mark.parametrize("path", [f"/{INFERENCE}/Embed", f"/{LIFECYCLE}/WatchReplicas"])
+@pytest.mark.parametrize("message", [None, b"", bytes(3), b"\0\0\0\0\x09abc"])
+async def test_a_call_that_is_closed_before_its_message_is_answered(
+    data_dir: Path, path: str, message: bytes | None
+) -> None:
     """grpc.aio leaves it open and says nothing: a client without a deadline would wait for ever."""
+    whole = call(path.encode(), message or b"")
+    if message is None:
+        whole = frame(HEADERS, head(path.encode()), flags=END_HEADERS | END_STREAM, stream=1)
     async with rig(data_dir) as it, asyncio.timeout(60):
         reader, writer = await asyncio.open_connection("127.0.0.1", it.host.port)
-        writer.write(PREFACE + frame(SETTINGS) + call(b"/modelmora.inference.v1.InferenceService/Embed", message))
+        writer.write(PREFACE + frame(SETTINGS) + whole)
         answer = b""
         while not any(kind == HEADERS and stream == 1 for kind, stream, _ in frames(answer)):
             answer += await reader.read(65536)
         writer.close()
+        (headers,) = [block for kind, stream, block in frames(answer) if (kind, stream) == (HEADERS, 1)]
+        assert b"the call has no request message" in headers
         assert await it.embed("caller", timeout=20)
+
+
+async def test_an_answer_that_meets_the_end_of_its_call_is_no_error(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gRPC fails what is sent in a call that is over, sometimes before it says that the call is over."""
+
+    async def answer(request: Any, context: Any) -> str:
+        it.tiny.entered.set()
+        raise cygrpc.ExecuteBatchError("the call is over")
+
+    async with rig(data_dir) as it, asyncio.timeout(60):
+        it.tiny.behaviours["over"] = answer
+        over = asyncio.create_task(it.get("over"))
+        await it.tiny.entered.wait()
+        assert await it.get("caller")
+        over.cancel()
+        await asyncio.wait([over])
+        assert await it.get("caller")
+    assert [one.message for one in caplog.records if one.levelno >= logging.WARNING] == []
 
 
 async def test_a_header_that_is_no_text_is_not_written_to_the_log(data_dir: Path) -> None:
