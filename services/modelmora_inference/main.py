@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import cache, partial
@@ -27,7 +26,7 @@ from pydantic import ByteSize, Field, model_validator
 from modelmora_inference.cache import ResponseCache
 from modelmora_inference.catalog import Catalog
 from modelmora_inference.dispatcher import Dispatchers, Rules
-from modelmora_inference.domain import MAX_TEXTS, Aging, BatchLimits, Bounds, Level, VersionFacts
+from modelmora_inference.domain import MAX_TEXTS, Aging, BatchLimits, Bounds, Priority, VersionFacts
 from modelmora_inference.job_runner import JobRunner, RunnerRules
 from modelmora_inference.job_service import JobNews
 from modelmora_inference.metrics import Collector
@@ -355,12 +354,11 @@ def _fingerprint(version: registry_pb2.ModelVersion) -> str:
 def _metrics(dispatchers: Dispatchers) -> Iterator[None]:
     from prometheus_client import REGISTRY
 
-    def levels() -> Iterator[tuple[str, int, Sequence[Level]]]:
-        now = time.monotonic()
+    def depths() -> Iterator[tuple[str, int, Mapping[Priority, int]]]:
         for dispatcher in dispatchers:
-            yield dispatcher.version, dispatcher.queue.in_flight, dispatcher.queue.levels(now)
+            yield dispatcher.version, dispatcher.queue.in_flight, dispatcher.queue.depths
 
-    collector = Collector(dispatchers.counts, levels)
+    collector = Collector(dispatchers.counts, depths)
     REGISTRY.register(collector)
     try:
         yield

@@ -7,10 +7,10 @@ when somebody asks.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from modelmora_inference.domain import Level, Priority
+from modelmora_inference.domain import Priority
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -171,11 +171,12 @@ class Counts:
 
 
 class Collector:
-    """For the Prometheus registry; `levels` gives what waits now: version name, entries on a worker, levels."""
+    """For the Prometheus registry; `depths` gives what is there now: version name, entries on a worker, entries that
+    wait by priority."""
 
-    def __init__(self, counts: Counts, levels: Callable[[], Iterable[tuple[str, int, Sequence[Level]]]]) -> None:
+    def __init__(self, counts: Counts, depths: Callable[[], Iterable[tuple[str, int, Mapping[Priority, int]]]]) -> None:
         self._counts = counts
-        self._levels = levels
+        self._depths = depths
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -204,10 +205,10 @@ class Collector:
         in_flight = GaugeMetricFamily(
             "modelmora_inference_in_flight_entries", "Entries on a worker.", labels=["model_version"]
         )
-        for version, running, levels in self._levels():
+        for version, running, depths in self._depths():
             in_flight.add_metric([version], running)
-            for level in levels:
-                depth.add_metric([version, level.priority.name.lower()], level.entries)
+            for level, waiting in depths.items():
+                depth.add_metric([version, level.name.lower()], waiting)
         return [calls, queue_seconds, entries, tokens, depth, in_flight, *self._plain()]
 
     def _plain(self) -> Iterable[Metric]:

@@ -155,6 +155,11 @@ class EntryQueue:
         return [batch for worker in self.workers for batch in worker.running]
 
     @property
+    def depths(self) -> dict[Priority, int]:
+        """Entries that wait, most urgent first. Cheap."""
+        return {priority: self._waiting[priority].entries for priority in _URGENT_FIRST}
+
+    @property
     def empty(self) -> bool:
         """Nothing waits and nothing runs."""
         return not self._waiting_entries and not any(worker.running for worker in self.workers)

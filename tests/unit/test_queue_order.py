@@ -325,6 +325,7 @@ def test_levels_tell_what_waits() -> None:
     assert (high.entries, high.oldest_age_seconds) == (1, 3)
     assert (medium.entries, medium.oldest_age_seconds) == (0, 0)
     assert (low.entries, low.tokens, low.size_bytes, low.oldest_age_seconds) == (2, 4, 8, 4)
+    assert q.depths == {H: 1, M: 0, L: 2}
 
 
 # A dead worker.

@@ -244,6 +244,7 @@ class QueueUnderTraffic(RuleBasedStateMachine):
         assert sorted(map(id, self.queue.waiting())) == sorted(map(id, waiting))
         assert sum(level.entries for level in self.queue.levels(self.now)) == len(waiting)
         assert sum(level.tokens for level in self.queue.levels(self.now)) == sum(entry.tokens for entry in waiting)
+        assert self.queue.depths == {level.priority: level.entries for level in self.queue.levels(self.now)}
         assert self.queue.in_flight == len(self.live()) - len(waiting)
         assert {id(batch) for batch in self.queue.running} == {id(batch) for batch in self.batches}
         held = self.held()
