@@ -22,11 +22,11 @@ from modelmora.errors import ProfileNotSupported
 ATTENTION: Final = "modelmora_packed"
 _ROWWISE = frozenset({"Pooling", "Dense", "Normalize", "Dropout", "LayerNorm"})
 """Modules after the encoder that know packed texts, or never see tokens."""
-_LEAST_COSINE: Final = 0.99
+LEAST_COSINE: Final = 0.99
 """In the trial: what packing breaks is far below, what bf16 costs far above."""
 _LAYOUT_ROWS: Final = 512
 """For how many tokens weights are laid out; other numbers work as well."""
-_FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError)
+FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 
 Rows = Sequence[Mapping[str, Any]]
 Encoder = Callable[[dict[str, Any], Sequence[int]], Any]
@@ -40,36 +40,27 @@ class PackedPipeline:
         """Tries itself with the tokenised texts `rows`, whose exact vectors are `truth`. Raises ProfileNotSupported."""
         first, *self._rest = exact
         _check(first, self._rest)
-        self._padding_id = _position_offset(first.model)
+        self._padding_id = position_offset(first.model)
         self._encode: Encoder
-        if _is_shaped_like_bert(first.model):
-            self._encode = _BertShaped(first.model)
+        if is_shaped_like_bert(first.model):
+            self._encode = BertShaped(first.model)
             try:
                 self._try_out(rows, truth)
                 return
             except ProfileNotSupported:
                 pass  # the attributes of BERT, used in another way
-        self._encode = _OwnModules(first.model)
+        self._encode = OwnModules(first.model)
         self._try_out(rows, truth)
 
     def __call__(self, rows: Rows, prompt_tokens: int | None = None) -> Any:
         """Vectors of tokenised texts (`input_ids`, maybe `token_type_ids`), float32 [rows, dimensions]."""
         import torch
 
-        ends = [0]
-        for row in rows:
-            ends.append(ends[-1] + len(row["input_ids"]))
-        inputs = {
-            name: torch.tensor([[token for row in rows for token in row[name]]], dtype=torch.long)
-            for name in ("input_ids", "token_type_ids")
-            if name in rows[0]
-        }
-        positions = [place for row in rows for place in self._positions(row["input_ids"])]
-        inputs["position_ids"] = torch.tensor([positions], dtype=torch.long)
+        inputs, ends = pack(rows, self._padding_id)
         with torch.inference_mode():
             features = {
-                "token_embeddings": self._encode(inputs, ends[1:]).float(),
-                "cu_seq_lens_q": torch.tensor(ends, dtype=torch.int32),
+                "token_embeddings": self._encode(inputs, ends).float(),
+                "cu_seq_lens_q": torch.tensor([0, *ends], dtype=torch.int32),
                 "modality": "text",
             }
             if prompt_tokens is not None:
@@ -83,29 +74,34 @@ class PackedPipeline:
 
         try:
             found = self(rows)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise ProfileNotSupported(f"this architecture cannot be packed: {type(error).__name__}: {error}") from error
         cosine = torch.nn.functional.cosine_similarity(found, truth, dim=-1).min().item()
-        if not cosine >= _LEAST_COSINE:
+        if not cosine >= LEAST_COSINE:
             raise ProfileNotSupported(
                 f"this architecture cannot be packed: a text among others comes out {cosine:.4f} like alone"
             )
 
-    def _positions(self, tokens: Sequence[int]) -> Sequence[int]:
-        """From 0; those that count from their padding token on leave out any such token within the text."""
-        padding = self._padding_id
-        if padding is None:
-            return range(len(tokens))
-        if padding not in tokens:
-            return range(padding + 1, padding + 1 + len(tokens))
-        places, at = [], padding
-        for token in tokens:
-            at += token != padding
-            places.append(at if token != padding else padding)
-        return places
+def pack(rows: Rows, padding_id: int | None) -> tuple[dict[str, Any], list[int]]:
+    """Texts in one row: the inputs of an encoder, [1, tokens] each, and where each text ends. `padding_id`: see
+    `position_offset`."""
+    import torch
+
+    ends, at = [], 0
+    for row in rows:
+        at += len(row["input_ids"])
+        ends.append(at)
+    inputs = {
+        name: torch.tensor([[token for row in rows for token in row[name]]], dtype=torch.long)
+        for name in ("input_ids", "token_type_ids")
+        if name in rows[0]
+    }
+    positions = [place for row in rows for place in _positions(row["input_ids"], padding_id)]
+    inputs["position_ids"] = torch.tensor([positions], dtype=torch.long)
+    return inputs, ends
 
 
-class _BertShaped:
+class BertShaped:
     """BERT, RoBERTa, XLM-R, CamemBERT and others whose layers have the same parts."""
 
     def __init__(self, encoder: Any) -> None:
@@ -143,7 +139,7 @@ class _BertShaped:
         return x.unsqueeze(0)
 
 
-class _OwnModules:
+class OwnModules:
     """Any encoder that hands attention to transformers' interface."""
 
     def __init__(self, encoder: Any) -> None:
@@ -181,7 +177,7 @@ def _check(first: Any, rest: Sequence[Any]) -> None:
         raise ProfileNotSupported(f"{name} gives the outputs of its inner layers too")
 
 
-def _is_shaped_like_bert(encoder: Any) -> bool:
+def is_shaped_like_bert(encoder: Any) -> bool:
     """Whether it has BERT's parts and no others."""
     parts = {
         "": {"embeddings", "encoder", "pooler"},
@@ -200,7 +196,20 @@ def _is_shaped_like_bert(encoder: Any) -> bool:
     return all(found[at] <= names and names - found[at] <= {"pooler", "dropout"} for at, names in parts.items())
 
 
-def _position_offset(encoder: Any) -> int | None:
+def _positions(tokens: Sequence[int], padding: int | None) -> Sequence[int]:
+    """From 0; those that count from their padding token on leave out any such token within the text."""
+    if padding is None:
+        return range(len(tokens))
+    if padding not in tokens:
+        return range(padding + 1, padding + 1 + len(tokens))
+    places, at = [], padding
+    for token in tokens:
+        at += token != padding
+        places.append(at if token != padding else padding)
+    return places
+
+
+def position_offset(encoder: Any) -> int | None:
     """The padding token where positions count from it on, as RoBERTa and its kin have it; None: from 0."""
     import torch
 

@@ -95,8 +95,7 @@ class SentenceTransformersEngine:
         self._fast: PackedPipeline | PaddedPipeline | None = None
         """What computes unless the exact profile is demanded; None: that is what was loaded."""
         self._exact_profile = base.Profile("torch", "fp32")
-        self._threads = 1
-        self.lanes = 1
+        self._threads = self._exact_lanes = self.lanes = 1
 
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
         row = base.TABLE["sentence_transformers"]
@@ -158,8 +157,9 @@ class SentenceTransformersEngine:
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
             raise errors.InvalidModelFiles(f"{type(error).__name__}: {error}") from error
-        if not self._static and (backend == "torch" or (backend == "openvino" and weights_bytes <= TWICE_BYTES)):
-            self.lanes = min(threads, MOST_LANES)
+        self._exact_lanes = 1 if self._static else min(threads, MOST_LANES)
+        if backend == "torch" or (backend == "openvino" and weights_bytes <= TWICE_BYTES):
+            self.lanes = self._exact_lanes
         progress("ready", weights_bytes, weights_bytes)
         libraries = library_versions()
         self._exact_profile = base.Profile("torch", "fp32", libraries, "padded")
@@ -209,14 +209,16 @@ class SentenceTransformersEngine:
         """Adds the passes of these rows."""
         packed = not exact and isinstance(self._fast, PackedPipeline)
         budget = self._packed_tokens if packed else self._padded_tokens
+        # Exact rows are computed together as any worker of the model would, with whatever profile.
+        lanes = self._exact_lanes if exact else self.lanes
         if not packed:
             rows.sort(key=lambda row: len(row[2]["input_ids"]))
         lengths = [len(tokens["input_ids"]) for _, _, tokens, _ in rows]
         if packed:
-            ends = fill(lengths, share(lengths, budget, self.lanes))
+            ends = fill(lengths, share(lengths, budget, lanes))
         else:
             padded = lengths if exact or self._fast is None else [rounded(length) for length in lengths]
-            ends = cut(padded, share(padded, budget, self.lanes), PASS_TOKENS)
+            ends = cut(padded, share(padded, budget, lanes), PASS_TOKENS)
         start = 0
         for end in ends:
             batch = base.MicroBatch(
