@@ -314,9 +314,11 @@ TABLE: Final[Mapping[str, EngineRow]] = {
             extra="torch",
             options={
                 **_LIMITS,
-                "micro_batch_tokens": Option(int, "tokens computed together", default=512, minimum=16, maximum=10**6),
+                "micro_batch_tokens": Option(
+                    int, "tokens computed together; by default as the profile has it", minimum=16, maximum=10**6
+                ),
             },
-            profiles=("torch/fp32",),
+            profiles=("torch/fp32", "torch/bf16"),
             family="torch",
             environment=_TORCH_ENVIRONMENT,
         ),

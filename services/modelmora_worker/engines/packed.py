@@ -82,6 +82,7 @@ class PackedPipeline:
                 f"this architecture cannot be packed: a text among others comes out {cosine:.4f} like alone"
             )
 
+
 def pack(rows: Rows, padding_id: int | None) -> tuple[dict[str, Any], list[int]]:
     """Texts in one row: the inputs of an encoder, [1, tokens] each, and where each text ends. `padding_id`: see
     `position_offset`."""

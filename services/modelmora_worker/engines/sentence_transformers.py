@@ -48,7 +48,7 @@ NO_LIMIT_TOKENS: Final = 1 << 20
 TRIAL_TOKENS: Final = 16
 _FAILURES = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 """What libraries raise of an encoder that they cannot compute. Those of ONNX Runtime are RuntimeErrors."""
-_TRIAL_TEXT: Final = "the queue of a model holds what nobody has computed yet, and every text in it waits alone; " * 8
+TRIAL_TEXT: Final = "the queue of a model holds what nobody has computed yet, and every text in it waits alone; " * 8
 _LEAST_COSINE: Final = 0.9995
 """In the trial of a profile that is not packed."""
 _BACKENDS: Final[Mapping[str, tuple[Any, str]]] = {
@@ -386,7 +386,7 @@ class SentenceTransformersEngine:
     def _trial(self) -> list[Any]:
         """Tokenised texts of several lengths."""
         longest = min(TRIAL_TOKENS, self._max_input_tokens // 2)
-        words = _TRIAL_TEXT.split()
+        words = TRIAL_TEXT.split()
         return [self._truncated(" ".join(words[:count])) for count in (longest, 1, longest // 2, 3)]
 
     def _alone(self, rows: Sequence[Any]) -> Any:
@@ -430,11 +430,11 @@ class SentenceTransformersEngine:
 
 
 def share(lengths: Sequence[int], budget_tokens: int, lanes: int) -> int:
-    """Tokens in a pass of one lane: it takes as long as one of `budget_tokens` on all cores, and there is one for each
-    lane where there are texts for it."""
-    if len(lengths) < 2:
+    """Tokens in a pass where several lanes compute: there is one for each lane where there are texts for it, and none
+    takes much longer than one of `budget_tokens` on two cores would."""
+    if lanes < 2 or len(lengths) < 2:
         return budget_tokens
-    return -(-min(budget_tokens, sum(lengths)) // lanes)
+    return min(-(-3 * budget_tokens // 4), -(-sum(lengths) // lanes))
 
 
 def cut(lengths: Sequence[int], budget_tokens: int, pass_tokens: int) -> list[int]:

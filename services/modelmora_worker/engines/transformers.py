@@ -1,10 +1,11 @@
-"""Text classification, reranking and extractive question answering by transformers on torch, fp32.
+"""Text classification, reranking and extractive question answering by transformers on torch, in fp32 or bf16.
 
 A reranker is a classifier of pairs with one label. A context longer than the model reads is read in windows that
 overlap; each answers for itself, and the best answers of all stand.
 
 Like in the exact profile of sentence_transformers texts are sorted by length and cut where padding and the fixed cost
-of one more pass balance, and rows return pass by pass. Only local files, only safetensors, no code from the model's
+of one more pass balance, and rows return pass by pass. In torch/bf16 (packed_heads.py) there is no padding, and they go
+in their own order until a pass is full; the exact model is there too, for who demands it. Only local files, only safetensors, no code from the model's
 folder; a folder whose weights lack a part that the task needs is refused, because transformers would make that part up.
 """
 
@@ -19,13 +20,19 @@ from typing import Any, Final
 from modelmora import errors
 
 from modelmora_worker.engines import base
+from modelmora_worker.engines.packed_heads import PackedModel
 from modelmora_worker.engines.sentence_transformers import (
     MAX_BATCH_ENTRIES,
     MAX_BATCH_TOKENS,
     NO_LIMIT_TOKENS,
+    PACKED_TOKENS,
+    PADDED_TOKENS,
     PASS_TOKENS,
+    TRIAL_TEXT,
+    TRIAL_TOKENS,
     check_folder,
     cut,
+    fill,
     usable_cores,
 )
 from modelmora_worker.engines.tokens import rows_of, texts_of
@@ -51,13 +58,17 @@ class TransformersEngine:
         self._independent = False
         """Several labels may be right at once, or there is one only: each score is a probability of its own."""
         self._max_input_tokens = 0
-        self._pass_tokens = 0
+        self._padded_tokens = PADDED_TOKENS
+        self._packed_tokens = PACKED_TOKENS
+        self._fast: PackedModel | None = None
+        """What computes unless the exact profile is demanded; None: that is what was loaded."""
+        self._exact_profile = base.Profile("torch", "fp32")
 
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
         row = base.TABLE["transformers"]
         options = base.read_options(row, spec.options)
         self._task = base.task_of(row, spec)
-        check_spec(spec)
+        precision = check_spec(spec, row.profiles)
         folder = Path(spec.artifact_path)
         weights_bytes = check_folder(folder)
         progress("libraries", 0, weights_bytes)
@@ -87,8 +98,12 @@ class TransformersEngine:
             )
             check_weights(told)
             self._model.float().eval()
-            self._pass_tokens = options["micro_batch_tokens"]
+            self._padded_tokens = options["micro_batch_tokens"] or PADDED_TOKENS
+            self._packed_tokens = options["micro_batch_tokens"] or PACKED_TOKENS
             self._warm_up()
+            if precision == "bf16":
+                every_token = self._task == "question_answering"
+                self._fast = PackedModel(self._model, self._trial(), every_token=every_token)
         except (
             OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError
         ) as error:  # fmt: skip
@@ -96,9 +111,11 @@ class TransformersEngine:
                 raise MemoryError(str(error)) from error
             raise errors.InvalidModelFiles(f"{type(error).__name__}: {error}") from error
         progress("ready", weights_bytes, weights_bytes)
+        libraries = {name: version(name) for name in _LIBRARIES}
+        self._exact_profile = base.Profile("torch", "fp32", libraries, "padded")
         return base.Footprint(
             memory_bytes={},
-            profile=base.Profile("torch", "fp32", {name: version(name) for name in _LIBRARIES}, "padded"),
+            profile=base.Profile("torch", "bf16", libraries, "packed") if self._fast else self._exact_profile,
             max_input_tokens=self._max_input_tokens,
             embedding_dimensions=0,
             max_batch_tokens=max(options["max_batch_tokens"] or MAX_BATCH_TOKENS, self._max_input_tokens),
@@ -124,10 +141,11 @@ class TransformersEngine:
                 what = "query and text have" if self._task == "reranking" else "the text has"
                 error = errors.TextTooLong(f"{what} {count} tokens, the model takes {limit}")
                 prepared.failed.append((position, error))
-        rows.sort(key=lambda row: len(row[2]["input_ids"]))
+        if exact or self._fast is None:
+            rows.sort(key=lambda row: len(row[2]["input_ids"]))
         lengths = [len(tokens["input_ids"]) for _, _, tokens, _ in rows]
         start = 0
-        for end in cut(lengths, self._pass_tokens, PASS_TOKENS):
+        for end in self._ends(lengths, exact):
             batch = base.MicroBatch(
                 positions=[position for position, _, _, _ in rows[start:end]],
                 input_tokens=lengths[start:end],
@@ -153,9 +171,10 @@ class TransformersEngine:
             else:
                 windows = self._windows(entry, asked)
                 rows.append((position, sum(len(window["input_ids"]) for window in windows), windows, entry))
-        rows.sort(key=lambda row: row[1])
+        if exact or self._fast is None:
+            rows.sort(key=lambda row: row[1])
         start = 0
-        for end in cut([tokens for _, tokens, _, _ in rows], self._pass_tokens, PASS_TOKENS):
+        for end in self._ends([tokens for _, tokens, _, _ in rows], exact):
             batch = base.MicroBatch(
                 positions=[position for position, _, _, _ in rows[start:end]],
                 input_tokens=[tokens for _, tokens, _, _ in rows[start:end]],
@@ -176,18 +195,22 @@ class TransformersEngine:
     def infer(self, batch: base.MicroBatch) -> base.Rows:
         if self._task == "question_answering":
             return self._answer(batch)
-        scores = self._forward([tokens for tokens, _ in batch.items])
+        rows = [tokens for tokens, _ in batch.items]
+        if batch.exact or self._fast is None:
+            scores = self._forward(rows)
+        else:
+            scores = self._fast(rows)[0].logits.float()
         raw = self._torch.tensor([entry.raw_scores for _, entry in batch.items]).unsqueeze(1)
         likely = scores.sigmoid() if self._independent else scores.softmax(dim=-1)
         scores = self._torch.where(raw, scores, likely)
         data = scores.contiguous().numpy().astype("<f4", copy=False).tobytes()
-        return base.Rows(data, [scores.shape[1]] * len(batch.items))
+        return base.Rows(data, [scores.shape[1]] * len(batch.items), profile=self._profile_of(batch))
 
     def stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         raise errors.TaskNotSupported("engine transformers does not generate")
 
     def close(self) -> None:
-        self._model = self._tokenizer = None
+        self._model = self._tokenizer = self._fast = None
 
     # Helpers.
 
@@ -273,17 +296,14 @@ class TransformersEngine:
         """Rows of (score, start, end) for each question."""
         answers: list[dict[tuple[int, int], float]] = [{} for _ in batch.items]
         windows = [(n, window) for n, (found, _) in enumerate(batch.items) for window in found]
-        windows.sort(key=lambda one: len(one[1]["input_ids"]))
+        if batch.exact or self._fast is None:
+            windows.sort(key=lambda one: len(one[1]["input_ids"]))
         begin = 0
         # A long context has more windows than one pass should take.
-        for stop in cut([len(window["input_ids"]) for _, window in windows], self._pass_tokens, PASS_TOKENS):
+        for stop in self._ends([len(window["input_ids"]) for _, window in windows], batch.exact):
             chosen = windows[begin:stop]
-            features = self._tokenizer.pad(
-                [{k: v for k, v in window.items() if k != "places"} for _, window in chosen], return_tensors="pt"
-            )
-            with self._torch.inference_mode():
-                told = self._model(**features)
-            for (n, window), starts, ends in zip(chosen, told.start_logits, told.end_logits, strict=True):
+            told = self._edges([window for _, window in chosen], batch.exact)
+            for (n, window), (starts, ends) in zip(chosen, told, strict=True):
                 entry = batch.items[n][1]
                 for score, start, end in self._spans(window["places"], starts.float(), ends.float(), entry):
                     answers[n][start, end] = max(score, answers[n].get((start, end), 0.0))
@@ -293,7 +313,20 @@ class TransformersEngine:
             best = sorted(found.items(), key=lambda one: (-one[1], one[0]))[: entry.max_answers or 1]
             parts += [struct.pack("<3f", score, start, end) for (start, end), score in best]
             dimensions.append(3 * len(best))
-        return base.Rows(b"".join(parts), dimensions)
+        return base.Rows(b"".join(parts), dimensions, profile=self._profile_of(batch))
+
+    def _edges(self, windows: Sequence[Any], exact: bool) -> list[tuple[Any, Any]]:
+        """Of each window two numbers for each of its tokens: how likely an answer starts and ends there."""
+        rows = [{k: v for k, v in window.items() if k != "places"} for window in windows]
+        if exact or self._fast is None:
+            with self._torch.inference_mode():
+                told = self._model(**self._tokenizer.pad(rows, return_tensors="pt"))
+            return list(zip(told.start_logits, told.end_logits, strict=True))
+        told, ends = self._fast(rows)
+        return [
+            (told.start_logits[0, start:end], told.end_logits[0, start:end])
+            for start, end in zip([0, *ends[:-1]], ends, strict=True)
+        ]
 
     def _spans(self, places: Sequence[Any], starts: Any, ends: Any, entry: base.Text) -> list[tuple[float, int, int]]:
         """The likeliest spans of one window: score, where it starts and ends in the context. Of all tokens of the
@@ -320,6 +353,22 @@ class TransformersEngine:
         with self._torch.inference_mode():
             return self._model(**features).logits.float()
 
+    def _ends(self, lengths: Sequence[int], exact: bool) -> list[int]:
+        """Where to cut rows of these lengths into passes."""
+        if exact or self._fast is None:
+            return cut(lengths, self._padded_tokens, PASS_TOKENS)
+        return fill(lengths, self._packed_tokens)
+
+    def _profile_of(self, batch: base.MicroBatch) -> base.Profile | None:
+        return self._exact_profile if batch.exact and self._fast else None
+
+    def _trial(self) -> list[Any]:
+        """Tokenised texts of several lengths, alone or with another as the task has it."""
+        words = TRIAL_TEXT.split()
+        longest = min(TRIAL_TOKENS, self._max_input_tokens // 2)
+        pair = "" if self._task == "classification" else words[0]
+        return [self._truncated(" ".join(words[:count]), pair) for count in (longest, 1, longest // 2, 3)]
+
     def _warm_up(self) -> None:
         """One short pass, so that the first request does not pay for what is set up lazily."""
         features = self._tokenizer.pad([self._truncated("warm", "up")], return_tensors="pt")
@@ -327,16 +376,18 @@ class TransformersEngine:
             self._model(**features)
 
 
-def check_spec(spec: base.EngineSpec) -> None:
-    """Raises InvalidArgument for what this engine cannot compute with."""
+def check_spec(spec: base.EngineSpec, profiles: Sequence[str] = ("torch/fp32",)) -> str:
+    """The precision to compute in. Raises InvalidArgument for what this engine cannot compute with."""
     if spec.dtype not in ("", "fp32", "float32"):
         raise errors.InvalidArgument.at("dtype", f"this engine computes in fp32, not {spec.dtype}")
     for device, _ in spec.devices:
         if device not in ("host", "cpu"):
             raise errors.InvalidArgument.at("devices", f"this engine computes on the host, not on {device}")
     profile = spec.profile or base.Profile("", "")
-    if (profile.backend or "torch", profile.precision or "fp32") != ("torch", "fp32"):
-        raise errors.InvalidArgument.at("engine_profile", "this engine has the profile torch/fp32")
+    precision = profile.precision or "fp32"
+    if f"{profile.backend or 'torch'}/{precision}" not in profiles:
+        raise errors.InvalidArgument.at("engine_profile", f"this engine has the profiles {', '.join(profiles)}")
+    return precision
 
 
 def check_weights(told: Mapping[str, Any]) -> None:
