@@ -265,7 +265,8 @@ class Node:
         use_since, end.use_since = end.use_since, None
         begin = end.want_time if not end.used or use_since is None else use_since
         end.used = True
-        if self._journal is None or self.scheduler.facts(end.version) is None:
+        tried = "#" in end.version  # a candidate of a tuning: no caller has asked for it
+        if self._journal is None or tried or self.scheduler.facts(end.version) is None:
             return
         now = time.monotonic()
         replica = end.replica and (self.replica(end.replica.uid) or end.replica)
@@ -621,7 +622,7 @@ class Node:
         try:
             await end.worker.allow(end.key)
         except (ModelMoraError, TimeoutError) as error:
-            end.inbox.put_nowait(Revoked(f"the worker did not let the holder in: {error or 'timeout'}"))
+            end.inbox.put_nowait(Revoked(f"the worker did not let the holder in: {str(error) or 'timeout'}"))
             self._post(lambda now: self.scheduler.release(end.uid, now))
         else:
             end.inbox.put_nowait(Granted(replica, end.worker.endpoint, end.key))

@@ -568,6 +568,8 @@ class Scheduler:
         replica = self._replicas.get(uid)
         if replica is not None:
             self._replicas[uid] = replica.changed(now, pid=pid, start_mode=start_mode)
+            if start_mode is not None and (family := self.rules.families.get(replica.engine)):
+                self._servers.launched(f"{PREFIX}{family}", start_mode)
 
     def loaded(
         self,
@@ -1209,9 +1211,10 @@ class Scheduler:
         """The owner of the fork server that its next worker comes from, empty when it is spawned; and the bytes of that
         server where nobody has started it yet."""
         family = self.rules.families.get(known.facts.engine, "")
-        if not family or (known.measured is not None and known.measured.start_mode is StartMode.SPAWNED):
-            return "", {}
         owner = f"{PREFIX}{family}"
+        spawned = known.measured is not None and known.measured.start_mode is StartMode.SPAWNED
+        if not family or spawned or not self._servers.forks(owner):
+            return "", {}
         if owner in self.ledger.charges:
             return owner, {}
         return owner, dict(self._servers.memory(owner) or self.rules.prediction.server(known.facts))

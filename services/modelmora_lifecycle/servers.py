@@ -3,6 +3,9 @@
 The first load of a family starts its server, which imports its libraries then: seconds, on a loaded machine minutes,
 that no later load sees. So they are learned apart from loads, and are told beside them only while they are still ahead.
 A server is measured like a version whose name is its owner in the ledger: what was learned is kept with the rest.
+
+A server may be there and fork nothing: a library is missing, or an accelerator is open in it. Then workers are spawned
+after all, with all the libraries for their own; the first one of the family shows it, and it is expected of the next.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import replace
 
+from modelmora_lifecycle.domain import StartMode
 from modelmora_lifecycle.ledger import Vector
 from modelmora_lifecycle.prediction import LOADS_KEPT, Measured, Pace, Setup
 
@@ -24,6 +28,7 @@ class ForkServers:
         self._since: dict[str, float] = {}
         self._open: dict[str, float] = {}
         """Since when they take orders."""
+        self._barren: set[str] = set()
 
     def measurement(self, owner: str) -> Measured | None:
         return self._measured.get(owner)
@@ -58,6 +63,17 @@ class ForkServers:
         self._since.pop(owner, None)
         self._open.pop(owner, None)
 
+    def launched(self, owner: str, mode: StartMode) -> None:
+        """A worker of its family was started in this way."""
+        if mode is StartMode.SPAWNED:
+            self._barren.add(owner)
+        else:
+            self._barren.discard(owner)
+
+    def forks(self, owner: str) -> bool:
+        """Whether the next worker is expected to come from it: the last one did, or there was none."""
+        return owner not in self._barren
+
     def open_since(self, owner: str) -> float | None:
         """Since when it takes orders; None while it does not."""
         return self._open.get(owner)
@@ -80,4 +96,5 @@ class ForkServers:
     def __copy__(self) -> ForkServers:
         other = ForkServers()
         other._measured, other._since, other._open = copy(self._measured), copy(self._since), copy(self._open)
+        other._barren = copy(self._barren)
         return other

@@ -78,6 +78,13 @@ async def test_the_fastest_accurate_profile_is_proposed_applied_and_taken_up(nod
     kept = (await node.lifecycle.ListTunings(pb.ListTuningsRequest(model="acme/quick"))).tunings
     assert list(kept) == [tuning]
 
+    async def traced() -> list[str]:
+        pages = [page async for page in node.lifecycle.ExportTrace(pb.ExportTraceRequest())]
+        return [event.model_version for page in pages for event in page.events]
+
+    # Its candidates are no events of callers: the trace has the load and the holder.
+    assert await eventually(traced, lambda names: len(names) >= 2) == [version, version]
+
 
 async def test_a_candidate_that_crashes_or_answers_otherwise_is_out_and_says_why(node: Rig) -> None:
     crashing = await node.echo("acme/crash", fast_crash=True, **SLOW)

@@ -136,6 +136,21 @@ def test_who_is_spawned_after_all_has_its_libraries_itself(node: Node) -> None:
     assert node.charges() | {node.want(version("a")): 440 * MIB} == node.charges()
 
 
+def test_what_a_family_that_cannot_fork_takes_is_expected_of_its_next_version(node: Node) -> None:
+    spawned = (84 + 350) * MIB
+    first = node.want(version("a"))
+    assert node.charges()[first] == OWN, "nobody knows yet"
+    node.scheduler.launched(first, 7, node.clock.now, StartMode.SPAWNED)
+    assert node.scheduler.explain(version("b"), 20, node.clock.now).need == {HOST: spawned}
+    node.run_for(2.0)
+    second = node.want(version("b"))
+    assert node.charges()[second] == spawned
+    assert node.scheduler.replica(second).predicted == {HOST: spawned}
+    node.scheduler.launched(second, 8, node.clock.now, StartMode.FORKED)
+    node.server_has(20 * MIB)
+    assert node.scheduler.explain(version("c"), 20, node.clock.now).need == {HOST: OWN}, "it forks again"
+
+
 def test_a_place_that_was_promised_beside_a_fork_server_stands_when_it_is_gone(node: Node) -> None:
     node.want(version("a"))
     node.run_for(5.0)
