@@ -3,7 +3,8 @@
 One `JobRunner` in each inference process; any number of them share a database. Life of a job here, numbered as in the
 code:
 
-  1. A free slot claims the job that is next. One that is to end (cancelled, too late, tried too often) is ended.
+  1. A free slot claims the job that is next. One that is to end (cancelled, too late, tried too often) is ended. A
+     claim that was cut off may hold or not: before the next it is given back.
   2. Its chunks are read, a few at a time, and each becomes a call in the queue of the job's version: it shares batches
      with everybody. An input whose own error ends the call is left out and the others are asked again; after a few
      such inputs each is asked alone. A full queue is waited for.
@@ -122,6 +123,8 @@ class JobRunner:
         self._tasks: dict[_Held, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._stopping = False
+        self._unsure = ""
+        """Token of a claim of which nobody knows whether it holds: the answer to it was cut off."""
 
     def hear(self, news: str) -> None:
         """`uid state` of a job that changed somewhere; the empty string: of any."""
@@ -179,18 +182,20 @@ class JobRunner:
         self._stopping = True
         for held in self._held.values():
             held.let_go.set()
-        tasks = list(self._tasks.values())
-        if tasks:
-            _, left = await asyncio.wait(tasks, timeout=GIVE_BACK_SECONDS)
-            for task in left:
-                task.cancel()
-            if left:
-                await asyncio.wait(left)
+        tasks = [*self._tasks.values(), asyncio.create_task(self._leave_unsure())]
+        _, left = await asyncio.wait(tasks, timeout=GIVE_BACK_SECONDS)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
 
     async def _take_up(self) -> bool:
         """One job, if there is one for us. 1"""
-        token = str(uuid.uuid4())
+        if self._unsure:
+            await self._store.forget(self._unsure)
+        token = self._unsure = str(uuid.uuid4())
         claimed = await self._store.claim(token, self._lasts, with_work=self._has_room)
+        self._unsure = ""
         if claimed is None:
             return False
         job, now = claimed
@@ -200,6 +205,12 @@ class JobRunner:
         self._tasks[held] = task
         task.add_done_callback(lambda _: self._let_go(held))
         return True
+
+    async def _leave_unsure(self) -> None:
+        """At a stop, which may have cut a claim off."""
+        if self._unsure:
+            with suppress(ModelMoraError):
+                await self._store.forget(self._unsure)
 
     @property
     def _has_room(self) -> bool:

@@ -333,6 +333,14 @@ class JobStore:
         """Raises ClaimLost."""
         return await self._change(uid, lambda job, now: job.given_back(token, now, error))
 
+    async def forget(self, token: str) -> None:
+        """Gives back whatever is held by this token, which may be nothing."""
+        query = sa.select(_job).where(_job.c.claim_token == token, _UNFINISHED).with_for_update()
+        async with self._begin() as (connection, now):
+            for row in (await connection.execute(query)).all():
+                old = _job_of(row)
+                await _save(connection, old, old.given_back(token, now, None))
+
     async def sweep(self) -> int:
         """Clears results whose time is over, and forgets jobs that were kept long enough; how many of both, at most
         SWEEP_JOBS each."""

@@ -608,6 +608,18 @@ async def test_a_claim_that_its_holder_lets_expire_is_taken_over_and_its_late_re
         assert_vectors(await there.results(job), ["a", "b"])
 
 
+async def test_a_claim_whose_answer_was_lost_is_given_back_and_counts_for_nothing(store: JobStore) -> None:
+    """Else the job would lie as long as the claim holds, and count as one that its holder has died on."""
+    job, other = await add(store, "m", "a"), await add(store, "m", "b")
+    token = await claim(store)
+    await store.forget(token)
+    await store.forget(token)
+    await store.forget(str(uuid.uuid4()))
+    for uid in (job.uid, other.uid):
+        left, _ = await store.get(uid, None)
+        assert (left.state, left.claim, left.failures) == ("pending", None, 0)
+
+
 async def test_tenants_with_fewer_jobs_at_work_go_first_then_age_and_priority(store: JobStore) -> None:
     await add(store, "a old low", "a", Priority.LOW, age_seconds=80)
     await add(store, "a low", "a", Priority.LOW, age_seconds=10)
