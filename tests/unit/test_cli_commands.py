@@ -150,7 +150,16 @@ def test_a_folder_that_is_here_wins_over_a_repository(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("text", "size_bytes"), [("2GiB", 2**31), ("500MB", 500_000_000), ("1.5 kib", 1536), ("42", 42), ("7B", 7)]
+    ("text", "size_bytes"),
+    [
+        ("2GiB", 2**31),
+        ("500MB", 500_000_000),
+        ("1.5 kib", 1536),
+        ("42", 42),
+        ("7B", 7),
+        ("1TiB", 2**40),
+        ("2 tb", 2 * 10**12),
+    ],
 )
 def test_memory_sizes(text: str, size_bytes: int) -> None:
     assert memory_size(None, None, text) == size_bytes  # type: ignore[arg-type]

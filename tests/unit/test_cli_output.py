@@ -7,6 +7,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import pytest
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
@@ -72,7 +73,17 @@ def test_an_error_names_its_fields_and_what_to_do() -> None:
     assert "modelmora models" in "\n".join(show.error_lines(errors.ModelNotFound(model="a/b")))
     assert "model=a/b" in "\n".join(show.error_lines(errors.ModelNotFound(model="a/b")))
     assert "in 2.5 s" in show.error_lines(errors.QueueFull(retry_after_seconds=2.5))[-1]
+    assert "in 0.1 s" in show.error_lines(errors.QueueFull(retry_after_seconds=0.0267381))[-1]
     assert "modelmora up" in show.error_lines(errors.Unavailable("connection refused"))[-1]
+
+
+def test_a_program_learns_when_to_try_again() -> None:
+    with click.Context(click.Command("load")) as context:
+        context.meta[show.JSON_KEY] = True
+        (line,) = show.error_lines(errors.QueueFull(retry_after_seconds=0.0267381))
+        assert json.loads(line)["error"]["retry_after_seconds"] == 0.0267381
+        (line,) = show.error_lines(errors.InvalidArgument("no"))
+        assert "retry_after_seconds" not in json.loads(line)["error"]
 
 
 @pytest.mark.parametrize(

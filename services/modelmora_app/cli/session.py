@@ -108,8 +108,9 @@ def memory_size(_: click.Context, parameter: click.Parameter, text: str | None) 
     """Turns `2GiB`, `500 MB` or a plain number into bytes."""
     if text is None:
         return None
-    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    number = text.strip().rstrip("BKMGbkmgiI ")
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+    units |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+    number = text.strip().rstrip("BKMGTbkmgtiI ")
     unit = text.strip()[len(number) :].strip().lower()
     try:
         size = float(number) * units[unit]

@@ -42,8 +42,11 @@ def error_lines(error: ModelMoraError) -> list[str]:
     context = click.get_current_context(silent=True)
     if context is not None and context.meta.get(JSON_KEY):
         fields = [{"field": violation.field, "description": violation.description} for violation in error.fields]
-        content = {"reason": error.reason, "status": error.status, "message": error.message, "fields": fields}
-        return [json.dumps({"error": {**content, "metadata": dict(error.metadata)}})]
+        content: dict[str, Any] = {"reason": error.reason, "status": error.status, "message": error.message}
+        content |= {"fields": fields, "metadata": dict(error.metadata)}
+        if error.retry_after_seconds is not None:
+            content["retry_after_seconds"] = error.retry_after_seconds
+        return [json.dumps({"error": content})]
     lines = [f"modelmora: {error.message} ({error.reason})" if error.reason not in error.message else error.message]
     places = [f"{violation.field}: {violation.description}" for violation in error.fields]
     lines += [f"  {place}" for place in places if place not in error.message]
@@ -57,7 +60,7 @@ def error_lines(error: ModelMoraError) -> list[str]:
             "  Is the platform running? `modelmora up` starts it; --target or MODELMORA_TARGET says where it is."
         )
     elif error.retry_after_seconds is not None:
-        lines.append(f"  Try again in {error.retry_after_seconds:g} s.")
+        lines.append(f"  Try again in {max(0.1, round(error.retry_after_seconds, 1)):g} s.")
     return lines
 
 
