@@ -107,6 +107,7 @@ CASES = [
     Case("sentence_transformers", _minilm, "openvino/fp32"),
     Case("sentence_transformers", _minilm, "onnx/fp32"),
     Case("transformers", _classifier),
+    Case("transformers", _classifier, "torch/bf16", tolerance=5e-2),
     Case("transformers_images", _seer, takes_images=True),
 ]
 

@@ -284,3 +284,71 @@ def test_a_limit_that_two_texts_do_not_fit_into_is_refused_at_load(load):
     with pytest.raises(errors.InvalidModelFiles, match="4 tokens"):
         load("reader", "question_answering", max_input_tokens=4)
     assert load("reader", "question_answering", max_input_tokens=16).prepare([entry("who", "city " * 50)]).micro_batches
+
+
+BF16 = [
+    ("reranker", "reranking"),
+    ("classifier", "classification"),
+    ("tagger", "classification"),
+    ("reader", "question_answering"),
+]
+
+
+def load_bf16(folder: Path, task: str) -> tuple[TransformersEngine, base.Footprint]:
+    engine = TransformersEngine()
+    spec = base.EngineSpec("transformers", str(folder), task=task, profile=base.Profile("torch", "bf16"))
+    return engine, engine.load(spec, lambda *_: None)
+
+
+def rows_of_task(engine: base.Engine, task: str, exactly: bool = False) -> dict[int, Any]:
+    """The row of each of PAIRS, and what computed it."""
+    entries = [entry(a, "" if task == "classification" else b, max_answer_tokens=5) for a, b in PAIRS]
+    found: dict[int, Any] = {}
+    for batch in engine.prepare(entries, exactly).micro_batches:
+        rows, at = engine.infer(batch), 0
+        assert (rows.profile.precision if rows.profile else "") == ("fp32" if exactly else "")
+        numbers = numpy.frombuffer(rows.data, "<f4")
+        for position, count in zip(batch.positions, rows.dimensions, strict=True):
+            found[position] = numbers[at : at + count]
+            at += count
+    return found
+
+
+@pytest.mark.parametrize(("kind", "task"), BF16)
+def test_bf16_without_padding_is_like_the_exact_profile_which_stays_there_bit_for_bit(load, folder, kind, task):
+    exact = load(kind, task)
+    engine, footprint = load_bf16(folder(kind), task)
+    assert (footprint.profile.precision, footprint.profile.batch_rule) == ("bf16", "packed")
+    want, alike, same = rows_of_task(exact, task), rows_of_task(engine, task), rows_of_task(engine, task, exactly=True)
+    differences = [float(abs(want[n][:1] - alike[n][:1]).max()) for n in want]
+    # These are models of chance, made steep: what bf16 costs them is far above what it costs others.
+    assert 0 < max(differences) < 0.1
+    assert numpy.mean(differences) < 0.02
+    assert len(want) == len(PAIRS)
+    assert numpy.ptp([row[0] for row in want.values()]) > 0.2, "the rows tell the texts apart"
+    rank = [float(row[0]) for _, row in sorted(want.items())]
+    assert numpy.corrcoef(rank, [float(row[0]) for _, row in sorted(alike.items())])[0, 1] > 0.99
+    assert all(numpy.array_equal(want[n], same[n]) for n in want)
+    engine.close()
+
+
+def test_a_head_that_takes_the_mean_of_all_tokens_cannot_be_packed(tmp_path):
+    import torch
+    from transformers import ModernBertConfig, ModernBertForSequenceClassification
+
+    build("reranker", tmp_path)
+    tokens = len(json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"])
+    torch.manual_seed(7)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    config = ModernBertConfig(
+        vocab_size=tokens, max_position_embeddings=64, num_labels=1, classifier_pooling="mean", **shape, **special
+    )
+    model = ModernBertForSequenceClassification(config)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.dim() > 1:
+                weights.mul_(20)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(errors.ProfileNotSupported, match="wants more than it is given"):
+        load_bf16(tmp_path, "reranking")

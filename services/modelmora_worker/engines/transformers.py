@@ -5,8 +5,9 @@ overlap; each answers for itself, and the best answers of all stand.
 
 Like in the exact profile of sentence_transformers texts are sorted by length and cut where padding and the fixed cost
 of one more pass balance, and rows return pass by pass. In torch/bf16 (packed_heads.py) there is no padding, and they go
-in their own order until a pass is full; the exact model is there too, for who demands it. Only local files, only safetensors, no code from the model's
-folder; a folder whose weights lack a part that the task needs is refused, because transformers would make that part up.
+in their own order until a pass is full; the exact model is there too, for who demands it. Only local files, only
+safetensors, no code from the model's folder; a folder whose weights lack a part that the task needs is refused, because
+transformers would make that part up.
 """
 
 from __future__ import annotations
@@ -196,10 +197,8 @@ class TransformersEngine:
         if self._task == "question_answering":
             return self._answer(batch)
         rows = [tokens for tokens, _ in batch.items]
-        if batch.exact or self._fast is None:
-            scores = self._forward(rows)
-        else:
-            scores = self._fast(rows)[0].logits.float()
+        fast = None if batch.exact else self._fast
+        scores = fast(rows)[0].logits.float() if fast is not None else self._forward(rows)
         raw = self._torch.tensor([entry.raw_scores for _, entry in batch.items]).unsqueeze(1)
         likely = scores.sigmoid() if self._independent else scores.softmax(dim=-1)
         scores = self._torch.where(raw, scores, likely)
