@@ -1,14 +1,14 @@
 """The worker's threads: one tokenises and sorts the next batch while others compute.
 
-A micro-batch that comes alone has all cores. Where there are several, an engine with lanes computes as many of them at
+A micro-batch that comes alone has all cores. Where there are several, an engine with tracks computes as many of them at
 a time, each on its part of the cores: cores that do not wait for each other at every layer compute a tenth (OpenVINO)
-to a third (torch) more, and one that is taken for something else holds up none of the others. A lane goes on with the
+to a third (torch) more, and one that is taken for something else holds up none of the others. A track goes on with the
 next batch while another still computes the last of this one.
 
 Batches of a higher rank go first, from the next micro-batch on; then the other goes on. Nothing is computed twice.
 
-`load`, `stream`, `close`, and what has no lane of `infer`, are called on the compute thread with nothing beside them
-(OpenMP pools and some engines belong to the thread that made them); it is the first lane too. While it has nothing to
+`load`, `stream`, `close`, and what has no track of `infer`, are called on the compute thread with nothing beside them
+(OpenMP pools and some engines belong to the thread that made them); it is the first track too. While it has nothing to
 do it prepares a batch itself, which saves the hop when there is no load; the prepare thread works only while something
 computes, and at most one batch ahead.
 """
@@ -54,7 +54,7 @@ class Done:
     failed: list[Failure]
     tokenise_seconds: float
     compute_seconds: float
-    """Of the whole worker: a second on one of n lanes counts for an nth."""
+    """Of the whole worker: a second on one of n tracks counts for an nth."""
     last: bool
 
 
@@ -135,19 +135,19 @@ class Pipeline:
         self._ready: deque[Batch] = deque()
         self._ahead_of: Batch | None = None
         self._open: deque[Batch] = deque()
-        """Batches of which a micro-batch waits for a lane."""
+        """Batches of which a micro-batch waits for a track."""
         self._begun: set[Job] = set()
         """Jobs that have left the queues and are not answered."""
         self._busy = False
         """The compute thread is."""
         self._alone = False
-        """What the compute thread does, or waits for, wants nothing beside it: the other lanes begin nothing."""
+        """What the compute thread does, or waits for, wants nothing beside it: the other tracks begin nothing."""
         self._running = 0
         """Micro-batches that are being computed."""
-        self._lanes = 1
-        self._lanes_open = self._lanes_wanted = False
+        self._tracks = 1
+        self._tracks_open = self._tracks_wanted = False
         self._since: list[float | None] = [None]
-        """By lane: when its micro-batch was begun."""
+        """By track: when its micro-batch was begun."""
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._compute_loop, name="compute", daemon=True),
@@ -224,7 +224,7 @@ class Pipeline:
                 self._ahead.notify()
                 self._call_for_help()
             if isinstance(work, _Pass):
-                self._compute(work, None if self._alone or self._lanes == 1 else 0)
+                self._compute(work, None if self._alone or self._tracks == 1 else 0)
             elif work is not None:
                 self._run(work)
         for thread in self._threads[2:]:
@@ -232,13 +232,13 @@ class Pipeline:
         if self._engine is not None:
             self._engine.close()
 
-    def _lane_loop(self, lane: int) -> None:
-        if lane == 1:
+    def _track_loop(self, track: int) -> None:
+        if track == 1:
             with self._lock:
-                while not self._stopping and not self._lanes_wanted:
+                while not self._stopping and not self._tracks_wanted:
                     self._help.wait()
             if not self._stopping:
-                self._open_lanes()
+                self._open_tracks()
         while True:
             with self._lock:
                 while not self._stopping and (taken := self._take_beside()) is None:
@@ -247,22 +247,22 @@ class Pipeline:
                     return
                 self._ahead.notify()
             if taken is not None:
-                self._compute(taken, lane)
+                self._compute(taken, track)
             with self._lock:
                 idle = not self._unfinished()
             if idle:
                 self._idle()
 
-    def _open_lanes(self) -> None:
-        """Beside whatever is computed meanwhile: nobody waits for it. Without lanes it goes on as before."""
+    def _open_tracks(self) -> None:
+        """Beside whatever is computed meanwhile: nobody waits for it. Without tracks it goes on as before."""
         assert self._engine is not None
         try:
-            self._engine.open_lanes()  # type: ignore[attr-defined]
+            self._engine.open_tracks()  # type: ignore[attr-defined]
         except Exception:  # The worker's engine call.
-            log.exception("the engine computes one micro-batch at a time, for its lanes could not be opened")
+            log.exception("the engine computes one micro-batch at a time, for its tracks could not be opened")
             return
         with self._lock:
-            self._lanes_open = True
+            self._tracks_open = True
 
     def _prepare_loop(self) -> None:
         while True:
@@ -293,8 +293,8 @@ class Pipeline:
         return len(self._inbox) + len(self._ready) + (self._ahead_of is not None) + len(self._begun)
 
     def _call_for_help(self) -> None:
-        """Wakes the other lanes where there is something for them. Needs the lock."""
-        if self._lanes > 1 and (self._open or self._ready):
+        """Wakes the other tracks where there is something for them. Needs the lock."""
+        if self._tracks > 1 and (self._open or self._ready):
             self._help.notify_all()
 
     def _next(self) -> _Pass | Job | None:
@@ -315,15 +315,15 @@ class Pipeline:
             self._begun.add(job)
             return self._inbox.popleft()
         taken = self._take()
-        if self._lanes > 1 and not self._alone:
+        if self._tracks > 1 and not self._alone:
             several = self._running > 1 or bool(self._open or self._ready)
-            self._lanes_wanted = self._lanes_wanted or several
-            self._alone = not (several and self._lanes_open)
+            self._tracks_wanted = self._tracks_wanted or several
+            self._alone = not (several and self._tracks_open)
         return taken
 
     def _take_beside(self) -> _Pass | None:
-        """What another lane than the first may compute now. Needs the lock."""
-        return self._take() if self._lanes_open and not self._alone else None
+        """What another track than the first may compute now. Needs the lock."""
+        return self._take() if self._tracks_open and not self._alone else None
 
     def _take(self) -> _Pass | None:
         """The next micro-batch. Needs the lock."""
@@ -363,7 +363,7 @@ class Pipeline:
                 self._stream(job)
             else:
                 self._engine = job.work()
-                self._make_lanes(getattr(self._engine, "lanes", 1))
+                self._make_tracks(getattr(self._engine, "tracks", 1))
                 job.loaded(self._engine)
         except errors.ModelMoraError as error:
             job.fail(error)
@@ -379,10 +379,10 @@ class Pipeline:
         with self._lock:
             self._begun.discard(job)
 
-    def _make_lanes(self, count: int) -> None:
-        self._lanes, self._since = count, [None] * count
-        for lane in range(1, count):
-            thread = threading.Thread(target=self._lane_loop, args=(lane,), name=f"lane {lane}", daemon=True)
+    def _make_tracks(self, count: int) -> None:
+        self._tracks, self._since = count, [None] * count
+        for track in range(1, count):
+            thread = threading.Thread(target=self._track_loop, args=(track,), name=f"track {track}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
@@ -423,8 +423,8 @@ class Pipeline:
             batch.failed.append(Failure(position, error))
         return error is None
 
-    def _compute(self, taken: _Pass, lane: int | None) -> None:
-        """One micro-batch, on all cores or on a lane."""
+    def _compute(self, taken: _Pass, track: int | None) -> None:
+        """One micro-batch, on all cores or on a track."""
         batch, micro_batch = taken
         rows: base.Rows | None = None
         error: errors.ModelMoraError | None = None
@@ -436,9 +436,9 @@ class Pipeline:
             start = self._clock()
             failed = drop_dead(micro_batch, batch.deadlines, batch.dropped, start)
             if micro_batch.positions:
-                self._since[lane or 0] = start
+                self._since[track or 0] = start
                 try:
-                    rows = self._rows(batch, micro_batch, lane)
+                    rows = self._rows(batch, micro_batch, track)
                 except errors.ModelMoraError as raised:
                     error = raised
                 except MemoryError as raised:
@@ -447,21 +447,21 @@ class Pipeline:
                     log.exception("the engine failed")
                     error = errors.InternalError(f"{type(raised).__name__}: {raised}")
                 finally:
-                    self._since[lane or 0] = None
-                seconds = (self._clock() - start) / (1 if lane is None else self._lanes)
+                    self._since[track or 0] = None
+                seconds = (self._clock() - start) / (1 if track is None else self._tracks)
         if rows is not None:
             failed += [Failure(*pair) for pair in rows.failed]
         self._answer(taken, rows, failed, error, seconds)
 
-    def _rows(self, batch: Batch, micro_batch: base.MicroBatch, lane: int | None) -> base.Rows:
+    def _rows(self, batch: Batch, micro_batch: base.MicroBatch, track: int | None) -> base.Rows:
         assert self._engine is not None
         if batch.rows_of is not None:
             return base.Rows(b"".join(micro_batch.items), [len(row) // 4 for row in micro_batch.items])
         if batch.infer is not None:
             return batch.infer(micro_batch)
-        if lane is None:
+        if track is None:
             return self._engine.infer(micro_batch)
-        return self._engine.infer(micro_batch, lane)  # type: ignore[call-arg]
+        return self._engine.infer(micro_batch, track)  # type: ignore[call-arg]
 
     def _answer(
         self,

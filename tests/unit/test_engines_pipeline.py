@@ -300,23 +300,23 @@ def test_the_engine_is_closed_on_its_own_thread(rig):
     assert rig.engine.next() == ("close", None, "compute")
 
 
-class LanedEngine(SteppedEngine):
-    """Two lanes, which are open once the test says so; `infer` tells its lane and waits for the go of its text."""
+class TrackedEngine(SteppedEngine):
+    """Two tracks, which are open once the test says so; `infer` tells its track and waits for the go of its text."""
 
-    lanes = 2
+    tracks = 2
 
     def __init__(self) -> None:
         super().__init__()
         self.may_open = threading.Event()
         self.gone: dict[str, queue.Queue[Exception | None]] = defaultdict(queue.Queue)
 
-    def open_lanes(self) -> None:
+    def open_tracks(self) -> None:
         self.note("open")
         assert self.may_open.wait(WAIT)
 
-    def infer(self, batch: base.MicroBatch, lane: int | None = None) -> base.Rows:
+    def infer(self, batch: base.MicroBatch, track: int | None = None) -> base.Rows:
         (text,) = batch.items
-        self.events.put(("infer", text, lane))  # type: ignore[arg-type]
+        self.events.put(("infer", text, track))  # type: ignore[arg-type]
         error = self.gone[text].get(timeout=WAIT)
         if error is not None:
             raise error
@@ -327,13 +327,13 @@ class LanedEngine(SteppedEngine):
             self.gone[text].put(None)
 
     def begun(self, count: int) -> dict[str, int | None]:
-        """Which text is on which lane."""
-        return {what: lane for _, what, lane in (self.next() for _ in range(count))}  # type: ignore[misc]
+        """Which text is on which track."""
+        return {what: track for _, what, track in (self.next() for _ in range(count))}  # type: ignore[misc]
 
 
 @pytest.fixture
-def laned() -> Iterator[Rig]:
-    made = Rig(LanedEngine)
+def tracked() -> Iterator[Rig]:
+    made = Rig(TrackedEngine)
     yield made
     made.engine.may_open.set()
     for text in "abcdefh":
@@ -342,121 +342,121 @@ def laned() -> Iterator[Rig]:
 
 
 @pytest.fixture
-def lanes(laned: Rig) -> Rig:
-    """With its lanes open."""
-    laned.engine.may_open.set()
-    laned.batch("x", "y", "z")
-    seen = [laned.engine.next() for _ in range(3)]
+def tracks(tracked: Rig) -> Rig:
+    """With its tracks open."""
+    tracked.engine.may_open.set()
+    tracked.batch("x", "y", "z")
+    seen = [tracked.engine.next() for _ in range(3)]
     assert seen[0][:2] == ("prepare", ["x", "y", "z"])
     assert sorted(name for name, *_ in seen[1:]) == ["infer", "open"]
     until = time.monotonic() + WAIT
-    while not laned.pipeline._lanes_open and time.monotonic() < until:
+    while not tracked.pipeline._tracks_open and time.monotonic() < until:
         threading.Event().wait(0.001)
-    laned.engine.let_go("x", "y", "z")
-    laned.engine.begun(2)
-    assert [laned.answer()[1].last for _ in range(3)] == [False, False, True]
-    return laned
+    tracked.engine.let_go("x", "y", "z")
+    tracked.engine.begun(2)
+    assert [tracked.answer()[1].last for _ in range(3)] == [False, False, True]
+    return tracked
 
 
-def test_lanes_are_opened_beside_the_first_work_for_them(laned):
-    laned.batch("a", "b")
-    assert {laned.engine.next()[0] for _ in range(3)} == {"prepare", "infer", "open"}
-    laned.engine.let_go("a")
-    assert laned.engine.next() == ("infer", "b", None), "all cores for one after the other until they are open"
-    laned.engine.let_go("b")
+def test_tracks_are_opened_beside_the_first_work_for_them(tracked):
+    tracked.batch("a", "b")
+    assert {tracked.engine.next()[0] for _ in range(3)} == {"prepare", "infer", "open"}
+    tracked.engine.let_go("a")
+    assert tracked.engine.next() == ("infer", "b", None), "all cores for one after the other until they are open"
+    tracked.engine.let_go("b")
 
 
-def test_what_comes_alone_has_all_cores_and_several_have_a_lane_each(lanes):
-    lanes.batch("a")
-    lanes.engine.next()
-    assert lanes.engine.next() == ("infer", "a", None)
-    lanes.batch("b", "c", "d")
-    assert lanes.engine.next()[:2] == ("prepare", ["b", "c", "d"])
-    assert lanes.engine.events.empty(), "nothing runs beside what has all cores"
-    lanes.engine.let_go("a")
-    begun = lanes.engine.begun(2)
+def test_what_comes_alone_has_all_cores_and_several_have_a_track_each(tracks):
+    tracks.batch("a")
+    tracks.engine.next()
+    assert tracks.engine.next() == ("infer", "a", None)
+    tracks.batch("b", "c", "d")
+    assert tracks.engine.next()[:2] == ("prepare", ["b", "c", "d"])
+    assert tracks.engine.events.empty(), "nothing runs beside what has all cores"
+    tracks.engine.let_go("a")
+    begun = tracks.engine.begun(2)
     assert begun.keys() == {"b", "c"}
     assert set(begun.values()) == {0, 1}
-    lanes.engine.let_go("b")
-    assert lanes.engine.next() == ("infer", "d", begun["b"])
-    lanes.engine.let_go("c", "d")
-    assert [lanes.answer()[1].last for _ in range(4)] == [True, False, False, True]
+    tracks.engine.let_go("b")
+    assert tracks.engine.next() == ("infer", "d", begun["b"])
+    tracks.engine.let_go("c", "d")
+    assert [tracks.answer()[1].last for _ in range(4)] == [True, False, False, True]
 
 
-def test_a_lane_goes_on_with_the_next_batch_while_another_computes_the_last_of_one(lanes):
-    lanes.batch("a", "b")
-    lanes.engine.next()
-    begun = lanes.engine.begun(2)
-    lanes.batch("c")
-    assert lanes.engine.next()[:2] == ("prepare", ["c"])
-    lanes.engine.let_go("b")
-    assert lanes.engine.next() == ("infer", "c", begun["b"])
-    lanes.engine.let_go("c")
-    answers = [lanes.answer() for _ in range(2)]
+def test_a_track_goes_on_with_the_next_batch_while_another_computes_the_last_of_one(tracks):
+    tracks.batch("a", "b")
+    tracks.engine.next()
+    begun = tracks.engine.begun(2)
+    tracks.batch("c")
+    assert tracks.engine.next()[:2] == ("prepare", ["c"])
+    tracks.engine.let_go("b")
+    assert tracks.engine.next() == ("infer", "c", begun["b"])
+    tracks.engine.let_go("c")
+    answers = [tracks.answer() for _ in range(2)]
     assert [(texts, done.last) for texts, done in answers] == [(("a", "b"), False), (("c",), True)]
-    lanes.engine.let_go("a")
-    assert lanes.answer()[1].last
+    tracks.engine.let_go("a")
+    assert tracks.answer()[1].last
 
 
-def test_a_second_on_one_of_two_lanes_counts_for_half_a_second(lanes):
-    before, now = lanes.pipeline.compute_seconds, 100.0
-    lanes.pipeline._clock = lambda: now
-    lanes.batch("a", "b")
-    lanes.engine.next()
-    lanes.engine.begun(2)
+def test_a_second_on_one_of_two_tracks_counts_for_half_a_second(tracks):
+    before, now = tracks.pipeline.compute_seconds, 100.0
+    tracks.pipeline._clock = lambda: now
+    tracks.batch("a", "b")
+    tracks.engine.next()
+    tracks.engine.begun(2)
     now = 110.0
-    lanes.engine.let_go("a", "b")
-    assert [lanes.answer()[1].compute_seconds for _ in range(2)] == [5.0, 5.0]
-    assert lanes.pipeline.compute_seconds == pytest.approx(before + 10.0)
+    tracks.engine.let_go("a", "b")
+    assert [tracks.answer()[1].compute_seconds for _ in range(2)] == [5.0, 5.0]
+    assert tracks.pipeline.compute_seconds == pytest.approx(before + 10.0)
 
 
-def test_on_lanes_too_a_higher_rank_goes_first_and_an_error_or_a_cancel_ends_a_batch_once(lanes):
-    failing, cancelled = lanes.batch("a", "b", "c"), lanes.batch("d", "e")
-    seen = [lanes.engine.next() for _ in range(4)]
+def test_on_tracks_too_a_higher_rank_goes_first_and_an_error_or_a_cancel_ends_a_batch_once(tracks):
+    failing, cancelled = tracks.batch("a", "b", "c"), tracks.batch("d", "e")
+    seen = [tracks.engine.next() for _ in range(4)]
     assert sorted(what for name, what, _ in seen if name == "infer") == ["a", "b"]
-    lanes.batch("h", rank=1)
-    assert lanes.engine.next()[:2] == ("prepare", ["h"])
+    tracks.batch("h", rank=1)
+    assert tracks.engine.next()[:2] == ("prepare", ["h"])
     cancelled.cancelled = True
-    lanes.engine.gone["a"].put(ValueError("no"))
-    assert lanes.engine.next()[:2] == ("infer", "h")
-    assert lanes.pipeline.in_flight == 3
-    lanes.engine.let_go("b", "h")
-    ended = [lanes.answer() for _ in range(4)]
+    tracks.engine.gone["a"].put(ValueError("no"))
+    assert tracks.engine.next()[:2] == ("infer", "h")
+    assert tracks.pipeline.in_flight == 3
+    tracks.engine.let_go("b", "h")
+    ended = [tracks.answer() for _ in range(4)]
     assert sorted(error.reason for _, error in ended if isinstance(error, errors.ModelMoraError)) == [
         "Cancelled",
         "InternalError",
     ]
     assert [texts for texts, done in ended if isinstance(done, Done) and done.last] == [("h",)]
     assert failing.error is not None
-    assert lanes.engine.events.empty(), "c, d and e are not computed"
+    assert tracks.engine.events.empty(), "c, d and e are not computed"
 
 
-def test_a_stream_waits_until_all_lanes_are_free_and_none_begins_beside_it(lanes):
-    lanes.batch("a", "b")
-    lanes.engine.next()
-    lanes.engine.begun(2)
-    lanes.pipeline.submit(Streaming({}, lambda output, last: None, lanes.fail("stream")))
-    lanes.batch("c")
-    lanes.engine.let_go("a")
-    lanes.answer()
-    assert lanes.engine.events.empty(), "the stream waits for b, and c for the stream"
-    lanes.engine.let_go("b", "c")
+def test_a_stream_waits_until_all_tracks_are_free_and_none_begins_beside_it(tracks):
+    tracks.batch("a", "b")
+    tracks.engine.next()
+    tracks.engine.begun(2)
+    tracks.pipeline.submit(Streaming({}, lambda output, last: None, tracks.fail("stream")))
+    tracks.batch("c")
+    tracks.engine.let_go("a")
+    tracks.answer()
+    assert tracks.engine.events.empty(), "the stream waits for b, and c for the stream"
+    tracks.engine.let_go("b", "c")
     for _ in range(3):
-        lanes.engine.go.put(None)
-    assert [lanes.answer()[0] for _ in range(2)] == [("a", "b"), ("c",)]
-    seen = [lanes.engine.next()[:2] for _ in range(5)]
+        tracks.engine.go.put(None)
+    assert [tracks.answer()[0] for _ in range(2)] == [("a", "b"), ("c",)]
+    seen = [tracks.engine.next()[:2] for _ in range(5)]
     seen.remove(("prepare", ["c"]))
     assert seen == [("step", 0), ("step", 1), ("step", 2), ("infer", "c")]
 
 
-def test_an_engine_whose_lanes_cannot_be_opened_goes_on_without(laned):
-    laned.engine.open_lanes = lambda: 1 / 0
+def test_an_engine_whose_tracks_cannot_be_opened_goes_on_without(tracked):
+    tracked.engine.open_tracks = lambda: 1 / 0
     for text in "abcd":
-        laned.engine.let_go(text)
-    laned.batch("a", "b")
-    laned.batch("c", "d")
-    assert [laned.answer()[1].last for _ in range(4)] == [False, True, False, True]
-    assert {lane for name, _, lane in laned.engine.events.queue if name == "infer"} == {None}
+        tracked.engine.let_go(text)
+    tracked.batch("a", "b")
+    tracked.batch("c", "d")
+    assert [tracked.answer()[1].last for _ in range(4)] == [False, True, False, True]
+    assert {track for name, _, track in tracked.engine.events.queue if name == "infer"} == {None}
 
 
 def test_rows_that_cannot_be_answered_fail_their_batch_and_nothing_else(rig):

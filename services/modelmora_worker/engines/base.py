@@ -152,9 +152,9 @@ class Engine(Protocol):
         """The tokens of each text, whole: little-endian int32, four for each token (see worker.v1 InferRequest). Called
         like `prepare`."""
 
-    # An engine may have lanes: when `lanes` is above 1 after its load, as many threads call `infer(batch, lane)` at a
-    # time, each with a lane of its own, from 0 on, to compute on its part of the cores; never beside `infer` without a
-    # lane. `open_lanes()` is called once before that, on a thread of its own beside `infer`, when there is work for
+    # An engine may have tracks: when `tracks` is above 1 after its load, as many threads call `infer(batch, track)` at
+    # a time, each with a track of its own, from 0 on, to compute on its part of the cores; never beside `infer` without
+    # a track. `open_tracks()` is called once before that, on a thread of its own beside `infer`, when there is work for
     # them for the first time: it makes ready what they want beyond the load.
     #
     # An engine may also have `texts(entries) -> Sequence[bytes]`, which is called like `tokens` and makes a text of the

@@ -41,33 +41,33 @@ def write(encoder: Any, example: tuple[Any, ...], inputs: Sequence[str], path: P
 
 class Encoder:
     """Arrays of int64 [rows, tokens], in the order of the inputs → float32 [rows, tokens, size], valid until the next
-    call, or the next on the same lane."""
+    call, or the next on the same track."""
 
     def __init__(self, conversion: Path, precision: str, threads: int) -> None:
         self._conversion, self._precision, self._threads = conversion, precision, threads
         self._core = _library().Core()
         (self._request,) = self._open(1)
-        self._lanes: list[Any] = []
+        self._tracks: list[Any] = []
 
-    def open_lanes(self, count: int) -> None:
+    def open_tracks(self, count: int) -> None:
         """For as many threads at a time, each with its part of the processor. The library lays the weights out once
         more for them."""
-        self._lanes = self._open(count)
+        self._tracks = self._open(count)
 
-    def __call__(self, arrays: Sequence[Any], lane: int | None = None) -> Any:
-        request = self._request if lane is None else self._lanes[lane]
+    def __call__(self, arrays: Sequence[Any], track: int | None = None) -> Any:
+        request = self._request if track is None else self._tracks[track]
         request.infer(list(arrays), share_inputs=True)
         return request.get_output_tensor(0).data
 
-    def _open(self, lanes: int) -> list[Any]:
-        """A request for each lane."""
+    def _open(self, tracks: int) -> list[Any]:
+        """A request for each track."""
         import numpy
 
         conversion, precision, core = self._conversion, self._precision, self._core
         settings = {
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": lanes,
+            "NUM_STREAMS": tracks,
             "INFERENCE_NUM_THREADS": self._threads,
             "CPU_RUNTIME_CACHE_CAPACITY": _KERNELS_KEPT,
             "CACHE_MODE": "OPTIMIZE_SIZE",  # what is kept of a compiled model leaves the weights where they are
@@ -85,7 +85,7 @@ class Encoder:
             stream = io.BytesIO()
             compiled.export_model(stream)
             conversions.keep(conversion / name, stream.getvalue())
-        requests = [compiled.create_infer_request() for _ in range(lanes)]
+        requests = [compiled.create_infer_request() for _ in range(tracks)]
         for request in requests:  # the first pass lays the weights out
             request.start_async([numpy.ones((1, 8), dtype=numpy.int64)] * len(compiled.inputs))
         for request in requests:

@@ -22,8 +22,8 @@ _ROWWISE = frozenset({"Pooling", "Dense", "Normalize", "Dropout", "LayerNorm"})
 """Modules after the encoder that need of it the vectors of tokens, or less."""
 
 Encoder = Any
-"""A callable: arrays of int64 [rows, tokens], and a lane where it has some → float32 [rows, tokens, size], valid until
-the next call, or the next on that lane."""
+"""A callable: arrays of int64 [rows, tokens], and a track where it has some → float32 [rows, tokens, size], valid until
+the next call, or the next on that track."""
 
 
 class PaddedPipeline:
@@ -45,12 +45,12 @@ class PaddedPipeline:
         self._inputs = inputs
         self._fill = {"input_ids": first.tokenizer.pad_token_id or 0}
 
-    def open_lanes(self, count: int) -> None:
+    def open_tracks(self, count: int) -> None:
         """Raises AttributeError where the encoder has none."""
-        self._encoder.open_lanes(count)
+        self._encoder.open_tracks(count)
 
     def __call__(
-        self, rows: Sequence[Mapping[str, Any]], prompt_tokens: int | None = None, lane: int | None = None
+        self, rows: Sequence[Mapping[str, Any]], prompt_tokens: int | None = None, track: int | None = None
     ) -> Any:
         """Vectors of tokenised texts (`input_ids`, maybe `token_type_ids`), float32 [rows, dimensions]."""
         import numpy
@@ -65,7 +65,7 @@ class PaddedPipeline:
             for name, array in arrays.items():
                 array[number, :count] = 1 if name == "attention_mask" else row[name]
         arguments = list(arrays.values())
-        vectors = self._encoder(arguments) if lane is None else self._encoder(arguments, lane)
+        vectors = self._encoder(arguments) if track is None else self._encoder(arguments, track)
         means = None
         if self._means and prompt_tokens is None:
             means = numpy.stack(

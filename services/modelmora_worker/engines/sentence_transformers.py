@@ -38,10 +38,10 @@ PASS_TOKENS: Final = 28
 PADDED_TOKENS: Final = 512
 PACKED_TOKENS: Final = 1024
 """Tokens in a pass by default: about 90 ms of either profile. Larger ones are hardly faster and keep others waiting."""
-MOST_LANES: Final = 4
-"""More would wait for each other in the interpreter. With more cores each lane has several."""
+MOST_TRACKS: Final = 4
+"""More would wait for each other in the interpreter. With more cores each track has several."""
 TWICE_BYTES: Final = 256 << 20
-"""Weights up to this are laid out twice where a library wants that for lanes."""
+"""Weights up to this are laid out twice where a library wants that for tracks."""
 MAX_BATCH_TOKENS: Final = 8192
 MAX_BATCH_ENTRIES: Final = 256
 NO_LIMIT_TOKENS: Final = 1 << 20
@@ -95,7 +95,7 @@ class SentenceTransformersEngine:
         self._fast: PackedPipeline | PaddedPipeline | None = None
         """What computes unless the exact profile is demanded; None: that is what was loaded."""
         self._exact_profile = base.Profile("torch", "fp32")
-        self._threads = self._exact_lanes = self.lanes = 1
+        self._threads = self._exact_tracks = self.tracks = 1
 
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
         row = base.TABLE["sentence_transformers"]
@@ -157,9 +157,9 @@ class SentenceTransformersEngine:
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
             raise errors.InvalidModelFiles(f"{type(error).__name__}: {error}") from error
-        self._exact_lanes = 1 if self._static else min(threads, MOST_LANES)
+        self._exact_tracks = 1 if self._static else min(threads, MOST_TRACKS)
         if backend == "torch" or (backend == "openvino" and weights_bytes <= TWICE_BYTES):
-            self.lanes = self._exact_lanes
+            self.tracks = self._exact_tracks
         progress("ready", weights_bytes, weights_bytes)
         libraries = library_versions()
         self._exact_profile = base.Profile("torch", "fp32", libraries, "padded")
@@ -210,15 +210,15 @@ class SentenceTransformersEngine:
         packed = not exact and isinstance(self._fast, PackedPipeline)
         budget = self._packed_tokens if packed else self._padded_tokens
         # Exact rows are computed together as any worker of the model would, with whatever profile.
-        lanes = self._exact_lanes if exact else self.lanes
+        tracks = self._exact_tracks if exact else self.tracks
         if not packed:
             rows.sort(key=lambda row: len(row[2]["input_ids"]))
         lengths = [len(tokens["input_ids"]) for _, _, tokens, _ in rows]
         if packed:
-            ends = fill(lengths, share(lengths, budget, lanes))
+            ends = fill(lengths, share(lengths, budget, tracks))
         else:
             padded = lengths if exact or self._fast is None else [rounded(length) for length in lengths]
-            ends = cut(padded, share(padded, budget, lanes), PASS_TOKENS)
+            ends = cut(padded, share(padded, budget, tracks), PASS_TOKENS)
         start = 0
         for end in ends:
             batch = base.MicroBatch(
@@ -231,14 +231,14 @@ class SentenceTransformersEngine:
             prepared.micro_batches.append(batch)
             start = end
 
-    def open_lanes(self) -> None:
+    def open_tracks(self) -> None:
         if isinstance(self._fast, PaddedPipeline):
-            self._fast.open_lanes(self.lanes)
+            self._fast.open_tracks(self.tracks)
 
-    def infer(self, batch: base.MicroBatch, lane: int | None = None) -> base.Rows:
-        if self.lanes > 1:
+    def infer(self, batch: base.MicroBatch, track: int | None = None) -> base.Rows:
+        if self.tracks > 1:
             # What torch reads when it computes is the thread's own, or that of whoever has set it last.
-            self._torch.set_num_threads(self._threads if lane is None else self._threads // self.lanes)
+            self._torch.set_num_threads(self._threads if track is None else self._threads // self.tracks)
         tokens = [tokens for tokens, _ in batch.items]
         prompt_tokens = self._prompt_tokens.get(batch.items[0][1].prompt or self._default_prompt)
         unit = False
@@ -247,7 +247,7 @@ class SentenceTransformersEngine:
         else:
             profile = None
             if isinstance(self._fast, PaddedPipeline):
-                vectors, unit = self._fast(tokens, prompt_tokens, lane), self._fast.unit
+                vectors, unit = self._fast(tokens, prompt_tokens, track), self._fast.unit
             else:
                 vectors = self._fast(tokens, prompt_tokens)
         normalise = self._torch.nn.functional.normalize
@@ -429,12 +429,12 @@ class SentenceTransformersEngine:
         return base.Profile(backend, precision, {**libraries, library: version(library)}, "padded")
 
 
-def share(lengths: Sequence[int], budget_tokens: int, lanes: int) -> int:
-    """Tokens in a pass where several lanes compute: there is one for each lane where there are texts for it, and none
+def share(lengths: Sequence[int], budget_tokens: int, tracks: int) -> int:
+    """Tokens in a pass where several tracks compute: there is one for each track where there are texts for it, and none
     takes much longer than one of `budget_tokens` on two cores would."""
-    if lanes < 2 or len(lengths) < 2:
+    if tracks < 2 or len(lengths) < 2:
         return budget_tokens
-    return min(-(-3 * budget_tokens // 4), -(-sum(lengths) // lanes))
+    return min(-(-3 * budget_tokens // 4), -(-sum(lengths) // tracks))
 
 
 def cut(lengths: Sequence[int], budget_tokens: int, pass_tokens: int) -> list[int]:
