@@ -108,6 +108,8 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
         self.estimate_seconds: float | None = None
         """What it says of the time until a cold version is loaded."""
         self._loads: set[asyncio.Task[Loaded]] = set()
+        self._grants = asyncio.Event()
+        self._grants.set()
         self.launches = 0
         self.wants: list[lifecycle_pb2.Want] = []
         self.leases: list[Granted] = []
@@ -126,6 +128,13 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
         """Inside, nothing of this version comes into memory."""
         async with self._locks.setdefault(version, asyncio.Lock()):
             yield
+
+    @asynccontextmanager
+    async def grants_wait(self) -> AsyncIterator[None]:
+        """Inside, nobody is granted a lease."""
+        self._grants.clear()
+        yield
+        self._grants.set()
 
     async def scale_up(self, version: str) -> Loaded:
         """One more replica; every holder is invited."""
@@ -160,6 +169,7 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
         version, holder = first.want.model_version, first.want.holder
         if self.refuse_with:
             raise self.refuse_with.pop(0)
+        await self._grants.wait()
         worker = self._free(version, holder)
         if worker is None:
             load = asyncio.create_task(self._load(version))
@@ -314,6 +324,20 @@ class Rig:
     async def running(self) -> None:
         """Returns once something is on a worker."""
         await self.until(lambda queue: queue.in_flight > 0)
+
+    async def heard(self, lease: Granted) -> None:
+        """Returns once inference has heard what was said to it on this lease: an invitation that comes after it makes
+        inference ask, which is refused."""
+        asked = len(self.lessor.wants)
+        self.lessor.refuse_with.append(errors.ModelLoading())
+        lease.invite("replicas/of-nobody")
+        await self.until(lambda _: len(self.lessor.wants) > asked)
+
+    async def computed(self, count: int) -> None:
+        """Returns once the worker has computed so many entries."""
+        async with asyncio.timeout(60):
+            while (await self.worker.seen()).entries < count:
+                pass
 
     @property
     def worker(self) -> Loaded:

@@ -109,35 +109,58 @@ async def test_one_bad_text_fails_alone(data_dir: Path) -> None:
 
 
 async def test_asked_to_yield_it_starts_no_batch_finishes_and_comes_back_for_the_rest(data_dir: Path) -> None:
-    async with rig(data_dir, {"acme/echo": {"delay_seconds": 0.2}}, max_batch_entries=1, max_batches=2) as made:
-        calls = [asyncio.create_task(made.right(f"text {i}")) for i in range(12)]
+    async with rig(data_dir, {"acme/echo": {"delay_seconds": 0.3}}, max_batch_entries=1, max_batches=2) as made:
+        await made.right("warm up")
         lease = await made.lessor.lease(0)
-        await made.until(lambda queue: queue.in_flight == 2)
-        before = sum(call.done() for call in calls)
-        lease.ask_to_yield()
-        await asyncio.wait_for(lease.closed.wait(), 60)
-        answered = sum(call.done() for call in calls)
-        assert answered <= before + 6, "only what ran was finished, and what began while we asked"
-        assert (await made.worker.seen()).entries <= before + 6
+        async with made.lessor.grants_wait():
+            with made.held():
+                calls = [asyncio.create_task(made.right(f"text {i}")) for i in range(5)]
+                await made.until(lambda queue: queue.in_flight == 2)
+                await made.waiting(3)
+                lease.ask_to_yield()
+                await made.heard(lease)
+            await asyncio.wait_for(lease.closed.wait(), 60)
+            assert (await made.worker.seen()).entries == 3, "only what ran was finished"
         await asyncio.gather(*calls)
         assert len(made.lessor.leases) == 2
 
 
 async def test_it_may_go_on_until_the_time_it_was_asked_to_yield_by(data_dir: Path) -> None:
-    async with rig(data_dir, {"acme/echo": {"delay_seconds": 0.1}}, max_batch_entries=1, max_batches=1) as made:
-        calls = [asyncio.create_task(made.right(f"text {i}")) for i in range(20)]
+    async with rig(data_dir, {"acme/echo": {}}, max_batch_entries=1, max_batches=1) as made:
+        await made.right("warm up")
         lease = await made.lessor.lease(0)
-        lease.ask_to_yield(in_seconds=1.0)
-        await asyncio.wait_for(lease.closed.wait(), 60)
-        assert 3 <= (await made.worker.seen()).entries <= 14
+        with made.held():
+            calls = [asyncio.create_task(made.right(f"text {i}")) for i in range(12)]
+            await made.waiting(11)
+            lease.ask_to_yield(in_seconds=3600)
+            await made.heard(lease)
         await asyncio.gather(*calls)
+        await asyncio.wait_for(lease.closed.wait(), 60)
+        assert len(made.lessor.leases) == 1, "there was time for all of them"
+
+
+async def test_it_goes_on_no_longer_than_until_the_time_it_was_asked_to_yield_by(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {"delay_seconds": 0.1}}, max_batch_entries=1, max_batches=1) as made:
+        await made.right("warm up")
+        lease = await made.lessor.lease(0)
+        async with made.lessor.grants_wait():
+            with made.held():
+                calls = [asyncio.create_task(made.right(f"text {i}")) for i in range(12)]
+                await made.waiting(11)
+                lease.ask_to_yield(in_seconds=0.3)
+                await made.heard(lease)
+            await asyncio.wait_for(lease.closed.wait(), 60)
+            # The first, what ran, and one for each tenth of a second until then: none of them is shorter.
+            assert 2 <= (await made.worker.seen()).entries <= 6
+        await asyncio.gather(*calls)
+        assert len(made.lessor.leases) == 2
 
 
 async def test_an_idle_lease_asked_to_yield_is_closed_at_once(echo: Rig) -> None:
     await echo.right("one")
     lease = await echo.lessor.lease(0)
-    lease.ask_to_yield(in_seconds=60)
-    await asyncio.wait_for(lease.closed.wait(), 30)  # half of the time it was given
+    lease.ask_to_yield(in_seconds=3600)
+    await asyncio.wait_for(lease.closed.wait(), 60)
     await echo.right("two")
 
 
