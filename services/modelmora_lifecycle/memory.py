@@ -111,6 +111,8 @@ class Meter:
         """By worker: bytes that it shared with its fork server, and whoever else, when that was seen last."""
         self._lenders: dict[int, int] = {}
         """By fork server, the last seen last: its anonymous memory, which every fork of it begins with."""
+        self._foreign: Vector = {}
+        """As it was told last."""
 
     def measure(
         self,
@@ -126,6 +128,8 @@ class Meter:
         estates: dict[int, tuple[int, set[str]]] = {}
         lents = dict(self._lent)
         ours = 0
+        # Before anybody is read: what a worker takes meanwhile is its own, and must not seem to be another program's.
+        limit, available_bytes = machine.limit(), machine.available_bytes()
         servers = {family: pid for family, pid in fork_servers if not gone(pid)}
         waiting = dict(spares)
         seen = {*servers.values(), *waiting.values()}
@@ -194,11 +198,15 @@ class Meter:
             f"artifacts/{digest}": Shared({HOST: size}, frozenset(users)) for digest, (size, users) in mapped.items()
         }
         self._readings = {pid: reading for pid, reading in self._readings.items() if pid in seen}
-        limit = machine.limit()
-        foreign = {HOST: max(0, limit.total_bytes - machine.available_bytes() - ours)}
+        foreign = {HOST: max(0, limit.total_bytes - available_bytes - ours)}
+        if any(worker.owner not in private for worker in workers):
+            # The memory of one that dies comes back in its time, and cannot be read meanwhile: it is charged to it
+            # until then, and is nobody else's.
+            foreign[HOST] = min(foreign[HOST], self._foreign.get(HOST, foreign[HOST]))
         on_them = plus(*private.values())
         for name, device in on_devices.items():
             foreign[name] = max(0, device.used_bytes - on_them.get(name, 0))
+        self._foreign = foreign
         return Sample(
             private=private,
             peak=peak,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from modelmora_lifecycle import memory
 from modelmora_lifecycle.memory import Meter, Process
+from modelmora_runtime import machine
 from modelmora_worker import service
 
 MIB = 1024 * 1024
@@ -257,3 +258,49 @@ def own_mapped(folder: Path, written_mib: int) -> tuple[int, int]:
     figures = {line.split(b":")[0]: int(line.split()[1]) * 1024 for line in mapping.splitlines() if b" kB" in line}
     assert figures[b"Anonymous"] == written_mib * MIB
     return figures[b"Rss"] - figures[b"Anonymous"], found
+
+
+@pytest.fixture
+def worker() -> Iterator[subprocess.Popen[str]]:
+    """A process with 64 MiB of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", "taken = b'x' * (64 << 20); print(flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_memory_of_a_worker_that_dies_is_not_another_programs(
+    worker: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes its time to give it back, and nobody can read meanwhile whose it is."""
+    monkeypatch.setattr(machine, "available_bytes", lambda: machine.total_bytes() // 2)
+    meter, there = Meter(), [Process("r0", worker.pid)]
+    before = meter.measure(there, []).foreign["host"]
+    worker.kill()
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    for _ in range(2):
+        dying = meter.measure(there, [])
+        assert not dying.private
+        assert dying.foreign["host"] == before
+    assert near(meter.measure([], []).foreign["host"] - before, SIZE), "what is used when it is gone is another's"
+
+
+def test_what_a_worker_takes_while_it_is_measured_is_not_another_programs(
+    worker: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    available, counters, there = machine.total_bytes() // 2, memory._counters, [Process("r0", worker.pid)]
+    monkeypatch.setattr(machine, "available_bytes", lambda: available)
+    before = Meter().measure(there, []).foreign["host"]
+
+    def read(pid: int) -> dict[bytes, int]:
+        nonlocal available
+        available -= SIZE
+        return counters(pid)
+
+    monkeypatch.setattr(memory, "_counters", read)
+    assert abs(Meter().measure(there, []).foreign["host"] - before) < SLACK
