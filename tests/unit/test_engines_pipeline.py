@@ -300,6 +300,13 @@ def test_the_engine_is_closed_on_its_own_thread(rig):
     assert rig.engine.next() == ("close", None, "compute")
 
 
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end
+        threading.Event().wait(0.001)
+
+
 class TrackedEngine(SteppedEngine):
     """Two tracks, which are open once the test says so; `infer` tells its track and waits for the go of its text."""
 
@@ -349,9 +356,7 @@ def tracks(tracked: Rig) -> Rig:
     seen = [tracked.engine.next() for _ in range(3)]
     assert seen[0][:2] == ("prepare", ["x", "y", "z"])
     assert sorted(name for name, *_ in seen[1:]) == ["infer", "open"]
-    until = time.monotonic() + WAIT
-    while not tracked.pipeline._tracks_open and time.monotonic() < until:
-        threading.Event().wait(0.001)
+    until(lambda: tracked.pipeline._tracks_open)
     tracked.engine.let_go("x", "y", "z")
     tracked.engine.begun(2)
     assert [tracked.answer()[1].last for _ in range(3)] == [False, False, True]
@@ -372,7 +377,10 @@ def test_what_comes_alone_has_all_cores_and_several_have_a_track_each(tracks):
     assert tracks.engine.next() == ("infer", "a", None)
     tracks.batch("b", "c", "d")
     assert tracks.engine.next()[:2] == ("prepare", ["b", "c", "d"])
-    assert tracks.engine.events.empty(), "nothing runs beside what has all cores"
+    pipeline = tracks.pipeline
+    until(lambda: pipeline._ready or pipeline._open)
+    with pipeline._lock:
+        assert pipeline._take_beside() is None, "nothing runs beside what has all cores"
     tracks.engine.let_go("a")
     begun = tracks.engine.begun(2)
     assert begun.keys() == {"b", "c"}
