@@ -81,8 +81,8 @@ def page(
         parts.append("## Plumbing: the echo engine, no delay\n\n" + _figures(plumbing, TARGETS))
         parts.append(
             "Overhead: latency seen by one client minus the engine's own time. All else at 32 clients. A cost is the\n"
-            "CPU time of host and workers for a call, its ratio that of neighbours in time. The deep queue is of LOW\n"
-            "requests behind a model that does not answer.\n"
+            "CPU time of host and workers for a call, its ratio that of neighbours in time; the wall ratio is that of\n"
+            "the time for a call. The deep queue is of LOW requests behind a model that does not answer.\n"
         )
     if startup:
         targets = {"ready_seconds": "≤ 3", "first_answer_seconds": "≤ 6", "stop_seconds": ""}
