@@ -13,8 +13,9 @@ import asyncio
 import logging
 import struct
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from modelmora.common.v1 import common_pb2
@@ -34,10 +35,12 @@ from modelmora_lifecycle.tuning import (
     Row,
     Tuning,
     TuningState,
+    agreement,
     candidate_facts,
     choose,
     judged,
     profile_name,
+    sample_pairs,
     sample_texts,
     shuffled,
     similarity,
@@ -229,7 +232,7 @@ class Tuner:
             replica = granted.replica
             channel = await WorkerChannel.connect(granted.endpoint, granted.key)
             self._node.in_use(end, 1)
-            measure = asyncio.create_task(self._figures(candidate, channel, truth))
+            measure = asyncio.create_task(self._figures(candidate, own.task_type or _EMBED, channel, truth))
             over = asyncio.create_task(_over(end))
             try:
                 await asyncio.wait((measure, over), return_when=asyncio.FIRST_COMPLETED)
@@ -256,28 +259,31 @@ class Tuner:
             await self._node.dismiss(own.name)
 
     async def _figures(
-        self, candidate: Candidate, channel: WorkerChannel, truth: Sequence[Row]
+        self, candidate: Candidate, task_type: int, channel: WorkerChannel, truth: Sequence[Row]
     ) -> tuple[Candidate, list[Row]]:
-        texts = sample_texts()
-        rows = await _infer(channel, texts)  # warms up too
+        texts = _entries(task_type, sample_texts())
+        alike = _JUDGES.get(task_type, similarity)
+
+        async def infer(chosen: Sequence[worker_pb2.TextEntry]) -> list[Row]:
+            return await _infer(channel, task_type, chosen)
+
+        rows = await infer(texts)  # warms up too
         # Texts alone: how long a lone call takes, and whether company changes an answer.
         chosen = shuffled(len(texts), seed=1)[:LONE_CALLS]
         lone, seconds = [], []
         for index in chosen:
             start = time.perf_counter()
-            lone += await _infer(channel, [texts[index]])
+            lone += await infer([texts[index]])
             seconds.append(time.perf_counter() - start)
         order = shuffled(len(texts), seed=2)
-        mixed = dict(zip(order, await _infer(channel, [texts[index] for index in order]), strict=True))
-        consistency = min(
-            similarity(lone, [rows[index] for index in chosen]), similarity(lone, [mixed[index] for index in chosen])
-        )
+        mixed = dict(zip(order, await infer([texts[index] for index in order]), strict=True))
+        consistency = min(alike(lone, [rows[index] for index in chosen]), alike(lone, [mixed[i] for i in chosen]))
         best, begin, rounds = 0.0, time.perf_counter(), 0
         while rounds < LEAST_ROUNDS or (
             rounds < ROUNDS and time.perf_counter() - begin < self._rules.measure_seconds * (rounds / (rounds + 1))
         ):
             start = time.perf_counter()
-            await _infer(channel, texts)
+            await infer(texts)
             # The best round is the one that others on this machine disturbed least.
             best = max(best, len(texts) / (time.perf_counter() - start))
             rounds += 1
@@ -285,7 +291,7 @@ class Tuner:
             candidate,
             entries_per_second=best,
             single_seconds=sorted(seconds)[len(seconds) // 2],
-            accuracy=similarity(rows, truth) if truth else 1.0,
+            accuracy=alike(rows, truth) if truth else 1.0,
             batch_consistency=consistency,
         )
         return found, rows
@@ -398,12 +404,32 @@ async def _over(end: LeaseEnd) -> str:
             return message.reason
 
 
-async def _infer(channel: WorkerChannel, texts: Sequence[str]) -> list[Row]:
-    """The rows of these texts in one batch. Raises the error of the first row that failed."""
-    request = worker_pb2.InferRequest(
-        task_type=common_pb2.TASK_TYPE_TXT2EMBED,
-        texts=[worker_pb2.TextEntry(text=text, truncate=True, normalize=True) for text in texts],
-    )
+_EMBED: int = common_pb2.TASK_TYPE_TXT2EMBED
+_JUDGES: Mapping[int, Callable[[Sequence[Row], Sequence[Row]], float]] = {
+    common_pb2.TASK_TYPE_RERANKING: partial(agreement, ranks=True),
+    common_pb2.TASK_TYPE_CLASSIFICATION: agreement,
+    common_pb2.TASK_TYPE_QUESTION_ANSWERING: partial(agreement, spans=True),
+}
+"""How answers of a task are compared; vectors by cosine."""
+_ANSWER_TOKENS = 15
+
+
+def _entries(task_type: int, texts: Sequence[str]) -> list[worker_pb2.TextEntry]:
+    """The sample as entries of this task."""
+    if task_type in (common_pb2.TASK_TYPE_RERANKING, common_pb2.TASK_TYPE_QUESTION_ANSWERING):
+        ranks = task_type == common_pb2.TASK_TYPE_RERANKING
+        return [
+            worker_pb2.TextEntry(
+                text=query, pair=text, truncate=True, raw_scores=ranks, max_answers=1, max_answer_tokens=_ANSWER_TOKENS
+            )
+            for query, text in sample_pairs(texts)
+        ]
+    return [worker_pb2.TextEntry(text=text, truncate=True, normalize=True) for text in texts]
+
+
+async def _infer(channel: WorkerChannel, task_type: int, texts: Sequence[worker_pb2.TextEntry]) -> list[Row]:
+    """The rows of these entries in one batch. Raises the error of the first row that failed."""
+    request = worker_pb2.InferRequest(task_type=task_type, texts=texts)  # type: ignore[arg-type]
     found: dict[int, Row] = {}
     async for reply in channel.infer(request):
         for error in reply.errors:

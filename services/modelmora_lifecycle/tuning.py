@@ -6,7 +6,9 @@
 3. Of the others the one with most entries per second is proposed, if it is faster than the exact profile by a margin
    (machines are noisy, and a change of profile changes every vector) and no lone call becomes much slower.
 
-Answers are compared by cosine, the least over all texts: what is told of an accuracy holds for each of them.
+Vectors are compared by cosine, the least over all texts: what is told of an accuracy holds for each of them. Scores are
+compared by what is decided with them, the share that is decided alike, if no probability differs by more than
+MOST_DIFFERENCE: the label of a text, which of two texts is ranked first, where an answer starts and ends.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ LEAST_CONSISTENCY = 0.9999
 MARGIN = 1.05
 SLOWEST_ALONE = 1.25
 """How much longer a lone call may take than with the exact profile."""
+MOST_DIFFERENCE = 0.02
+"""Of a probability: with more of it an accuracy is none."""
+APART = 0.02
+"""Of two texts whose scores differ by less, in parts of the spread of all, either may be ranked first."""
 SAMPLE_TEXTS = 64
 LONGEST_WORDS = 220
 
@@ -157,6 +163,37 @@ def similarity(rows: Sequence[Row], others: Sequence[Row]) -> float:
     return min(_cosine(row, other) for row, other in zip(rows, others, strict=True))
 
 
+def agreement(rows: Sequence[Row], others: Sequence[Row], *, ranks: bool = False, spans: bool = False) -> float:
+    """The share of decisions by scores that are those by `others`, the truth (see the head of this file); 0 when they
+    cannot be compared, or differ too much. Rows are probabilities of labels; with `ranks` one raw score each, ranked
+    among all; with `spans` the score of the best answer and where it starts and ends."""
+    if len(rows) != len(others) or not rows or any(len(a) != len(b) for a, b in zip(rows, others, strict=True)):
+        return 0.0
+    pairs = list(zip(rows, others, strict=True))
+    if not all(math.isfinite(number) for pair in pairs for row in pair for number in row):
+        return 0.0
+    if ranks:
+        pairs = [((_likely(a[0]),), (_likely(b[0]),)) for a, b in pairs]
+    if max((abs(a - b) for row, other in pairs for a, b in _probabilities(row, other, spans)), default=0.0) > (
+        MOST_DIFFERENCE
+    ):
+        return 0.0
+    if ranks:
+        return _same_order([row[0] for row in others], [row[0] for row in rows])
+    if spans:
+        return sum(tuple(a[1:3]) == tuple(b[1:3]) for a, b in pairs) / len(pairs)
+    return sum(_decided(a) == _decided(b) for a, b in pairs) / len(pairs)
+
+
+def sample_pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """A query or question for each text: half of them are made of words of their text, half of another's."""
+    queries = []
+    for number in range(len(texts)):
+        words = texts[number if number % 2 else number - 1].split()
+        queries.append(" ".join(words[1 : 8 : 2 if number % 4 else 1]) or words[0])
+    return list(zip(queries, texts, strict=True))
+
+
 def sample_texts(count: int = SAMPLE_TEXTS, seed: int = 1) -> list[str]:
     """Distinct texts of 3 to LONGEST_WORDS words, most of middling length, always the same ones."""
     texts = []
@@ -178,6 +215,33 @@ def _cosine(row: Row, other: Row) -> float:
     length = math.sqrt(sum(a * a for a in row) * sum(b * b for b in other))
     cosine = sum(a * b for a, b in zip(row, other, strict=True)) / length if length > 0 else 0.0
     return cosine if math.isfinite(cosine) else 0.0
+
+
+def _probabilities(row: Row, other: Row, spans: bool) -> Iterator[tuple[float, float]]:
+    return zip(row[:1], other[:1], strict=True) if spans else zip(row, other, strict=True)
+
+
+def _likely(score: float) -> float:
+    """The probability that a raw score stands for."""
+    return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+
+
+def _decided(row: Row) -> object:
+    """The likeliest label; of one label, whether it is likely."""
+    return max(range(len(row)), key=row.__getitem__) if len(row) > 1 else bool(row) and row[0] >= 0.5
+
+
+def _same_order(scores: Sequence[float], others: Sequence[float]) -> float:
+    """The share of pairs that are in the same order, of those that are apart."""
+    apart = APART * (max(scores) - min(scores))
+    order = sorted(range(len(scores)), key=scores.__getitem__)
+    judged = [
+        others[low] < others[high]
+        for at, low in enumerate(order)
+        for high in order[at + 1 :]
+        if scores[high] - scores[low] > apart
+    ]
+    return sum(judged) / len(judged) if judged else 1.0
 
 
 def _dice(seed: str) -> Iterator[float]:

@@ -14,7 +14,10 @@ import shutil
 import struct
 import tempfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +110,7 @@ CASES = [
     Case("sentence_transformers", _minilm, "openvino/fp32"),
     Case("sentence_transformers", _minilm, "onnx/fp32"),
     Case("transformers", _classifier),
-    Case("transformers", _classifier, "torch/bf16", tolerance=5e-2),
+    Case("transformers", _classifier, "torch/bf16", tolerance=4e-3),
     Case("transformers_images", _seer, takes_images=True),
 ]
 
@@ -229,12 +232,37 @@ def test_a_row_is_the_same_in_any_order_and_any_company(loaded):
         assert close_to(backwards[len(TEXTS) - 1 - position], alone, loaded.case.tolerance), text
 
 
+def test_tracks_compute_at_a_time_what_one_computes_alone(loaded):
+    tracks = getattr(loaded.engine, "tracks", 1)
+    if tracks < 2:
+        pytest.skip("it computes one micro-batch at a time")
+    entries = [loaded.case.entry(text) for _ in range(6) for text in TEXTS]
+    batches = loaded.engine.prepare(entries).micro_batches
+    assert len(batches) >= tracks, "there is one for each"
+    alone = [loaded.engine.infer(batch) for batch in batches]
+    loaded.engine.open_tracks()
+    left, together = deque(enumerate(batches)), dict[int, base.Rows]()
+
+    def compute(track: int) -> None:
+        with suppress(IndexError):
+            while True:
+                number, batch = left.popleft()
+                together[number] = loaded.engine.infer(batch, track)
+
+    with ThreadPoolExecutor(tracks) as threads:
+        list(threads.map(compute, range(tracks)))
+    for number, rows in enumerate(alone):
+        assert together[number].dimensions == rows.dimensions
+        values = [[v for (v,) in struct.iter_unpack("<f", data)] for data in (rows.data, together[number].data)]
+        assert close_to(*values, loaded.case.tolerance)
+
+
 def test_different_texts_have_different_vectors_and_equal_ones_equal(loaded):
     found = loaded.rows(TEXTS)
     assert close_to(found[1], found[7], loaded.case.tolerance)
     for position in range(7):
         for other in range(position):
-            assert not close_to(found[position], found[other], 10 * loaded.case.tolerance)
+            assert not close_to(found[position], found[other], min(10 * loaded.case.tolerance, 0.02))
 
 
 def test_the_exact_profile_is_there_whatever_was_loaded(loaded):
@@ -249,6 +277,10 @@ def test_the_exact_profile_is_there_whatever_was_loaded(loaded):
         assert close_to(exact[position], loaded.rows([text], exact=True)[0], 1e-5), text
         if not asked:
             assert close_to(exact[position], own[position], 1e-5), text
+            continue
+        if not loaded.embeds:
+            # Of models that are made steep: see the tests of their engine.
+            assert close_to(exact[position], own[position], 0.05), text
             continue
         cosine = sum(a * b for a, b in zip(exact[position], own[position], strict=True))
         assert cosine >= 0.9995, text

@@ -13,13 +13,16 @@ from modelmora_lifecycle.domain import EngineProfile, VersionFacts
 from modelmora_lifecycle.tuning import (
     DEFAULT_GATE,
     MARGIN,
+    MOST_DIFFERENCE,
     SLOWEST_ALONE,
     Candidate,
     Offer,
     Tuning,
+    agreement,
     candidate_facts,
     choose,
     judged,
+    sample_pairs,
     sample_texts,
     shuffled,
     similarity,
@@ -160,3 +163,62 @@ def test_a_shuffle_has_every_number_once(count, seed):
     order = shuffled(count, seed)
     assert sorted(order) == list(range(count))
     assert order == shuffled(count, seed)
+
+
+LABELS = [(0.7, 0.2, 0.1), (0.2, 0.5, 0.3), (0.1, 0.1, 0.8), (0.34, 0.33, 0.33)]
+
+
+def moved(rows, by):
+    return [tuple(number + (by if at == 0 else -by) for at, number in enumerate(row)) for row in rows]
+
+
+def test_a_classifier_is_judged_by_the_share_of_equal_labels():
+    assert agreement(LABELS, LABELS) == 1
+    assert agreement(moved(LABELS, 0.001), LABELS) == 1
+    assert agreement(moved(LABELS, -0.01), LABELS) == 0.75, "one of four has another label"
+    assert agreement([(0.51,), (0.2,)], [(0.495,), (0.2,)]) == 0.5, "of one label, whether it is likely"
+
+
+def test_probabilities_that_differ_much_agree_in_nothing():
+    for by, found in ((MOST_DIFFERENCE * 0.99, 1.0), (MOST_DIFFERENCE * 1.01, 0.0)):
+        assert agreement(moved(LABELS[:3], by), LABELS[:3]) == found
+
+
+def test_a_reranker_is_judged_by_the_order_of_texts_that_are_apart():
+    scores = [(float(n),) for n in (-8, -4, -3.99, 2, 5)]
+    assert agreement(scores, scores, ranks=True) == 1
+    close = [(-8.0,), (-3.99,), (-4.0,), (2.0,), (5.0,)]
+    assert agreement(close, scores, ranks=True) == 1, "which of two alike is first is nobody's loss"
+    wrong = [(-8.0,), (-8.5,), (-3.99,), (2.0,), (5.0,)]
+    assert agreement(wrong, scores, ranks=True) == pytest.approx(8 / 9), "one pair of ten is too close to tell"
+    assert agreement([(score + 0.3,) for (score,) in scores], scores, ranks=True) == 0, "0.3 are 3 % at a score of 2"
+
+
+def test_a_reader_is_judged_by_where_its_answers_are():
+    answers = [(0.9, 4, 9), (0.4, 0, 3)]
+    assert agreement([(0.905, 4, 9), (0.39, 0, 3)], answers, spans=True) == 1
+    assert agreement([(0.9, 4, 9), (0.4, 1, 3)], answers, spans=True) == 0.5
+    assert agreement([(0.8, 4, 9), (0.4, 0, 3)], answers, spans=True) == 0
+
+
+@pytest.mark.parametrize("others", [[], LABELS[:2], [*LABELS[:3], (0.5, 0.5)], [*LABELS[:3], (math.nan, 0.3, 0.3)]])
+def test_scores_that_cannot_be_compared_agree_in_nothing(others):
+    assert agreement(LABELS, others) == 0
+    assert agreement(others, LABELS) == 0
+
+
+@given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=9), st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=9))
+def test_an_agreement_is_a_share(scores, others):
+    rows, other = [(score,) for score in scores], [(score,) for score in others]
+    assert agreement(rows, rows, ranks=True) == agreement(rows, rows) == 1
+    assert 0 <= agreement(rows, other, ranks=True) <= 1
+
+
+def test_pairs_ask_for_their_own_text_and_for_another():
+    texts = sample_texts()
+    pairs = sample_pairs(texts)
+    assert [text for _, text in pairs] == texts
+    own = [set(query.split()) <= set(text.split()) for query, text in pairs]
+    assert all(own[1::2])
+    assert sum(own[::2]) <= 4
+    assert all(query for query, _ in pairs)

@@ -135,7 +135,8 @@ class EchoEngine:
                 continue
             values = self._values(text, entry)
             if fast:
-                values = unit([in_bf16(value + options["fast_error"] * (-1) ** n) for n, value in enumerate(values)])
+                values = [in_bf16(value + options["fast_error"] * (-1) ** n) for n, value in enumerate(values)]
+                values = unit(values) if self._task == "txt2embed" else values
             if entry.dimensions:
                 values = values[: entry.dimensions]
                 if entry.normalize:
