@@ -25,6 +25,7 @@ from modelmora_worker.engines.packed_heads import PackedModel
 from modelmora_worker.engines.sentence_transformers import (
     MAX_BATCH_ENTRIES,
     MAX_BATCH_TOKENS,
+    MOST_TRACKS,
     NO_LIMIT_TOKENS,
     PACKED_TOKENS,
     PADDED_TOKENS,
@@ -34,6 +35,7 @@ from modelmora_worker.engines.sentence_transformers import (
     check_folder,
     cut,
     fill,
+    share,
     usable_cores,
 )
 from modelmora_worker.engines.tokens import rows_of, texts_of
@@ -56,6 +58,7 @@ class TransformersEngine:
         self._model: Any = None
         self._tokenizer: Any = None
         self._task = ""
+        self._threads = self.tracks = 1
         self._independent = False
         """Several labels may be right at once, or there is one only: each score is a probability of its own."""
         self._max_input_tokens = 0
@@ -80,7 +83,9 @@ class TransformersEngine:
 
         transformers.utils.logging.disable_progress_bar()
         self._torch = torch
-        torch.set_num_threads(spec.cpu_threads or usable_cores())
+        self._threads = spec.cpu_threads or usable_cores()
+        self.tracks = min(self._threads, MOST_TRACKS)
+        torch.set_num_threads(self._threads)
         progress("weights", 0, weights_bytes)
         local = {"local_files_only": True, "trust_remote_code": False}
         try:
@@ -146,7 +151,7 @@ class TransformersEngine:
             rows.sort(key=lambda row: len(row[2]["input_ids"]))
         lengths = [len(tokens["input_ids"]) for _, _, tokens, _ in rows]
         start = 0
-        for end in self._ends(lengths, exact):
+        for end in self._ends(lengths, exact, self.tracks):
             batch = base.MicroBatch(
                 positions=[position for position, _, _, _ in rows[start:end]],
                 input_tokens=lengths[start:end],
@@ -175,7 +180,7 @@ class TransformersEngine:
         if exact or self._fast is None:
             rows.sort(key=lambda row: row[1])
         start = 0
-        for end in self._ends([tokens for _, tokens, _, _ in rows], exact):
+        for end in self._ends([tokens for _, tokens, _, _ in rows], exact, self.tracks):
             batch = base.MicroBatch(
                 positions=[position for position, _, _, _ in rows[start:end]],
                 input_tokens=[tokens for _, tokens, _, _ in rows[start:end]],
@@ -193,7 +198,12 @@ class TransformersEngine:
     def texts(self, entries: Sequence[base.Text]) -> Sequence[bytes]:
         return texts_of(self._tokenizer, entries)
 
-    def infer(self, batch: base.MicroBatch) -> base.Rows:
+    def open_tracks(self) -> None:
+        """There is nothing to make ready: torch has its weights once."""
+
+    def infer(self, batch: base.MicroBatch, track: int | None = None) -> base.Rows:
+        if self.tracks > 1:
+            self._torch.set_num_threads(self._threads if track is None else self._threads // self.tracks)
         if self._task == "question_answering":
             return self._answer(batch)
         rows = [tokens for tokens, _ in batch.items]
@@ -352,11 +362,11 @@ class TransformersEngine:
         with self._torch.inference_mode():
             return self._model(**features).logits.float()
 
-    def _ends(self, lengths: Sequence[int], exact: bool) -> list[int]:
-        """Where to cut rows of these lengths into passes."""
+    def _ends(self, lengths: Sequence[int], exact: bool, tracks: int = 1) -> list[int]:
+        """Where to cut rows of these lengths into passes, for so many tracks."""
         if exact or self._fast is None:
-            return cut(lengths, self._padded_tokens, PASS_TOKENS)
-        return fill(lengths, self._packed_tokens)
+            return cut(lengths, share(lengths, self._padded_tokens, tracks), PASS_TOKENS)
+        return fill(lengths, share(lengths, self._packed_tokens, tracks))
 
     def _profile_of(self, batch: base.MicroBatch) -> base.Profile | None:
         return self._exact_profile if batch.exact and self._fast else None
