@@ -249,17 +249,18 @@ async def test_listeners_hear_and_hear_again_after_a_break(database: Database) -
 
 
 async def test_nothing_there_is_unavailable_at_once(data_dir: Path) -> None:
-    database = Database(f"postgresql://me:secret@/none?host={data_dir}", "things")
-    began = time.monotonic()
+    database = Database(f"postgresql://me:secret@/none?host={data_dir}", "things", connect_seconds=600)
     for attempt in (database.ping, lambda: database.migrate("modelmora_runtime_none"), lambda: database.try_lock("x")):
         with pytest.raises((DatabaseUnavailable, FailedPrecondition)) as caught:
             await attempt()
         assert "secret" not in str(caught.value)
-    assert time.monotonic() - began < 10
+        assert "no answer" not in str(caught.value), "somebody waited for one"
     await database.close()
 
 
-async def test_a_stopped_server_is_noticed_within_two_seconds_and_forgiven(data_dir: Path) -> None:
+async def test_a_stopped_server_is_noticed_within_two_seconds_and_forgiven(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes: list[bool] = []
     async with EmbeddedPostgres(data_dir, data_dir.parent / "run") as postgres:
         database = Database(postgres.url, "things", on_change=lambda available, reason: changes.append(available))
@@ -268,13 +269,15 @@ async def test_a_stopped_server_is_noticed_within_two_seconds_and_forgiven(data_
             began = time.monotonic()
             with pytest.raises(DatabaseUnavailable):
                 await database.ping()
-            assert time.monotonic() - began < 4
+            noticed_seconds = time.monotonic() - began
+            assert noticed_seconds < 4
             began = time.monotonic()
             for _ in range(200):
                 with pytest.raises(DatabaseUnavailable):
                     async with database.begin():
                         pass
-            assert time.monotonic() - began < 20, "nobody tries a server that is known to stand still"
+            tried_seconds = time.monotonic() - began
+            assert tried_seconds < noticed_seconds, "nobody tries a server that is known to stand still"
             assert not await postgres.ping(0.3)
         await _until_available(database)
         await database.ping()
@@ -282,9 +285,9 @@ async def test_a_stopped_server_is_noticed_within_two_seconds_and_forgiven(data_
         with _stopped(postgres):
             with pytest.raises(DatabaseUnavailable):
                 await database.ping()
-            began = time.monotonic()
-            await database.close()
-            assert time.monotonic() - began < 10
+            monkeypatch.setattr(db, "_CLOSE_SECONDS", 600.0)
+            async with asyncio.timeout(30):
+                await database.close()
 
 
 async def test_who_hears_from_one_schema_that_the_server_is_back_can_use_the_others(

@@ -98,22 +98,20 @@ async def test_a_call_that_outlasts_the_grace_is_cut_with_a_named_error(data_dir
 
 
 async def test_a_watch_that_does_not_listen_is_cut_without_waiting_for_the_grace(data_dir: Path) -> None:
-    async with running(data_dir, Tiny(), grace_seconds=30) as (host, lifecycle, _):
+    async with running(data_dir, Tiny(), grace_seconds=600) as (host, lifecycle, _):
         stream = lifecycle.WatchReplicas(pb.WatchReplicasRequest(cursor="deaf"))
         await stream.read()
-        await asyncio.wait_for(host.__aexit__(None, None, None), 20)  # a grace would be 30
+        await asyncio.wait_for(host.__aexit__(None, None, None), 30)
         assert type(await error_of(stream.read())) is errors.ShuttingDown
 
 
 async def test_a_caller_that_goes_away_frees_its_call(data_dir: Path) -> None:
     tiny = Tiny()
-    async with running(data_dir, tiny, grace_seconds=30) as (host, lifecycle, _):
+    async with running(data_dir, tiny, grace_seconds=600) as (host, lifecycle, _):
         call = lifecycle.GetReplica(pb.GetReplicaRequest(name="wait"))
         await asyncio.wait_for(tiny.entered.wait(), 30)
         call.cancel()
-        began = time.monotonic()
-        await host.__aexit__(None, None, None)
-        assert time.monotonic() - began < 20, "nobody waited for the grace"
+        await asyncio.wait_for(host.__aexit__(None, None, None), 30)  # nobody waits for the grace
 
 
 # In a process of its own.
@@ -125,6 +123,8 @@ class Process:
     def __init__(self, data_dir: Path, port: int = 0, *more: str) -> None:
         script = Path(__file__).with_name("tiny_platform.py")
         environment = {**os.environ, "PYTHONPATH": os.fspath(script.parents[1])}
+        self._began = time.monotonic()
+        self.start_seconds = 0.0
         self.process = subprocess.Popen(
             [sys.executable, str(script), str(data_dir), str(port), *more],
             stdout=subprocess.PIPE,
@@ -137,6 +137,7 @@ class Process:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("ModelMora serves"):
+                self.start_seconds = time.monotonic() - self._began
                 return line.split(" on ")[1].split()[0]
         raise AssertionError(f"it did not start: {self.process.communicate()}")
 
@@ -169,7 +170,8 @@ def test_an_idle_platform_with_watchers_and_leases_stops_in_two_seconds(
         held = [leases.Acquire(_first(forever)) for _ in range(3)]
         for stream in (*watches, *held):
             next(stream)
-        assert process.stop(number) < 15, "nobody waited for a grace; the figure itself is measured end to end"
+        # It has far more to do when it starts, on a machine of any speed.
+        assert process.stop(number) < max(2, 2 * process.start_seconds)
         for stream in watches:
             with pytest.raises(grpc.RpcError) as raised:
                 next(stream)
@@ -191,7 +193,7 @@ def test_a_call_in_flight_is_answered_before_the_platform_stops(process: Process
         lifecycle.GetReplica(pb.GetReplicaRequest(name="entered"))
         seconds = process.stop()
         assert call.result(timeout=5).replica.name == "work:1.5"
-        assert 1 < seconds < 20
+        assert 1 < seconds < 1.5 + max(2, 2 * process.start_seconds)
     assert process.process.returncode == 0
 
 
@@ -203,7 +205,7 @@ def test_a_second_signal_ends_it_at_once(process: Process) -> None:
         process.process.send_signal(signal.SIGINT)
         assert process.process.stdout is not None
         assert "SIGINT" in process.process.stdout.readline()
-        assert process.stop(signal.SIGINT) < 15
+        assert process.stop(signal.SIGINT) < max(1, process.start_seconds)
         assert process.process.returncode == 1
         assert call.exception(timeout=5) is not None
 
