@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,17 @@ async def test_a_search_beside_a_filter_finds_the_same_however_many_it_finds(
         request.page_token = page.next_page_token
     assert seen == ["models/acme/m1", "models/acme/m3", "models/acme/m5"]
     assert page.next_page_token == ""
+
+
+async def test_statements_of_ever_other_filters_are_not_kept(rig: Rig) -> None:
+    await create(rig, "acme/one", family="bert")
+    bare = ("trainable = false", "servable = false")
+    met = ('family = "bert"', 'name = "acme/one"', 'NOT family = "x"', 'name:"one"', *bare)
+    filters = [" AND ".join(each) for count in range(1, 5) for each in combinations(met, count)]
+    assert len(filters) > 1.5 * list_store.COMPILED.capacity
+    for each in filters:
+        assert await models(rig, each) == ["acme/one"], each
+    assert 0 < len(list_store.COMPILED) <= 1.5 * list_store.COMPILED.capacity
 
 
 async def test_a_filter_that_takes_too_long_says_so_and_harms_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
