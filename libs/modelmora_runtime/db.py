@@ -263,7 +263,8 @@ class Database:
         if self._down is None:
             self._down = reason
             self._prober = asyncio.get_running_loop().create_task(self._probe(), name=f"database {self.schema} probe")
-            _log.warning("database of %s is away: %s", self.schema, _words(cause) if cause is not None else reason)
+            told = "database of %s is away: %s; who needs it is refused until it answers, and it is asked until then"
+            _log.warning(told, self.schema, why_away_in_log(reason, cause))
             self._on_change(False, reason)
         return DatabaseUnavailable(f"the database is away: {reason}", retry_after_seconds=1.0)
 
@@ -505,6 +506,18 @@ def why_away(error: BaseException | None) -> str:
     if isinstance(original, PermissionError):
         return "its socket may not be opened"
     return "the connection broke"
+
+
+def why_away_in_log(reason: str, cause: BaseException | None) -> str:
+    """`reason`, and beside it what the system or the server says, hosts and users included. What the driver says of
+    its own states helps nobody."""
+    original = cause.orig if isinstance(cause, exc.DBAPIError) else cause
+    source = original.__cause__ if original is not None else None
+    of_server = getattr(original, "sqlstate", None) or getattr(source, "sqlstate", None)
+    if not of_server and not isinstance(original, OSError):
+        return reason
+    words = _words(original)
+    return reason if words == reason else f"{reason} ({words})"
 
 
 class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]

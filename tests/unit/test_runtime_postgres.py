@@ -169,3 +169,11 @@ def test_lock_keys_are_stable_and_apart() -> None:
     names = [(schema, name) for schema in ("a", "b", "a b") for name in ("c", "b c", "migrations")]
     assert len({db.lock_key(*name) for name in names}) == len(names)
     assert all(-(2**63) <= db.lock_key(*name) < 2**63 for name in names)
+
+
+def test_the_log_says_why_a_database_is_away_without_the_drivers_inner_words() -> None:
+    inner = asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
+    assert db.why_away_in_log("the connection broke", inner) == "the connection broke"
+    refused = ConnectionRefusedError(111, "Connect call failed ('db.example', 5432)")
+    assert "db.example" in db.why_away_in_log("it takes no connections", refused)
+    assert db.why_away_in_log("no answer in time", TimeoutError()) == "no answer in time"
