@@ -25,13 +25,15 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from modelmora import errors
 
 from modelmora_worker.engines import base
 
 log = logging.getLogger("worker")
+
+_T = TypeVar("_T")
 
 EXIT_OUT_OF_MEMORY: Final = 70
 """Exit status after an engine ran out of memory: nobody knows what state it is in."""
@@ -257,9 +259,9 @@ class Pipeline:
         """Beside whatever is computed meanwhile: nobody waits for it. Without tracks it goes on as before."""
         assert self._engine is not None
         try:
-            self._engine.open_tracks()  # type: ignore[attr-defined]
-        except Exception:  # The worker's engine call.
-            log.exception("the engine computes one micro-batch at a time, for its tracks could not be opened")
+            _called(self._engine.open_tracks)  # type: ignore[attr-defined]
+        except (errors.ModelMoraError, MemoryError) as error:
+            log.warning("the engine computes one micro-batch at a time, for its tracks could not be opened: %s", error)
             return
         with self._lock:
             self._tracks_open = True
@@ -360,22 +362,19 @@ class Pipeline:
                         self._open_up(job)
                     return
             elif isinstance(job, Streaming):
-                self._stream(job)
+                _called(partial(self._stream, job))
             else:
-                self._engine = job.work()
+                self._engine = _called(job.work)
                 self._make_tracks(getattr(self._engine, "tracks", 1))
                 job.loaded(self._engine)
         except errors.ModelMoraError as error:
-            job.fail(error)
+            broken = isinstance(job, Loading) and isinstance(error, errors.InternalError)
+            job.fail(errors.LoadFailed(error.message) if broken else error)
         except MemoryError as error:
             if isinstance(job, Loading):
                 job.fail(errors.OutOfMemory(f"the engine ran out of memory while it loaded: {error}"))
             else:
                 _die_out_of_memory(error)
-        except Exception as error:  # The worker's engine call: an engine may raise anything.
-            log.exception("the engine failed")
-            cause = f"{type(error).__name__}: {error}"
-            job.fail(errors.LoadFailed(cause) if isinstance(job, Loading) else errors.InternalError(cause))
         with self._lock:
             self._begun.discard(job)
 
@@ -396,20 +395,17 @@ class Pipeline:
         try:
             with self._preparing:
                 if batch.rows_of is not None:
-                    batch.prepared = _ready(batch.rows_of(batch.texts))
+                    batch.prepared = _ready(_called(partial(batch.rows_of, batch.texts)))
                 elif (each := getattr(self._engine, "prepare_each", None)) is not None:
-                    batch.prepared = each(batch.texts, batch.exact, partial(self._is_wanted, batch))
+                    wanted = partial(self._is_wanted, batch)
+                    batch.prepared = _called(partial(each, batch.texts, batch.exact, wanted))
                 else:
-                    batch.prepared = self._engine.prepare(batch.texts, batch.exact)
+                    batch.prepared = _called(partial(self._engine.prepare, batch.texts, batch.exact))
         except errors.ModelMoraError as error:
             batch.fail(error)
             return False
         except MemoryError as error:
             _die_out_of_memory(error)
-        except Exception as error:  # The worker's engine call.
-            log.exception("the engine failed")
-            batch.fail(errors.InternalError(f"{type(error).__name__}: {error}"))
-            return False
         batch.tokenise_seconds = self._clock() - start
         return True
 
@@ -438,14 +434,11 @@ class Pipeline:
             if micro_batch.positions:
                 self._since[track or 0] = start
                 try:
-                    rows = self._rows(batch, micro_batch, track)
+                    rows = _called(partial(self._rows, batch, micro_batch, track))
                 except errors.ModelMoraError as raised:
                     error = raised
                 except MemoryError as raised:
                     _die_out_of_memory(raised)
-                except Exception as raised:  # The worker's engine call: an engine may raise anything.
-                    log.exception("the engine failed")
-                    error = errors.InternalError(f"{type(raised).__name__}: {raised}")
                 finally:
                     self._since[track or 0] = None
                 seconds = (self._clock() - start) / (1 if track is None else self._tracks)
@@ -489,11 +482,11 @@ class Pipeline:
                 tokenise_seconds, batch.tokenise_seconds = batch.tokenise_seconds, 0.0
                 computed = micro_batch if rows is not None else None
                 last = ended and batch.error is None
+                done = Done(computed, rows, answered, tokenise_seconds, seconds, last)
                 try:
-                    batch.answer(Done(computed, rows, answered, tokenise_seconds, seconds, last))
-                except Exception as raised:  # The worker's engine call: its rows are not what they must be.
-                    log.exception("what the engine has computed cannot be answered")
-                    ended = self._break_off(batch, errors.InternalError(f"{type(raised).__name__}: {raised}"))
+                    _called(partial(batch.answer, done))  # rows may be other than they must be
+                except errors.ModelMoraError as raised:
+                    ended = self._break_off(batch, raised)
             if ended and batch.error is not None:
                 batch.fail(batch.error)
         if ended:
@@ -519,6 +512,17 @@ class Pipeline:
                 raise errors.Cancelled()
             job.emit(output, False)
         job.emit({}, True)
+
+
+def _called(engine_call: Callable[[], _T]) -> _T:
+    """What it answers. Raises ModelMoraError and MemoryError alone, whatever the engine raises."""
+    try:
+        return engine_call()
+    except (errors.ModelMoraError, MemoryError):
+        raise
+    except Exception as error:  # The worker's engine call: an engine may raise anything.
+        log.exception("the engine failed")
+        raise errors.InternalError(f"{type(error).__name__}: {error}") from error
 
 
 def _ready(rows: Sequence[bytes]) -> base.Prepared:
