@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,8 @@ from modelmora.inference.v1 import inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.observability.v1 import observability_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
+
+from bench.waits import eventually
 
 READY_SECONDS = 60.0
 
@@ -168,7 +171,17 @@ class Up:
             request.resource_requirements.memory_bytes = memory_bytes
         if engine == "echo":
             request.task_type = common_pb2.TASK_TYPE_TXT2EMBED
-        name: str = self.registry.ImportModel(request, timeout=30).model_version.name
+        request.request_id = str(uuid.uuid4())
+
+        def imported() -> str:
+            try:
+                return str(self.registry.ImportModel(request, timeout=30).model_version.name)
+            except grpc.RpcError as error:  # where much else wants the processors, the database may be slow to answer
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:  # type: ignore[attr-defined]
+                    raise
+                return ""
+
+        name = eventually(imported, seconds, "the registry takes the model in")
         watch = self.registry.WatchModelVersion(registry_pb2.WatchModelVersionRequest(name=name), timeout=seconds)
         for event in watch:
             state = event.model_version.state
