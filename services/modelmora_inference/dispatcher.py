@@ -16,7 +16,7 @@ A dispatcher exists while its version is in use. Its life, numbered as in the co
      entries remain and no other lease is left.
   6. When a worker is gone or its lease revoked, rows that had arrived are delivered, everything else goes back to its
      place in the queue, and a new lease is asked for if there is no other. Only a crash makes the running batch
-     suspect.
+     suspect; one for lack of memory does so where the worker had answered nothing before.
   7. After a time without entries a lease is closed; with the last one the dispatcher is forgotten.
 
 Whose time runs out or who hangs up leaves the queue at once, and the worker at its next micro-batch.
@@ -194,9 +194,13 @@ class _Lease:
     idle_since: float
     last_start: float = float("inf")
     """No batch starts at or after this; finite once we were asked to yield."""
+    yield_reason: str = ""
+    """Why we were."""
     left: bool = False
     """We close the connection ourselves, because the worker takes no more work."""
     crashed: bool = False
+    answered: bool = False
+    """Something of ours."""
     told_busy: bool = False
     told_waiting_time: float = 0.0
     """When lifecycle last heard what waits; 0: that nothing does."""
@@ -410,7 +414,9 @@ class Dispatcher:
                 since = time.monotonic()
             failures += 1
             if self._is_final(error, failures, time.monotonic() - since):
-                if not error.retry_after_seconds and isinstance(error, errors.Unavailable | errors.ResourceExhausted):
+                # When a cordon is taken back nobody knows: who asks again each second only learns late why.
+                passing = isinstance(error, errors.Unavailable | errors.ResourceExhausted)
+                if passing and not error.retry_after_seconds and not isinstance(error, errors.NodeCordoned):
                     error.retry_after_seconds = 1.0
                 log.info("no worker for %s: %s", self.version, error.message)
                 self.fail_waiting(error)
@@ -662,6 +668,7 @@ class Dispatcher:
         if kind == "yield":
             by_ns = getattr(message, "yield").by.ToNanoseconds()
             lease.last_start = time.monotonic() + max(0.0, (by_ns - time.time_ns()) / 1e9)
+            lease.yield_reason = getattr(message, "yield").reason
             return True
         if kind == "invite":
             self._invited(message.invite.replica)  # 4
@@ -669,7 +676,9 @@ class Dispatcher:
         if kind in ("loaded", "loading"):
             return True
         if kind == "revoked":
-            lease.crashed = message.revoked.crashed
+            # For memory it died of all that it had computed, unless that was nothing: then this is too large for it.
+            outgrown = message.revoked.out_of_memory and lease.answered
+            lease.crashed = message.revoked.crashed and not outgrown
             log.info("the lease of %s was revoked: %s", self.version, message.revoked.reason)
         return False
 
@@ -852,6 +861,7 @@ class Dispatcher:
         errors_at = {error.position: error for error in reply.errors}
         if reply.HasField("description"):
             self.description = reply.description
+        lease.answered = True
         compute = reply.compute.seconds + reply.compute.nanos / 1e9
         tokenise = reply.tokenise.seconds + reply.tokenise.nanos / 1e9
         self._version_counts.batch(len(batch.entries), 0, compute)
@@ -942,6 +952,8 @@ class Dispatcher:
         where = f"{waiting} of {len(call.entries)} texts still waited" if waiting else "it was on the worker"
         if waiting and not self._leases:
             where += " for the model to be loaded" + (f", which failed: {self._trouble}" if self._trouble else "")
+        elif waiting and all(lease.yield_reason for lease in self._leases):
+            where += f" while the model leaves memory: {self._leases[0].yield_reason}"
         self._counts.expired += 1
         self._version_counts.refused(now - call.arrival)
         call.end(

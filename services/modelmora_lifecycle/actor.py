@@ -108,6 +108,7 @@ class Revoked:
 
     reason: str
     crashed: bool = False
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -641,7 +642,8 @@ class Node:
         end = self._ends.pop(lease, None)
         if end is not None:
             self._shut_out(end)
-            end.inbox.put_nowait(Revoked(reason, crashed))
+            replica = self.scheduler.replica(end.replica.uid) if end.replica is not None else None
+            end.inbox.put_nowait(Revoked(reason, crashed, replica is not None and replica.out_of_memory))
 
     def refused(self, lease: str, error: ModelMoraError) -> None:
         end = self._ends.pop(lease, None)
@@ -754,10 +756,10 @@ class Node:
             self._drifted.pop(replica.version, None)
         self._tell_health()
 
-    def exited(self, uid: str, reason: str) -> None:
+    def exited(self, uid: str, reason: str, out_of_memory: bool) -> None:
         def report(now: float) -> None:
             self._workers.pop(uid, None)
-            self.scheduler.exited(uid, reason, now)
+            self.scheduler.exited(uid, reason, now, out_of_memory)
 
         self._post(report)
 

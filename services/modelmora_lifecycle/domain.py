@@ -186,6 +186,8 @@ class Replica:
     """When its load began."""
     loaded_time: float = 0.0
     load_seconds: float = 0.0
+    out_of_memory: bool = False
+    """It ended, or was ended, for lack of memory."""
     revision: int = 1
 
     @property

@@ -639,8 +639,9 @@ class Scheduler:
                 self._refuse(lease, _again(error, known.retry_at - now))
         self._step(now)
 
-    def exited(self, uid: str, reason: str, now: float) -> None:
-        """A process is gone and reaped: its memory is back. Unasked for, this is a crash."""
+    def exited(self, uid: str, reason: str, now: float, out_of_memory: bool = False) -> None:
+        """A process is gone and reaped: its memory is back. Unasked for, this is a crash; `out_of_memory`: for lack of
+        memory."""
         replica = self._replicas.get(uid)
         if replica is None:
             return
@@ -651,7 +652,7 @@ class Scheduler:
         elif replica.state in (ReplicaState.LOADED, ReplicaState.UNHEALTHY) or (
             replica.state is ReplicaState.DRAINING and not asked
         ):
-            self._crashed(replica, f"crashed: {reason}", now)
+            self._crashed(replica.changed(now, out_of_memory=out_of_memory), f"crashed: {reason}", now)
         elif (going := self._going.get(uid)) is not None and going.end_time is not None:
             self._stop_pace = self._stop_pace.after(now - going.end_time)
         replica = self._replicas[uid]
@@ -1085,7 +1086,7 @@ class Scheduler:
         if replica.state is ReplicaState.LOADING:
             self.load_failed(replica.uid, LoadFailed(f"stopped: {reason}", model_version=replica.version), now)
         else:
-            self._crashed(replica, f"stopped: {reason}", now)
+            self._crashed(replica.changed(now, out_of_memory=True), f"stopped: {reason}", now)
 
     def _wind_down(self, now: float) -> None:  # 6
         for replica in self.replicas():

@@ -254,8 +254,9 @@ class LifecycleLeaseServicer(Servicer, lifecycle_pb2_grpc.LifecycleLeaseServiceS
                 notice = getattr(response, "yield")
                 notice.by.FromDatetime(moment(self._node, by))
                 notice.reason = reason
-            case Revoked(reason, crashed):
+            case Revoked(reason, crashed, out_of_memory):
                 response.revoked.reason, response.revoked.crashed = reason, crashed
+                response.revoked.out_of_memory = out_of_memory
             case Invited(replica):
                 response.invite.replica = replica.name
             case _:

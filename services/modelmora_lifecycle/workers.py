@@ -130,7 +130,7 @@ class Reports(Protocol):
     def recognised(self, uid: str, difference: str) -> None:
         """What it answers to golden inputs was compared. `difference`: how it is not as it was; empty when it is."""
 
-    def exited(self, uid: str, reason: str) -> None: ...
+    def exited(self, uid: str, reason: str, out_of_memory: bool) -> None: ...
 
 
 class Worker:
@@ -174,6 +174,8 @@ class Worker:
         self._allowed_bytes = 0
         self._verdict = ""
         """Why it was ended by force."""
+        self._out_of_memory = False
+        """What it ended for, as far as anybody knows."""
         self._kernel_kills = 0
 
     def begin(self) -> asyncio.Task[None]:
@@ -271,7 +273,7 @@ class Worker:
             self._hold.release()
             if self._control is not None:
                 await self._control.close()
-            self._reports.exited(self.uid, reason)
+            self._reports.exited(self.uid, reason, self._out_of_memory)
 
     async def _load_unless_stopped(self) -> bool:
         """Whether there is a loaded model now."""
@@ -510,6 +512,7 @@ class Worker:
 
     def _ended(self, exit_: WorkerExit) -> str:
         """How it ended, as far as anybody knows."""
+        self._out_of_memory = True
         if self._verdict:
             return self._verdict
         words = _words(exit_)
@@ -517,6 +520,7 @@ class Worker:
             return f"it ran out of memory: {self._arithmetic()}; {words}"
         if exit_.signal == signal.SIGKILL and machine.out_of_memory_kills() > self._kernel_kills:
             return f"killed by the kernel for lack of memory: {self._arithmetic()}; {words}"
+        self._out_of_memory = False
         return words
 
     async def _wait_for_exit(self, seconds: float) -> WorkerExit | None:

@@ -21,6 +21,7 @@ from modelmora import errors
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
+from modelmora.retry import is_retryable
 from modelmora_app.host_commands import engine_cards
 from modelmora_inference import main as inference
 from modelmora_lifecycle import main as lifecycle
@@ -316,6 +317,10 @@ async def test_a_node_drained_at_work_loses_no_call_and_serves_again_when_it_is_
         assert list(drained.replicas) == []
         await count(refused, 6)
         assert await platform.replicas() == []
+        with pytest.raises(errors.NodeCordoned, match="a new disk") as refusal:
+            await platform.right("acme/echo", "while it is cordoned")
+        # It may last for hours: a client that asked again would learn late, and maybe only that its time is up.
+        assert not is_retryable(refusal.value)
         await platform.lifecycle.UncordonNode(lifecycle_pb2.UncordonNodeRequest())
         while not answered.locked():
             await answered.acquire()

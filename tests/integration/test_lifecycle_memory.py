@@ -64,7 +64,8 @@ async def test_models_that_take_twice_what_they_declared_are_stopped_and_their_n
         failed = asyncio.create_task(node.state_of(version, "FAILED"))
         with pytest.raises((WorkerUnavailable, AssertionError)):
             await asyncio.wait_for(forever(holder), 30)
-        assert (await holder.hear("revoked")).crashed
+        revoked = await holder.hear("revoked")
+        assert (revoked.crashed, revoked.out_of_memory) == (True, True)
         reason = (await failed).reason
         assert re.search("more memory than it may|ran out of memory", reason)
         assert re.search(ARITHMETIC.format(declared=64 * MIB, limit=int(64 * MIB * 1.1) + 32 * MIB), reason), reason

@@ -56,7 +56,7 @@ class Told:
 
     def recognised(self, uid: str, difference: str) -> None: ...
 
-    def exited(self, uid: str, reason: str) -> None:
+    def exited(self, uid: str, reason: str, out_of_memory: bool) -> None:
         self.words.put_nowait(("exited", reason))
 
     async def next(self, word: str) -> object:

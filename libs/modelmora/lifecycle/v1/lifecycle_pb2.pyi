@@ -801,9 +801,11 @@ class Yield(_message.Message):
     def __init__(self, by: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Revoked(_message.Message):
-    __slots__ = ("reason", "crashed")
+    __slots__ = ("reason", "crashed", "out_of_memory")
     REASON_FIELD_NUMBER: _ClassVar[int]
     CRASHED_FIELD_NUMBER: _ClassVar[int]
+    OUT_OF_MEMORY_FIELD_NUMBER: _ClassVar[int]
     reason: str
     crashed: bool
-    def __init__(self, reason: _Optional[str] = ..., crashed: bool = ...) -> None: ...
+    out_of_memory: bool
+    def __init__(self, reason: _Optional[str] = ..., crashed: bool = ..., out_of_memory: bool = ...) -> None: ...
