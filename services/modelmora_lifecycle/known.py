@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from modelmora.errors import ModelMoraError
 
 from modelmora_lifecycle.domain import VersionFacts
-from modelmora_lifecycle.ledger import Ledger, Vector, plus
+from modelmora_lifecycle.ledger import Ledger, Vector, largest, plus
 from modelmora_lifecycle.prediction import Measured, Pace, Prediction, Setup, setup_of
 from modelmora_lifecycle.scaling import NO_PRESSURE, Pressure
 
@@ -27,6 +27,8 @@ class Known:
     measurements: dict[Setup, Measured] = field(default_factory=dict)
     shared: dict[str, Vector] = field(default_factory=dict)
     """What its replicas were seen to share: charged beside their own bytes while nobody else has it charged."""
+    outgrown: Vector = field(default_factory=dict)
+    """What the next load is given at least, after one that outgrew what it was given."""
     load_seconds: float | None = None
     """The median of its last loads in this setup."""
     failures: int = 0
@@ -71,7 +73,8 @@ class Known:
         """Bytes to reserve for one more replica: its own, what it shares with nobody yet, and the `server` that it is
         the first to need. `forked`: from a fork server, that one or another."""
         shared = (memory for owner, memory in self.shared.items() if owner not in ledger.charges)
-        return plus(prediction.before_load(self.facts, self.measured, forked), *shared, server or {})
+        own = largest(prediction.before_load(self.facts, self.measured, forked), self.outgrown)
+        return plus(own, *shared, server or {})
 
     def failed(self, now: float, delay_seconds: float, error: ModelMoraError | None) -> None:
         self.retry_at, self.error = now + delay_seconds, error

@@ -118,6 +118,8 @@ class Rules:
     """Loads at a time on one device."""
     overdraft_grace_seconds: float = 5.0
     """So long the memory may be overdrawn before those at work are asked to yield."""
+    regrant_factor: float = 1.25
+    """A load that outgrew what it was given is given so many times what it had taken, the next time."""
     runaway_factor: float = 1.5
     """Who takes so many times what it declared or took before is stopped when memory is overdrawn, before others go."""
     outdated_grace_seconds: float = 60.0
@@ -595,7 +597,7 @@ class Scheduler:
             known.measuring().after_load(footprint.memory, footprint.load_seconds, limits, replica.start_mode)
         )
         self._known.took(replica.engine, footprint.load_seconds)
-        known.error, known.note = None, ""
+        known.error, known.note, known.outgrown = None, "", {}
         self.ledger = self.ledger.settle(uid, self.rules.prediction.after_load(known.facts, known.measuring()))
         for owner, memory in known.shared.items():
             self.ledger = self.ledger.share(owner, memory, {uid, *self.ledger.users.get(owner, ())})
@@ -1045,7 +1047,12 @@ class Scheduler:
         callers hear that at once: they would only learn that memory is busy, and it is their model that is too large
         for what there is."""
         version, room = replica.version, minus(minus(self.ledger.budget, self.ledger.standing), pinned)
-        fits = covers(room, self._need(self._known[version]))
+        known = self._known[version]
+        fits = covers(room, self._need(known))
+        if fits:
+            # Nobody knows how much more it wants: by what it has had alone it would come back for a little each time.
+            more = {device: int(self.rules.regrant_factor * taken) for device, taken in replica.peak.items()}
+            known.outgrown = least(more, room)
         reason = "cancelled: it needs more than was predicted and is planned again"
         if not fits:
             said = {"predicted": "it declared nothing", "declared": "it declared less"}.get(replica.need_source)

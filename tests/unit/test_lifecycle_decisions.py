@@ -148,6 +148,14 @@ def test_a_load_that_grows_beyond_its_guess_is_told(node: Node) -> None:
     (decision,) = [d for d in node.told() if d.trigger is Trigger.OVERDRAFT]
     assert "planned again" in decision.reason
     assert decision.outcome == Plan((uid,))
+    # With room to grow, or it would come back for a little more each time.
+    node.run_for(1.0)
+    again = [d for d in node.told() if d.trigger is Trigger.PLACEMENT][-1]
+    assert again.need.memory[HOST] == 460 * 2**20, "a quarter more than it took, but no more than there can be"
+    node.scheduler.configure(Rules(prediction=node.rules.prediction), {HOST: 900 * 2**20}, node.clock.now)
+    node.run_for(5.0)
+    (grown,) = [r for r in node.scheduler.replicas() if r.version == "guessed"]
+    assert grown.granted[HOST] == 460 * 2**20
 
 
 @pytest.mark.parametrize(("declared", "taken", "said"), [(0, 447, "declared nothing"), (400, 447, "declared less")])
