@@ -15,7 +15,7 @@ from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
 from modelmora.registry.v1 import registry_pb2
 from modelmora.worker.v1 import worker_pb2
 
-SLOW = {"dimensions": 8, "delay_seconds": 0.03}
+SLOW = {"dimensions": 8, "delay_seconds": 0.06}
 """With echo/bf16 it takes half of that."""
 
 
