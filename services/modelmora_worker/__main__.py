@@ -31,7 +31,7 @@ from modelmora_runtime.framing import FrameServer  # noqa: E402
 
 from modelmora_worker.engines import base  # noqa: E402
 from modelmora_worker.lifeline import die_with  # noqa: E402
-from modelmora_worker.service import Memory, WorkerService  # noqa: E402
+from modelmora_worker.service import Memory, WorkerService, give_back  # noqa: E402
 
 PRACTICE_NICENESS: Final = 10
 """A tenth of a processor that others want too."""
@@ -52,6 +52,7 @@ def main(family: str = "", practice: str = "") -> int:
     memory = Memory(forked=bool(family))
     if practice:
         if _practise(family, Path(practice)):
+            give_back()
             memory.read(time.monotonic())
         boot.sendall(b"practised\n")
     orders = json.loads(_read_line(boot))

@@ -208,6 +208,7 @@ def _preload(family: str) -> tuple[str, Callable[[str], int]]:
     # Nothing is collected here, and what was made now is never looked at again: so the forks share its pages.
     gc.disable()
     from modelmora_worker import __main__ as worker
+    from modelmora_worker import service
     from modelmora_worker.engines import base
 
     try:
@@ -216,6 +217,7 @@ def _preload(family: str) -> tuple[str, Callable[[str], int]]:
         return f"{type(error).__name__}: {error}", _no_work
     gc.collect()
     gc.freeze()
+    service.give_back()  # or each fork would do it, and have its own copy of what lies between
     return "", partial(worker.main, family)
 
 

@@ -6,6 +6,7 @@ The wire has the main thread; engine calls have the two threads of the pipeline.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
@@ -217,6 +218,7 @@ class WorkerService:
             try:
                 engine = base.open_engine(row)
                 footprints.append(engine.load(spec, progress))
+                give_back()
             except ImportError as error:
                 raise base.engine_unavailable(row, error) from error
             return engine
@@ -480,6 +482,14 @@ class Memory:
         self._full = private - self._clean if self._forked else private
         self._counters, self._read_time = anonymous_bytes(), now
         return self._full
+
+
+def give_back() -> None:
+    """Returns to the kernel what was freed and malloc keeps: 1 ms. How much that is depends on what ran at a time and
+    before, so a load left up to 8 MiB more or less without it, of 37. Nothing happens with another C library."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def anonymous_bytes() -> int:

@@ -86,7 +86,9 @@ async def test_forked_workers_are_equal_to_spawned_ones_and_share_their_librarie
     assert "/scipy/" not in mapped
     processes = [Process(str(pid), pid, server, "sha256:minilm", FOLDER) for pid in pids]
     sample = Meter().measure([*processes, Process("spawned", spawned.pid)], [(family, server)])
-    assert all(sample.private[str(pid)]["host"] < 100 * MIB for pid in pids)
+    private = [sample.private[str(pid)]["host"] for pid in pids]
+    assert max(private) < 100 * MIB
+    assert max(private) <= 1.05 * min(private), "one that had practised has as much as those that had not"
     assert sample.private["spawned"]["host"] > 150 * MIB
     assert sample.shared["fork-servers/torch"].memory["host"] > 200 * MIB
     weights = sample.shared["artifacts/sha256:minilm"]
