@@ -253,6 +253,8 @@ class Dispatcher:
         """Why there was no worker the last time."""
         self._closing = False
         self._pumping = False
+        self._deserted = False
+        """The last who waited went away."""
         self._behind = (0, 0.0)
         """Entries that waited, the most at a time, and the longest wait, since lifecycle heard of it."""
         self._behind_time = 0.0
@@ -326,7 +328,8 @@ class Dispatcher:
 
     def withdraw(self, call: Call) -> None:
         """Nobody waits for this call any more: its entries leave the queue, and the workers that compute for it."""
-        if call.done.cancelled() or not call.done.done():
+        left = call.done.cancelled() or not call.done.done()
+        if left:
             self._version_counts.refused(time.monotonic() - call.arrival)
         call.end(errors.Cancelled())
         rows: dict[Batch, list[int]] = {}
@@ -334,6 +337,7 @@ class Dispatcher:
             if entry.place is Place.RUNNING and entry.batch is not None:
                 rows.setdefault(entry.batch, []).append(entry.position)
         self.queue.withdraw(call.entries)
+        self._deserted = left and not len(self.queue)
         call.entries = []
         for batch, positions in rows.items():
             for lease in self._leases:
@@ -552,10 +556,11 @@ class Dispatcher:
                 reading = self._read(stream)
             now = time.monotonic()
             if len(self.queue):
-                empty_since = None
+                empty_since, self._deserted = None, False
             elif empty_since is None:
                 empty_since = now
-            elif now - empty_since >= self._rules.idle_keep_seconds:
+            elif self._deserted or now - empty_since >= self._rules.idle_keep_seconds:
+                # Who ran out of time, or would not wait, asks again soon; who went away does not.
                 reading.cancel()
                 return None
 

@@ -112,6 +112,8 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
         self._grants.set()
         self.launches = 0
         self.wants: list[lifecycle_pb2.Want] = []
+        self.ends: list[asyncio.Event] = []
+        """Of each want: it is over, whoever ended it."""
         self.leases: list[Granted] = []
         self.refuse_with: list[errors.ModelMoraError] = []
         """The next wants get these, one each."""
@@ -122,6 +124,12 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
         async with self.changed, asyncio.timeout(20):
             await self.changed.wait_for(lambda: len(self.leases) > number)
         return self.leases[number]
+
+    async def end_of(self, number: int) -> asyncio.Event:
+        """Of the want of this number, counted from 0, once it has come."""
+        async with self.changed, asyncio.timeout(20):
+            await self.changed.wait_for(lambda: len(self.ends) > number)
+        return self.ends[number]
 
     @asynccontextmanager
     async def loads_wait(self, version: str) -> AsyncIterator[None]:
@@ -166,6 +174,11 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
     async def Acquire(self, requests: AsyncIterator[Any], context: Any) -> None:
         first = await anext(requests)
         self.wants.append(first.want)
+        ended = asyncio.Event()
+        context.add_done_callback(lambda _: ended.set())
+        async with self.changed:
+            self.ends.append(ended)
+            self.changed.notify_all()
         version, holder = first.want.model_version, first.want.holder
         if self.refuse_with:
             raise self.refuse_with.pop(0)

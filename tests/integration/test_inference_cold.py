@@ -91,6 +91,23 @@ async def test_the_fallback_answers_while_the_model_is_cold(two: Rig) -> None:
     assert (answer.model_version, seconds) == (version_of("acme/echo"), None)
 
 
+async def test_who_goes_away_while_the_model_loads_loads_nothing(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {}}, idle_keep_seconds=3600) as made:
+        async with made.lessor.loads_wait(version_of("acme/echo")):
+            first = made.stub.Embed(inference_pb2.EmbedRequest(model="acme/echo", texts=["x"]), timeout=600)
+            await made.waiting(1)
+            second = made.stub.Embed(inference_pb2.EmbedRequest(model="acme/echo", texts=["y"]), timeout=600)
+            await made.waiting(2)
+            ended = await made.lessor.end_of(0)
+            first.cancel()
+            await made.waiting(1)
+            assert not ended.is_set(), "somebody else waits"
+            second.cancel()
+            await asyncio.wait_for(ended.wait(), 60)
+        await made.right("z")
+        assert len(made.lessor.ends) == 2
+
+
 async def test_a_fallback_that_was_let_go_but_is_in_memory_still_answers(data_dir: Path) -> None:
     models = {"acme/echo": {"load_seconds": 0.3}, "acme/small": {}}
     async with rig(data_dir, models, idle_keep_seconds=0.1) as made:

@@ -660,7 +660,7 @@ def test_a_load_that_was_guessed_too_small_is_planned_again(node: Node) -> None:
     node.run_for(0.5)
     replica = next(r for r in node.scheduler.replicas() if r.version == "a")
     assert replica.state is S.LOADING
-    assert replica.granted == {HOST: 60}
+    assert replica.granted == {HOST: 75}, "with room to grow"
 
 
 @pytest.mark.parametrize("memory", [{HOST: -1}, {HOST: 1001}, {"cuda:7": 5}])
