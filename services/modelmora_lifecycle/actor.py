@@ -542,7 +542,12 @@ class Node:
         workers = [found for worker in self._workers.values() if (found := worker.described()) is not None]
         launcher = self._launcher
         sample = await self._loop.run_in_executor(
-            self._meter_thread, self._meter.measure, workers, launcher.fork_servers(), launcher.spares()
+            self._meter_thread,
+            self._meter.measure,
+            workers,
+            launcher.fork_servers(),
+            launcher.spares(),
+            launcher.started(),
         )
         self._post(partial(self._measured, sample, self._launcher.server_starts()))
         return sample

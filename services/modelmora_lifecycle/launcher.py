@@ -144,6 +144,9 @@ class Launcher(Protocol):
     def spares(self) -> Sequence[tuple[str, int]]:
         """(family, process id) of workers that wait for a launch, or practise for it."""
 
+    def started(self) -> Sequence[int]:
+        """Process ids of all workers, those too that have not told that they are ready."""
+
     def server_starts(self) -> Mapping[str, float]:
         """Of the fork servers that take orders, by family: the seconds that their start took."""
 
@@ -281,6 +284,9 @@ class LocalLauncher:
             and server.spare.worker is not None
             and (server.spare.practised or not practised)
         ]
+
+    def started(self) -> list[int]:
+        return [pid for pid, _ in self._workers]
 
     def server_starts(self) -> dict[str, float]:
         return {

@@ -119,8 +119,10 @@ class Meter:
         workers: Sequence[Process],
         fork_servers: Iterable[tuple[str, int]],
         spares: Iterable[tuple[str, int]] = (),
+        started: Iterable[int] = (),
     ) -> Sample:
-        """A sample of these workers, of fork servers and their spare workers (family, pid), and of the machine."""
+        """A sample of these workers, of fork servers and their spare workers (family, pid), and of the machine.
+        `started`: all that are ours; what one of them has before it is measured is not another program's."""
         private: dict[str, Vector] = {}
         peak: dict[str, Vector] = {}
         shared: dict[str, Shared] = {}
@@ -133,6 +135,8 @@ class Meter:
         servers = {family: pid for family, pid in fork_servers if not gone(pid)}
         waiting = dict(spares)
         seen = {*servers.values(), *waiting.values()}
+        launching = set(started) - seen - {worker.pid for worker in workers}
+        seen |= launching
         if {worker.pid for worker in workers} | seen != self._readings.keys():
             self._readings.clear()  # who comes or goes changes what the others have alone
         for family, pid in servers.items():
@@ -148,6 +152,9 @@ class Meter:
                     ours += spare[0].own_anonymous
                 apart = max(taken // _SPARE_PART, spare[0].own() if spare is not None else 0)
                 shared[f"fork-servers/{family}"] = Shared({HOST: taken + apart})
+        for pid in launching:
+            found = self._read(pid, "")
+            ours += found[0].own_anonymous if found is not None else 0
         on_devices = self._accelerators.read()
         for worker in workers:
             found = self._read(worker.pid, worker.folder, worker.cache)
@@ -185,7 +192,7 @@ class Meter:
         if any(gone(pid) for pid in servers.values()):
             # It died in between: some were read beside it and some without it, and all it had seemed theirs.
             self._readings.clear()
-            return self.measure(workers, servers.items(), waiting.items())
+            return self.measure(workers, servers.items(), waiting.items(), launching)
         shared |= {
             f"fork-servers/{lender}": Shared({HOST: size}, frozenset(users))
             for lender, (size, users) in estates.items()

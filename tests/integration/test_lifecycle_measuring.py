@@ -290,6 +290,19 @@ def test_the_memory_of_a_worker_that_dies_is_not_another_programs(
     assert near(meter.measure([], []).foreign["host"] - before, SIZE), "what is used when it is gone is another's"
 
 
+def test_the_memory_of_a_worker_that_is_being_launched_is_not_another_programs(
+    worker: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It imports for seconds before it says that it is there, and what it will take is reserved already."""
+    monkeypatch.setattr(machine, "available_bytes", lambda: machine.total_bytes() // 2)
+    without = Meter().measure([], []).foreign["host"]
+    launching = Meter().measure([], [], started=[worker.pid])
+    assert not launching.private
+    assert near(without - launching.foreign["host"], SIZE)
+    measured = Meter().measure([Process("r0", worker.pid)], [], started=[worker.pid])
+    assert abs(measured.foreign["host"] - launching.foreign["host"]) < SLACK, "it counts once"
+
+
 def test_what_a_worker_takes_while_it_is_measured_is_not_another_programs(
     worker: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
