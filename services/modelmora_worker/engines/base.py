@@ -224,6 +224,8 @@ _TORCH_ENVIRONMENT: Final = {
     # oneDNN keeps compiled code for each shape it has seen, 1024 of them: 100 MB that come slowly and break every
     # prediction. Lengths hardly repeat, so few are as good (within 3 %).
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
+    # So does the layer of torch above it, for each thread: 900 MB of MiniLM in bf16 on two tracks.
+    "LRU_CACHE_CAPACITY": "32",
     # OpenMP threads that wait for each other spin 300,000 rounds by default, 5 ms. With anything else on the cores (our
     # own host, for one) throughput fell from 30 to 6 texts/s. This keeps it at 14 and above, for a few percent on a
     # quiet machine, and takes a quarter less processor time everywhere.
