@@ -261,14 +261,10 @@ class Soak:
     def _settled(self, ask: Any) -> int:
         """Bytes of the platform with every family's fork server and its spare worker there, which has practised, and
         nothing loaded."""
+        self._unload_all()
+        # A load needs the server of its family; a worker that is there may have outlived its own.
         self._load(min(self._real))
-        for version in self._versions:
-            request = lifecycle_pb2.UnloadModelRequest(model=version, force=True, wait=True)
-            try:
-                self._up.lifecycle.UnloadModel(request, timeout=PATIENCE_SECONDS)
-            except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.NOT_FOUND:  # type: ignore[attr-defined]
-                    raise
+        self._unload_all()
         until = time.monotonic() + PATIENCE_SECONDS
         folder = os.fsencode(self._up.data_dir)
         looks_at_rest = 0
@@ -280,6 +276,15 @@ class Soak:
             rests = there and not self._replicas() and not practising(folder, self._up.data_dir)
             looks_at_rest = looks_at_rest + 1 if rests else 0
         return int(ask()["own_bytes"])
+
+    def _unload_all(self) -> None:
+        for version in self._versions:
+            request = lifecycle_pb2.UnloadModelRequest(model=version, force=True, wait=True)
+            try:
+                self._up.lifecycle.UnloadModel(request, timeout=PATIENCE_SECONDS)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:  # type: ignore[attr-defined]
+                    raise
 
     def _replicas(self) -> Sequence[lifecycle_pb2.Replica]:
         request = lifecycle_pb2.ListReplicasRequest()
