@@ -217,7 +217,8 @@ def _preload(family: str) -> tuple[str, Callable[[str], int]]:
         return f"{type(error).__name__}: {error}", _no_work
     gc.collect()
     gc.freeze()
-    service.give_back()  # or each fork would do it, and have its own copy of what lies between
+    if any(row.needs_files for row in base.all_rows().values() if row.family == family):
+        service.give_back()  # or each fork would do it, and have its own copy of what lies between
     return "", partial(worker.main, family)
 
 

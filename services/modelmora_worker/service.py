@@ -218,7 +218,8 @@ class WorkerService:
             try:
                 engine = base.open_engine(row)
                 footprints.append(engine.load(spec, progress))
-                give_back()
+                if row.needs_files:
+                    give_back()
             except ImportError as error:
                 raise base.engine_unavailable(row, error) from error
             return engine
