@@ -39,9 +39,10 @@ async def minilm(launcher: LocalLauncher, family: str, threads: int = 0) -> tupl
     return worker, control
 
 
-async def vectors(control: WorkerChannel, count: int, words: int) -> dict[int, bytes]:
+async def vectors(control: WorkerChannel, count: int, words: int, more: str = "") -> dict[int, bytes]:
     texts = [
-        worker_pb2.TextEntry(text=f"text number {n} " + "river " * (n % words), normalize=True) for n in range(count)
+        worker_pb2.TextEntry(text=f"text number {n} " + "river " * (n % words) + more, truncate=True, normalize=True)
+        for n in range(count)
     ]
     found = {}
     async for reply in control.infer(worker_pb2.InferRequest(texts=texts)):
@@ -50,13 +51,16 @@ async def vectors(control: WorkerChannel, count: int, words: int) -> dict[int, b
     return found
 
 
-def busy_threads(pid: int) -> int:
-    """Threads that have done at least a fifth of what the busiest has."""
-    ticks = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        fields = (task / "stat").read_bytes().rpartition(b")")[2].split()
-        ticks.append(int(fields[11]) + int(fields[12]))
-    return sum(5 * count >= max(ticks) for count in ticks)
+def computed(pid: int) -> dict[str, int]:
+    """By thread: nanoseconds of processor time."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {task.name: int((task / "schedstat").read_bytes().split()[0]) for task in tasks}
+
+
+def busy_threads(pid: int, before: dict[str, int] | None = None) -> int:
+    """Threads that have done at least a fifth of what the busiest has, since `before`."""
+    done = [after - (before or {}).get(task, 0) for task, after in computed(pid).items()]
+    return sum(5 * spent >= max(done) for spent in done)
 
 
 def proportional(pid: int) -> int:
@@ -110,6 +114,12 @@ async def test_forked_workers_are_equal_to_spawned_ones_and_share_their_librarie
     for worker, control in (forked[0], forked[3]):
         assert await vectors(control, 64, 80) == want
         assert busy_threads(worker.pid) == CORES
+    # And for one text alone: no other micro-batch is there for the rest of them.
+    for worker, control in ((spawned, spawned_control), forked[0]):
+        before = computed(worker.pid)
+        for _ in range(10):
+            await vectors(control, 1, 1, "river " * 200)
+        assert busy_threads(worker.pid, before) == CORES
     # With fewer cores other texts are computed together, and the last bits are others.
     worker, control = forked[2]
     for row, vector in (await vectors(control, 64, 80)).items():
