@@ -29,11 +29,14 @@ from modelmora.errors import (
 from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
 from modelmora_runtime.worker_channel import WorkerChannel
 
+GRACE = 600.0
+"""Longer than any test lasts, on a machine of any speed: what is yielded was yielded, and not taken."""
+
 
 @pytest.fixture
 async def node(database_url: str, data_dir: Path) -> AsyncIterator[Rig]:
-    """A place for one: two models of 250 MiB each in 400 MiB."""
-    async with rig(database_url, data_dir, holder_grace_seconds=1.0, drain_grace_seconds=1.0) as running:
+    """A place for one: two models of 250 MiB each in 400 MiB. Who is asked to yield is waited for."""
+    async with rig(database_url, data_dir, holder_grace_seconds=GRACE, drain_grace_seconds=GRACE) as running:
         yield running
 
 
@@ -102,7 +105,7 @@ async def test_a_busy_holder_yields_and_gets_the_place_back(node: Rig) -> None:
     await holder.in_use(1)
     other = await node.acquire(two_)
     asked = (await holder.hear("yield")).by
-    assert abs(asked.ToNanoseconds() / 1e9 - time.time()) < 5
+    assert abs(asked.ToNanoseconds() / 1e9 - time.time()) < 30  # no new batch from now on
     assert (await node.replicas('state = "draining"'))[0].model_version == one
     await holder.embed()  # what runs may finish
     await holder.close()
@@ -116,27 +119,31 @@ async def test_a_busy_holder_yields_and_gets_the_place_back(node: Rig) -> None:
     await again.close()
 
 
-async def test_a_holder_that_does_not_yield_loses_its_lease_and_its_connection(node: Rig) -> None:
-    one, two_ = await two(node)
-    holder = await (await node.acquire(one)).ready()
-    await holder.in_use(1)
-    other = await node.acquire(two_)
-    await holder.hear("yield")
-    revoked = await holder.hear("revoked")
-    assert "did not yield" in revoked.reason
-    await refused(holder.embed(), WorkerUnavailable)
-    await (await other.ready()).embed()
-    await other.close()
+async def test_a_holder_that_does_not_yield_loses_its_lease_and_its_connection(
+    database_url: str, data_dir: Path
+) -> None:
+    async with rig(database_url, data_dir, holder_grace_seconds=0.5) as node:
+        one, two_ = await two(node)
+        holder = await (await node.acquire(one)).ready()
+        await holder.in_use(1)
+        other = await node.acquire(two_)
+        await holder.hear("yield")
+        revoked = await holder.hear("revoked")
+        assert "did not yield" in revoked.reason
+        await refused(holder.embed(), WorkerUnavailable)
+        await (await other.ready()).embed()
+        await other.close()
 
 
 async def test_two_models_in_a_place_for_one_take_turns(database_url: str, data_dir: Path) -> None:
-    async with rig(database_url, data_dir, minimum_residency_seconds=0.2) as node:
+    # An idle lease is free once the residency is over: whoever got it says that it is at work long before that.
+    async with rig(database_url, data_dir, minimum_residency_seconds=1.5) as node:
         versions = await two(node)
         turns: list[str] = []
         until = time.monotonic() + 60.0
 
         def over() -> bool:
-            return len(turns) >= 7 or time.monotonic() > until
+            return len(turns) >= 5 or time.monotonic() > until
 
         async def saturate(version: str) -> int:
             served = 0
@@ -155,7 +162,7 @@ async def test_two_models_in_a_place_for_one_take_turns(database_url: str, data_
 
         served = await asyncio.gather(*(saturate(version) for version in versions))
         assert all(served)
-        assert len(turns) >= 6
+        assert len(turns) >= 4
         assert all(first != second for first, second in itertools.pairwise(turns[:-1])), turns
 
 
@@ -221,7 +228,8 @@ async def test_errors_end_the_stream(node: Rig) -> None:
     await holder.close()
     third = await (await node.acquire(two_, priority=30)).ready()
     await third.in_use(1)
-    await refused((await node.acquire(one, priority=10, seconds=0.5)).hear("loaded"), MemoryBusy)
+    # Heard of in any case before it is over: else it would be another error.
+    await refused((await node.acquire(one, priority=10, seconds=3.0)).hear("loaded"), MemoryBusy)
     await third.close()
     silent = node.leases.Acquire()
     await silent.write(pb.AcquireRequest(in_use=pb.InUse(in_flight=1)))

@@ -40,18 +40,44 @@ async def loaded(node: Rig, version: str) -> list[pb.Replica]:
     return await node.replicas(f'model_version = "{version}" AND state = "loaded"')
 
 
+async def all_may_go(node: Rig, spare: str) -> None:
+    """Returns when the minimum residency of each one in memory is over, for a load of `spare`: it lasts as long as the
+    load took, and whose load was slow stays longer than those that came after it."""
+
+    async def resident() -> int:
+        request = pb.ExplainPlacementRequest(model=spare)
+        placement = (await node.lifecycle.ExplainPlacement(request, timeout=WAIT_SECONDS)).placement
+        return sum(candidate.HasField("resident_for") for candidate in placement.candidates)
+
+    await eventually(resident, lambda count: count == 0)
+
+
+async def loaded_ever(node: Rig, version: str, count: int) -> None:
+    """Returns when so many replicas of a version have been LOADED, those too that have gone again."""
+    seen: set[str] = set()
+    call = node.lifecycle.WatchReplicas(pb.WatchReplicasRequest())
+    async for event in call:
+        if event.replica.model_version == version and event.replica.state == pb.REPLICA_STATE_LOADED:
+            seen.add(event.replica.uid)
+        if len(seen) == count:
+            break
+    call.cancel()
+
+
 async def test_a_replica_comes_with_the_queue_and_goes_with_idleness(database_url: str, data_dir: Path) -> None:
     async with rig(database_url, data_dir, scale_down_idle_seconds=0.5) as node:
         version = await node.echo("acme/busy")
         await keep(node, version, max_replicas=2)
         holder = await (await node.acquire(version)).ready()
         young = True
+        second = asyncio.create_task(loaded_ever(node, version, 2))
         async with asyncio.timeout(WAIT_SECONDS):
-            while len(await loaded(node, version)) < 2:
+            while not second.done():
                 # Between two batches what waits is young: that is no reason to start over.
                 young = not young
                 await holder.in_use(1, 4, 0.1 if young else 3.0)
-                await asyncio.sleep(0.2)
+                await asyncio.wait((second,), timeout=0.2)
+            await second
         await holder.in_use(0)
         await eventually(lambda: node.replicas(f'model_version = "{version}"'), lambda found: len(found) == 1)
         (decision,) = await decided(node, "scale_down")
@@ -66,8 +92,9 @@ async def test_swaps_go_side_by_side_and_loads_no_more_at_a_time_than_the_device
 ) -> None:
     async with rig(database_url, data_dir, load_concurrency=1) as node:
         old = [await node.echo(f"acme/old{n}", memory_bytes=180 * MIB) for n in range(2)]
-        new = [await node.echo(f"acme/new{n}", memory_bytes=180 * MIB, load_seconds=0.3) for n in range(2)]
+        new = [await node.echo(f"acme/new{n}", memory_bytes=180 * MIB, load_seconds=1.5) for n in range(2)]
         await asyncio.gather(*map(node.load, old))
+        await all_may_go(node, new[0])
         seen: list[tuple[str, int]] = []
 
         async def follow() -> None:
@@ -103,6 +130,7 @@ async def test_each_policy_chooses_whom_it_says(database_url: str, data_dir: Pat
                 await holder.in_use(1)
                 await holder.in_use(0)
             await holder.finish()
+        await all_may_go(node, last[0])
         await node.load(last[0])
         (plan,) = await decided(node, "placement")
         (gone,) = victims(plan)
