@@ -7,12 +7,14 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from modelmora.worker.v1 import worker_pb2
+from modelmora_lifecycle import launcher as launchers
 from modelmora_lifecycle.launcher import LaunchSpec, LocalLauncher, LocalWorker
 from modelmora_lifecycle.memory import Meter
 from modelmora_runtime.worker_channel import WorkerChannel
@@ -43,6 +45,13 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "their_library.py"
     file.write_text("import os; assert os.environ['THEIR_LIBRARY'] == 'set'")
     return file
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stands still for a moment, with the machine or alone, is waited for here, and not taken for stuck."""
+    monkeypatch.setattr(launchers, "_SPARE_IDLE_SECONDS", 60.0)
+    monkeypatch.setattr(launchers, "_FORK_IDLE_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -299,7 +308,8 @@ async def test_a_launch_takes_the_spare_and_the_next_one_gets_another(launcher, 
 async def practising(launcher: LocalLauncher, run_dir: Path) -> Path:
     """The folder it is done in, once it has begun."""
     async with asyncio.timeout(60):
-        while not (found := list(run_dir.glob("*.practice/theirs/model"))):
+        # It may begin before its server has told of it.
+        while not (found := list(run_dir.glob("*.practice/theirs/model"))) or not launcher.spares():
             await asyncio.sleep(0.01)
     ((_, pid),) = launcher.spares()
     assert parent_of(pid) == family_pid(launcher)
@@ -375,10 +385,11 @@ async def test_a_spare_that_died_harms_no_launch(launcher):
     await works(await launch(launcher))
 
 
-async def test_a_spare_that_is_frozen_costs_a_launch_a_moment(launcher):
+async def test_a_spare_that_is_frozen_costs_a_launch_a_moment(launcher, monkeypatch):
     first = await launch(launcher)
     spare = await spare_of(launcher)
     os.kill(spare, signal.SIGSTOP)
+    monkeypatch.setattr(launchers, "_SPARE_IDLE_SECONDS", 0.5)
     worker = await launcher.launch(SPEC, timeout_seconds=300)  # what would be waited for, if it were
     assert worker.pid != spare
     assert worker.lender_pid == first.lender_pid
@@ -387,11 +398,14 @@ async def test_a_spare_that_is_frozen_costs_a_launch_a_moment(launcher):
 
 
 async def test_a_fork_server_that_is_frozen_is_replaced(launcher, monkeypatch):
-    monkeypatch.setattr("modelmora_lifecycle.launcher._FORK_IDLE_SECONDS", 0.3)
     first = await launch(launcher)
     os.kill(await spare_of(launcher), signal.SIGKILL)
     server = family_pid(launcher)
     os.kill(server, signal.SIGSTOP)
+    real = launchers._signs_of_work
+    # So little time is only for this one: who starts another in its place stands still at times as well.
+    monkeypatch.setattr(launchers, "_signs_of_work", lambda pid: real(pid) if pid == server else (time.monotonic(),))
+    monkeypatch.setattr(launchers, "_FORK_IDLE_SECONDS", 0.3)
     worker = await launcher.launch(SPEC, timeout_seconds=300)
     assert worker.lender_pid == family_pid(launcher) != server
     await ended(server)

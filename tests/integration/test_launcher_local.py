@@ -226,7 +226,9 @@ async def test_a_drained_worker_of_a_dead_fork_server_still_ends(launcher):
     os.kill(launcher.fork_server_pid, signal.SIGKILL)
     worker.terminate()
     await within(worker.exited)
-    assert launcher.fork_server_pid is None
+    async with asyncio.timeout(20):
+        while launcher.fork_server_pid is not None:  # of the two ends either may be heard of first
+            await asyncio.sleep(0.01)
 
 
 async def test_a_fork_server_killed_during_launches_leaks_nobody(launcher):
