@@ -14,7 +14,7 @@ from integration.tiny_platform import Front, Settings, Tiny, platform_settings, 
 from modelmora import errors
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.status import error_from_rpc
-from modelmora_runtime import auth
+from modelmora_runtime import auth, telemetry
 from modelmora_runtime.host import Context, Host
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
@@ -41,7 +41,7 @@ def front_only(data_dir: Path, target: str, **given: Any) -> Host:
 async def embed(host: Host, model: str, **call: Any) -> str:
     async with grpc.aio.insecure_channel(host.target) as channel:
         stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
-        call.setdefault("timeout", 10)
+        call.setdefault("timeout", 30)
         try:
             answer = await stub.Embed(inference_pb2.EmbedRequest(model=model), **call)
         except grpc.aio.AioRpcError as error:
@@ -100,7 +100,10 @@ class Collector:
         return trace_service_pb2.ExportTraceServiceResponse()
 
 
-async def test_traces_go_to_the_collector_with_the_calls_below_each_other(data_dir: Path) -> None:
+async def test_traces_go_to_the_collector_with_the_calls_below_each_other(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "_FLUSH_SECONDS", 30.0)  # this collector is there, however late it answers
     collector = Collector()
     server = grpc.aio.server()
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
