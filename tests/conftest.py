@@ -15,8 +15,8 @@ import pytest
 from hypothesis import settings
 from hypothesis.internal.conjecture import providers
 
-if settings.get_current_profile_name() == "ci":
-    # With CI=true the examples of a property are the same every time, but for this: some are made from the constants of
+if settings.get_current_profile_name() in ("ci", "mutants"):
+    # There the examples of a property are the same every time, but for this: some are made from the constants of
     # whatever modules of ours were imported by then, and which those are depends on how xdist shared the files out.
     providers._get_local_constants = lambda: providers._local_constants
 

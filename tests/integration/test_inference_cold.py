@@ -57,8 +57,11 @@ async def test_a_call_that_would_not_wait_fails_while_another_waits_for_the_load
 
 
 async def test_a_call_that_waits_is_not_failed_by_one_that_would_not(two: Rig) -> None:
-    hasty = asyncio.create_task(two.embed("hasty", cold_policy=FAIL_FAST))
-    patient = asyncio.create_task(two.right("patient"))
+    async with two.lessor.grants_wait():
+        hasty = asyncio.create_task(two.embed("hasty", cold_policy=FAIL_FAST))
+        await two.lessor.end_of(0)
+        patient = asyncio.create_task(two.right("patient"))
+        await two.waiting(2)
     with pytest.raises(errors.ModelLoading):
         await hasty
     await patient
