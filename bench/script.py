@@ -18,7 +18,8 @@ class Script:
     def __init__(self, *command: str) -> None:
         # What our engine sets for itself, for the ceiling too.
         engine = {"GOMP_SPINCOUNT": "2000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "TOKENIZERS_PARALLELISM": "false"}
-        environ = dict(os.environ, PYTHONPATH=str(ROOT), **engine)
+        # Unbuffered, print loses the rest of a line of which the pipe took only a part.
+        environ = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="", **engine)
         self._process = subprocess.Popen(
             [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, env=environ, cwd=ROOT,
