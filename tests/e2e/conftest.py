@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -41,8 +41,14 @@ def start_up(tmp_path: Path) -> Iterator[StartUp]:
     """Starts platforms of a test's own, by default on the data folder `tmp_path/data`. All are ended afterwards."""
     started: list[Up] = []
 
-    def start(settings: Mapping[str, str] | None = None, *, name: str = "data", ready: bool = True) -> Up:
-        up = Up(tmp_path / name, settings=settings)
+    def start(
+        settings: Mapping[str, str] | None = None,
+        *,
+        name: str = "data",
+        ready: bool = True,
+        command: Sequence[str] = ("-m", "modelmora_app", "up"),
+    ) -> Up:
+        up = Up(tmp_path / name, settings=settings, command=command)
         started.append(up)
         if ready:
             up.start()

@@ -18,6 +18,13 @@ from modelmora.lifecycle.v1 import lifecycle_pb2
 
 MIB = 1024 * 1024
 LIMIT_BYTES = 700 * MIB
+JOIN = """
+import os, sys
+with open(sys.argv[1], "w") as group:
+    group.write(str(os.getpid()))
+os.execv(sys.executable, [sys.executable, "-P", "-m", "modelmora_app", *sys.argv[2:]])
+"""
+"""It is in the group before it is what it is: all its children are born there."""
 
 
 @pytest.fixture
@@ -58,11 +65,7 @@ def kernel_kills(group: Path) -> int:
 def test_a_model_that_takes_more_than_the_container_has_is_stopped_before_the_kernel_does(
     cgroup: Path, start_up: StartUp
 ) -> None:
-    up = start_up(ready=False)
-    up.launch()
-    # Before it has started anyone: its children are born into the group.
-    (cgroup / "cgroup.procs").write_text(str(up.pid))
-    up.wait_ready()
+    up = start_up(command=("-c", JOIN, str(cgroup / "cgroup.procs"), "up"))
     up.add_model("acme/neighbour", engine="echo")
     question = inference_pb2.EmbedRequest(model="acme/neighbour", texts=["still there?"])
     assert up.inference.Embed(question, timeout=30).vectors
