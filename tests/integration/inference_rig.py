@@ -10,7 +10,7 @@ import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -335,8 +335,13 @@ class Rig:
         await self.until(lambda queue: sum(level.entries for level in queue.levels) == count)
 
     async def running(self) -> None:
-        """Returns once something is on a worker."""
+        """Returns once something is on a worker, which must not be done before somebody has looked: it hangs, is held,
+        or has long enough to do."""
         await self.until(lambda queue: queue.in_flight > 0)
+
+    async def unanswered(self, count: int) -> None:
+        """Returns once so many entries wait or are on a worker."""
+        await self.until(lambda queue: queue.in_flight + sum(level.entries for level in queue.levels) == count)
 
     async def heard(self, lease: Granted) -> None:
         """Returns once inference has heard what was said to it on this lease: an invitation that comes after it makes
@@ -356,15 +361,22 @@ class Rig:
     def worker(self) -> Loaded:
         return self.lessor.loaded[version_of("acme/echo")]
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[None]:
         """Inside, the worker stands still: what is sent to it stays there, however slow the machine is."""
-        pid = self.worker.process.pid
+        return held(self.worker.process.pid)
+
+
+@contextmanager
+def held(*pids: int) -> Iterator[None]:
+    """Inside, these processes stand still."""
+    for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(pid, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # it was killed meanwhile
+                os.kill(pid, signal.SIGCONT)
 
 
 def version_of(reference: str) -> str:

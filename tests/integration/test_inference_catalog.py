@@ -40,27 +40,27 @@ async def test_an_answer_is_kept_for_its_time() -> None:
     registry = Registry()
     catalog = registry.catalog()
     assert catalog.known("a/b") is None
-    facts = await catalog.find("a/b", 1)
+    facts = await catalog.find("a/b", 60)
     registry.now += 7.9
     assert catalog.known("a/b") is facts
-    assert await catalog.find("a/b", 1) is facts
+    assert await catalog.find("a/b", 60) is facts
     assert registry.lookups == 1
 
 
 async def test_an_answer_whose_time_is_over_is_asked_for_again() -> None:
     registry = Registry()
     catalog = registry.catalog()
-    await catalog.find("a/b", 1)
+    await catalog.find("a/b", 60)
     registry.version = 2
     registry.now += 10
     assert catalog.known("a/b") is None
-    assert (await catalog.find("a/b", 1)).name == "a/b/2"
+    assert (await catalog.find("a/b", 60)).name == "a/b/2"
 
 
 async def test_an_answer_in_use_is_refreshed_before_its_time_is_over() -> None:
     registry = Registry()
     catalog = registry.catalog()
-    await catalog.find("a/b", 1)
+    await catalog.find("a/b", 60)
     registry.version = 2
     registry.now += 8.1
     for _ in range(3):
@@ -78,7 +78,7 @@ async def test_many_callers_share_a_lookup_and_one_that_leaves_does_not_end_it()
     registry = Registry()
     registry.gate.clear()
     catalog = registry.catalog()
-    callers = [asyncio.create_task(catalog.find("a/b", 5)) for _ in range(5)]
+    callers = [asyncio.create_task(catalog.find("a/b", 60)) for _ in range(5)]
     impatient = asyncio.create_task(catalog.find("a/b", 0.01))
     with pytest.raises(errors.DeadlineExceeded):
         await impatient
@@ -93,26 +93,26 @@ async def test_many_callers_share_a_lookup_and_one_that_leaves_does_not_end_it()
 async def test_the_last_answer_serves_while_the_registry_is_away() -> None:
     registry = Registry()
     catalog = registry.catalog()
-    await catalog.find("a/b", 1)
+    await catalog.find("a/b", 60)
     registry.away = True
     registry.now += 100
     for _ in range(10):
-        assert (await catalog.find("a/b", 1)).name == "a/b/1"
+        assert (await catalog.find("a/b", 60)).name == "a/b/1"
     assert registry.lookups == 2, "it is not asked at every call while it is away"
     with pytest.raises(errors.DatabaseUnavailable):
-        await catalog.find("c/d", 1)
+        await catalog.find("c/d", 60)
     registry.away = False
     registry.version = 2
     registry.now += 1.1
-    assert (await catalog.find("a/b", 1)).name == "a/b/1", "nobody waits to hear whether it is back"
+    assert (await catalog.find("a/b", 60)).name == "a/b/1", "nobody waits to hear whether it is back"
     await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})
-    assert (await catalog.find("a/b", 1)).name == "a/b/2"
+    assert (await catalog.find("a/b", 60)).name == "a/b/2"
 
 
 async def test_a_registry_that_hangs_holds_up_nobody_who_has_an_old_answer() -> None:
     registry = Registry()
     catalog = registry.catalog()
-    await catalog.find("a/b", 1)
+    await catalog.find("a/b", 60)
     registry.gate.clear()
     registry.now += 100
     async with asyncio.timeout(30):
@@ -128,11 +128,11 @@ async def test_a_refusal_is_remembered_but_not_for_long() -> None:
     catalog = registry.catalog()
     for _ in range(3):
         with pytest.raises(errors.ModelNotFound):
-            await catalog.find("missing", 1)
+            await catalog.find("missing", 60)
     assert registry.lookups == 1
     registry.now += 1.1
     with pytest.raises(errors.ModelNotFound):
-        await catalog.find("missing", 1)
+        await catalog.find("missing", 60)
     assert registry.lookups == 2
 
 
@@ -152,7 +152,7 @@ async def test_refusals_of_a_second_ago_are_forgotten() -> None:
     for number in range(100):
         registry.now += 0.1
         with pytest.raises(errors.ModelNotFound):
-            await catalog.find(f"missing/{number}", 1)
+            await catalog.find(f"missing/{number}", 60)
     gc.collect()
     assert 1 <= len(kept) <= 11
 
@@ -160,14 +160,14 @@ async def test_refusals_of_a_second_ago_are_forgotten() -> None:
 async def test_what_is_too_long_for_a_reference_is_refused_without_a_lookup() -> None:
     registry = Registry()
     with pytest.raises(errors.InvalidArgument):
-        await registry.catalog().find("a/" + "b" * 1000, 1)
+        await registry.catalog().find("a/" + "b" * 1000, 60)
     assert registry.lookups == 0
 
 
 async def test_the_least_recently_used_is_forgotten() -> None:
     catalog = Registry().catalog(max_references=2)
     for reference in ("a", "b", "a", "c"):
-        await catalog.find(reference, 1)
+        await catalog.find(reference, 60)
     assert catalog.known("a") is not None
     assert catalog.known("b") is None
     assert catalog.known("c") is not None
@@ -176,10 +176,10 @@ async def test_the_least_recently_used_is_forgotten() -> None:
 async def test_what_was_wrong_is_forgotten() -> None:
     registry = Registry()
     catalog = registry.catalog()
-    await catalog.find("a/b", 1)
+    await catalog.find("a/b", 60)
     catalog.forget("a/b")
     registry.version = 2
-    assert (await catalog.find("a/b", 1)).name == "a/b/2"
+    assert (await catalog.find("a/b", 60)).name == "a/b/2"
 
 
 async def test_a_refusal_is_kept_without_what_the_lookup_held() -> None:
@@ -196,7 +196,7 @@ async def test_a_refusal_is_kept_without_what_the_lookup_held() -> None:
     catalog = Catalog(look_up)
     for reference in ("a/b", "a/b"):
         with pytest.raises(errors.ModelNotFound):
-            await catalog.find(reference, 1)
+            await catalog.find(reference, 60)
     await asyncio.sleep(0)  # the lookup's task lets go of its result
     gc.collect()
     assert [one() for one in held] == [None]

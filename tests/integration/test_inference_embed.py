@@ -129,7 +129,7 @@ async def test_an_expired_call_is_answered_before_its_client_gives_up_and_costs_
     with slow.held():
         running = asyncio.create_task(slow.right("running"))
         await slow.running()
-        for _ in range(5):  # the service is some hundredths of a second ahead of the client, if the machine lets it
+        for _ in range(12):  # the service is some hundredths of a second ahead of the client, if the machine lets it
             with pytest.raises(errors.DeadlineExceeded) as caught:
                 await slow.embed("late", timeout=0.5)
             # The service's words: a client whose own clock ran out never hears them.
@@ -157,7 +157,7 @@ async def test_a_call_that_expires_on_the_worker_is_answered_too(data_dir: Path)
     async with rig(data_dir, {"acme/echo": {"hang_after_batches": 1}}) as made:
         await made.right("the first works")
         with pytest.raises(errors.DeadlineExceeded) as caught:
-            await made.embed("the second hangs", within=0.5)
+            await made.embed("the second hangs", within=1.5)  # it is on the worker in a few milliseconds
         assert "on the worker" in caught.value.message
 
 
@@ -192,12 +192,15 @@ async def test_a_batch_that_nobody_wants_any_more_is_taken_back_from_the_worker(
 async def test_rows_that_nobody_wants_any_more_are_dropped_from_a_batch_of_others(data_dir: Path) -> None:
     options = {"delay_seconds": 0.1, "micro_batch_entries": 1}
     async with rig(data_dir, {"acme/echo": options}, max_batches=1) as made:
-        warm_up = asyncio.create_task(made.embed("warm up"))
-        await made.running()
-        leaving = asyncio.create_task(made.embed(*(f"text {i}" for i in range(100))))
-        staying = asyncio.create_task(made.right("stays"))
-        await warm_up
-        await made.computed(3)
+        await made.embed("warm up")
+        with made.held():
+            running = asyncio.create_task(made.embed("running"))
+            await made.running()
+            leaving = asyncio.create_task(made.embed(*(f"text {i}" for i in range(100))))
+            staying = asyncio.create_task(made.right("stays"))
+            await made.waiting(101)
+        await running
+        await made.computed(4)
         with made.held():
             # What the worker has answered is heard, and both are on it.
             assert sum(level.entries for level in (await made.queue()).levels) == 0
@@ -205,21 +208,23 @@ async def test_rows_that_nobody_wants_any_more_are_dropped_from_a_batch_of_other
             await made.until(lambda queue: queue.abandoned > 0)
             answered = 101 - (await made.queue()).abandoned
         await staying
-        assert (await made.worker.seen()).entries <= 1 + answered + BEGUN
+        assert (await made.worker.seen()).entries <= 2 + answered + BEGUN
 
 
 async def test_a_full_queue_says_when_to_come_back(data_dir: Path) -> None:
-    async with rig(data_dir, {"acme/echo": {"delay_seconds": 0.3}}, max_queue_entries=2048) as made:
+    async with rig(data_dir, max_queue_entries=2048) as made:
         await made.embed("warm up")
         texts = [f"t{i}" for i in range(2040)]
-        filling = asyncio.create_task(made.right(*texts))
-        await made.running()
-        with pytest.raises(errors.QueueFull) as caught:
-            await made.embed(*texts[:100])
-        assert caught.value.retry_after_seconds is not None
-        assert 0 < caught.value.retry_after_seconds <= 30
-        await made.right("one still fits")
-        await filling
+        with made.held():
+            filling = asyncio.create_task(made.right(*texts))
+            await made.unanswered(2040)
+            with pytest.raises(errors.QueueFull) as caught:
+                await made.embed(*texts[:100])
+            assert caught.value.retry_after_seconds is not None
+            assert 0 < caught.value.retry_after_seconds <= 30
+            one_more = asyncio.create_task(made.right("one still fits"))
+            await made.unanswered(2041)
+        await asyncio.gather(one_more, filling)
 
 
 async def test_exact_and_default_calls_are_answered_apart(echo: Rig) -> None:

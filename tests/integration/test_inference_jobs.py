@@ -40,7 +40,7 @@ class Jobs:
         if not fields.keys() & {"classify", "rerank", "answer_question", "predict"}:
             fields["embed"] = pb.EmbedTask(texts=texts, **(embed or {}))
         request = pb.CreateInferenceJobRequest(model=model, **fields)
-        return (await self.stub.CreateInferenceJob(request, timeout=10)).job
+        return (await self.stub.CreateInferenceJob(request, timeout=30)).job
 
     async def get(self, job: pb.InferenceJob) -> pb.InferenceJob:
         return (await self.stub.GetInferenceJob(pb.GetInferenceJobRequest(name=job.name), timeout=30)).job
@@ -48,14 +48,14 @@ class Jobs:
     async def cancel(self, job: pb.InferenceJob) -> pb.InferenceJob:
         return (await self.stub.CancelInferenceJob(pb.CancelInferenceJobRequest(name=job.name), timeout=30)).job
 
-    async def until(self, job: pb.InferenceJob, *states: int, timeout: float = 20) -> pb.InferenceJob:
+    async def until(self, job: pb.InferenceJob, *states: int, timeout: float = 60) -> pb.InferenceJob:
         """The job once it is in one of these states, or has ended."""
         async for told in self.stub.WatchInferenceJob(pb.WatchInferenceJobRequest(name=job.name), timeout=timeout):
             if told.job.state in states:
                 break
         return told.job  # type: ignore[no-any-return]
 
-    async def end(self, job: pb.InferenceJob, timeout: float = 20) -> pb.InferenceJob:
+    async def end(self, job: pb.InferenceJob, timeout: float = 60) -> pb.InferenceJob:
         return await self.until(job, timeout=timeout)
 
     async def results(self, job: pb.InferenceJob, **fields: Any) -> list[pb.InferenceResult]:
@@ -63,7 +63,7 @@ class Jobs:
         request = pb.GetInferenceResultRequest(name=job.name, **fields)
         found: list[pb.InferenceResult] = []
         while True:
-            page = await self.stub.GetInferenceResult(request, timeout=10)
+            page = await self.stub.GetInferenceResult(request, timeout=30)
             found += page.results
             if not page.next_page_token:
                 return found
@@ -310,7 +310,7 @@ async def test_a_queued_and_a_running_job_are_cancelled_and_leave_the_worker(dat
         assert (await there.get(waiting)).state == S.JOB_STATE_PENDING
         assert (await there.cancel(waiting)).state == S.JOB_STATE_CANCELLED
         assert (await there.cancel(running)).state == S.JOB_STATE_CANCELLING
-        ended = await there.end(running, timeout=30)
+        ended = await there.end(running)
         assert (ended.state, ended.HasField("error")) == (S.JOB_STATE_CANCELLED, False)
         assert not sum(level.entries for level in (await there.rig.queue()).levels)
         for job in (running, waiting):
@@ -333,7 +333,7 @@ async def test_progress_is_watched_from_a_cursor_and_partial_results_are_there(
         texts = [f"{n}" for n in range(400)]
         job = await there.create(*texts)
         seen: list[pb.WatchInferenceJobResponse] = []
-        watch = there.stub.WatchInferenceJob(pb.WatchInferenceJobRequest(name=job.name), timeout=20)
+        watch = there.stub.WatchInferenceJob(pb.WatchInferenceJobRequest(name=job.name), timeout=60)
         async for told in watch:
             seen.append(told)
             if told.job.progress.succeeded:
@@ -347,7 +347,7 @@ async def test_progress_is_watched_from_a_cursor_and_partial_results_are_there(
         models["acme/echo"].clear()
         there.rig.worker.kill()
         resume = pb.WatchInferenceJobRequest(name=job.name, cursor=seen[-1].cursor)
-        async for told in there.stub.WatchInferenceJob(resume, timeout=20):
+        async for told in there.stub.WatchInferenceJob(resume, timeout=60):
             assert (
                 told.job.progress.succeeded > seen[-1].job.progress.succeeded or told.job.state != S.JOB_STATE_RUNNING
             )
@@ -461,10 +461,23 @@ async def test_a_chunk_is_answered_once_however_often_its_results_come(store: Jo
     assert [chunk.payload for chunk in chunks] == [b"first", b"last"]
 
 
-async def test_a_job_that_lasts_longer_than_a_claim_is_not_taken_over(data_dir: Path, database_url: str) -> None:
-    models = {"acme/echo": {"delay_seconds": 1.7}}
-    async with jobs(data_dir, database_url, models=models, job_claim_seconds=1) as there:
-        ended = await there.end(await there.create("a"))
+async def test_a_job_that_lasts_longer_than_a_claim_is_not_taken_over(
+    data_dir: Path, database_url: str, store: JobStore
+) -> None:
+    async with jobs(data_dir, database_url, job_claim_seconds=3) as there:
+        await there.rig.right("loaded")
+        with there.rig.held():
+            job = await there.until(await there.create("a"), S.JOB_STATE_RUNNING)
+            claim = first = (await store.get(job.uid, None))[0].claim
+            assert first is not None
+            async with asyncio.timeout(20):
+                # Until the first would have expired, had it not been renewed.
+                while claim.expire_time < first.expire_time + timedelta(seconds=3):
+                    claim = (await store.get(job.uid, None))[0].claim
+                    assert claim is not None
+                    assert claim.token == first.token
+                    await asyncio.sleep(0.05)
+        ended = await there.end(job)
         assert (ended.state, ended.attempt) == (S.JOB_STATE_SUCCEEDED, 1)
 
 
@@ -574,7 +587,7 @@ async def test_a_stop_gives_jobs_back_at_once_and_another_process_goes_on(
     texts = [f"{n}" for n in range(600)]
     async with jobs(data_dir, database_url, models=models) as there:
         job = await there.create(*texts)
-        async for told in there.stub.WatchInferenceJob(pb.WatchInferenceJobRequest(name=job.name), timeout=20):
+        async for told in there.stub.WatchInferenceJob(pb.WatchInferenceJobRequest(name=job.name), timeout=60):
             if told.job.progress.succeeded:
                 break
     left, _ = await store.get(job.uid, None)
@@ -589,8 +602,11 @@ async def test_a_stop_gives_jobs_back_at_once_and_another_process_goes_on(
 async def test_a_claim_that_its_holder_lets_expire_is_taken_over_and_its_late_results_are_refused(
     data_dir: Path, database_url: str, store: JobStore
 ) -> None:
-    async with jobs(data_dir, database_url, max_jobs=1, models={"acme/echo": {"delay_seconds": 0.5}}) as there:
-        await there.until(await there.create("first"), S.JOB_STATE_RUNNING)
+    # The place for one job is taken until the worker is killed.
+    models: dict[str, dict[str, object]] = {"acme/echo": {"hang_after_batches": 0}}
+    async with jobs(data_dir, database_url, max_jobs=1, models=models) as there:
+        await there.create("first")
+        await there.rig.running()
         job = await there.create("a", "b")
         # Somebody else, who will be slower than his claim.
         claimed = await store.claim(str(uuid.uuid4()), timedelta(seconds=1), with_work=True)
@@ -598,6 +614,8 @@ async def test_a_claim_that_its_holder_lets_expire_is_taken_over_and_its_late_re
         mine, _ = claimed
         assert (mine.uid, mine.attempt) == (job.uid, 1)
         assert mine.claim is not None
+        models["acme/echo"].clear()
+        there.rig.worker.kill()
         ended = await there.end(job)
         assert (ended.state, ended.attempt) == (S.JOB_STATE_SUCCEEDED, 2)
         with pytest.raises(errors.ClaimLost):

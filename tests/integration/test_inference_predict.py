@@ -66,7 +66,7 @@ def named(answer: pb.PredictResponse) -> dict[str, common_pb2.Tensor]:
 
 
 async def described(tasks: Rig, model: str) -> Sequence[pb.TensorDescription]:
-    told: pb.DescribeModelResponse = await tasks.stub.DescribeModel(pb.DescribeModelRequest(model=model), timeout=9)
+    told: pb.DescribeModelResponse = await tasks.stub.DescribeModel(pb.DescribeModelRequest(model=model), timeout=30)
     return told.outputs
 
 
@@ -157,7 +157,7 @@ async def test_an_engines_error_names_the_element_of_the_tensor(tasks: Rig) -> N
 
 
 async def test_a_model_of_images_is_described_without_a_load_and_takes_nothing_else(tasks: Rig) -> None:
-    told = await tasks.stub.DescribeModel(pb.DescribeModelRequest(model=SEER), timeout=9)
+    told = await tasks.stub.DescribeModel(pb.DescribeModelRequest(model=SEER), timeout=30)
     assert [(one.name, one.datatype, list(one.shape)) for one in told.inputs] == [("images", "BYTES", [-1])]
     assert [(one.name, one.datatype, list(one.shape)) for one in told.outputs] == [("scores", "FP32", [-1, 2])]
     assert list(told.labels) == ["cat", "dog"]

@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from integration.inference_rig import Rig, rig
 from modelmora import errors
 from modelmora.inference.v1 import inference_pb2
+from modelmora_inference import catalog
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ async def test_bad_requests_are_refused_at_the_field(echo: Rig) -> None:
     for name, fields, paths in BAD:
         request = inference_pb2.EmbedRequest(**{"model": "acme/echo", "texts": ["a text"], **fields})
         with pytest.raises(errors.InvalidArgument) as caught:
-            await echo.stub.Embed(request, timeout=10)
+            await echo.stub.Embed(request, timeout=30)
         assert [violation.field for violation in caught.value.fields] == paths, name
     queues = (await echo.stub.GetQueue(inference_pb2.GetQueueRequest())).queues
     assert all(not level.entries for queue in queues for level in queue.levels)
@@ -60,13 +61,16 @@ async def test_bad_requests_are_refused_at_the_field(echo: Rig) -> None:
 
 async def test_requests_at_the_limits_are_taken(echo: Rig) -> None:
     await echo.right(*(f"t{i}" for i in range(2048)))
-    await echo.embed("x" * 100_000, timeout=20)
-    await echo.right("a text", priority=0, timeout=20)
+    await echo.embed("x" * 100_000, timeout=30)
+    await echo.right("a text", priority=0, timeout=30)
     request = inference_pb2.EmbedRequest(model="acme/echo", texts=["a"], timeout=Duration(seconds=600))
-    await echo.stub.Embed(request, timeout=10)
+    await echo.stub.Embed(request, timeout=30)
 
 
-async def test_a_model_that_is_not_there_is_not_found_once_and_again(echo: Rig) -> None:
+async def test_a_model_that_is_not_there_is_not_found_once_and_again(
+    echo: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "REFUSED_SECONDS", 3600.0)
     for _ in range(3):
         with pytest.raises(errors.ModelNotFound):
             await echo.embed("a text", model="acme/nothing")

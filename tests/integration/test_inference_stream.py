@@ -200,11 +200,15 @@ async def test_each_call_has_its_own_clock(stuck: Rig) -> None:
     stream = Open(stuck)
     await stream.send("patient", "patient")
     await stuck.running()
-    await stream.send("late", "late", timeout={"nanos": 200_000_000})
-    name, error = await stream.wrong()
-    assert (name, error.status) == ("late", "DEADLINE_EXCEEDED")
-    assert "no answer within 0.1" in error.message, "a little before the client's clock runs out"
-    assert "1 of 1 texts still waited" in error.message
+    for _ in range(12):  # a little before the client's clock runs out, if the machine lets it
+        await stream.send("late", "late", timeout={"nanos": 200_000_000})
+        name, error = await stream.wrong()
+        assert (name, error.status) == ("late", "DEADLINE_EXCEEDED")
+        assert "1 of 1 texts still waited" in error.message
+        if "no answer within 0.1" in error.message:
+            break
+    else:
+        pytest.fail(error.message)
     assert (await stuck.queue()).in_flight == 1, "the other goes on"
     stream.call.cancel()
 
@@ -216,8 +220,9 @@ async def test_beyond_its_open_calls_a_stream_is_not_read(stuck: Rig) -> None:
     other = Open(stuck)
     await other.send("other", "other")
     await stuck.until(lambda queue: sum(level.entries for level in queue.levels) + queue.in_flight >= 5)
-    held = await stuck.queue()
-    assert sum(level.entries for level in held.levels) + held.in_flight == 5, "four of one stream, one of the other"
+    for _ in range(20):  # who reads on does so between any two of these
+        held = await stuck.queue()
+        assert sum(level.entries for level in held.levels) + held.in_flight == 5, "four of one stream, one of the other"
     stream.call.cancel()
     other.call.cancel()
 
@@ -229,8 +234,9 @@ async def test_a_stream_leaves_room_in_the_queue_for_others_of_its_tenant(stuck:
     await stuck.until(lambda queue: sum(level.entries for level in queue.levels) + queue.in_flight >= 600)
     other = asyncio.create_task(stuck.embed("another call"))
     await stuck.until(lambda queue: sum(level.entries for level in queue.levels) + queue.in_flight > 600)
-    held = await stuck.queue()
-    assert sum(level.entries for level in held.levels) + held.in_flight == 601, "two calls of the stream, and the other"
+    for _ in range(20):  # who reads on does so between any two of these
+        held = await stuck.queue()
+        assert sum(level.entries for level in held.levels) + held.in_flight == 601, "two calls of it, and the other"
     other.cancel()
     stream.call.cancel()
 
@@ -318,12 +324,10 @@ async def test_a_client_that_never_reads_is_held_to_its_bounds_and_given_up(
 
 
 async def test_a_stop_answers_what_is_open_and_ends_idle_streams_at_once(data_dir: Path) -> None:
-    async with rig(data_dir, {"acme/echo": {"delay_seconds": 1.0}}) as made:
+    async with rig(data_dir) as made:
         await made.embed("warm up")
         busy, idle = Open(made), Open(made)
         await until(made, lambda: open_streams() == 2)
-        await busy.send("at the stop", "a text")
-        await made.running()
         order: list[str] = []
 
         async def of_busy() -> errors.ModelMoraError:
@@ -336,9 +340,14 @@ async def test_a_stop_answers_what_is_open_and_ends_idle_streams_at_once(data_di
             order.append("idle ended")
             return error
 
-        waiting = asyncio.gather(of_idle(), of_busy())
-        stopping = asyncio.create_task(made.host.__aexit__(None, None, None))
-        for error in await waiting:
+        with made.held():
+            await busy.send("at the stop", "a text")
+            await made.running()
+            waiting = asyncio.create_task(of_busy())
+            stopping = asyncio.create_task(made.host.__aexit__(None, None, None))
+            ended = [await of_idle()]
+        ended.append(await waiting)
+        for error in ended:
             assert isinstance(error, errors.ShuttingDown)
             assert error.retry_after_seconds
         assert order == ["idle ended", "busy answered"], "it is not held until the grace is over"

@@ -173,7 +173,9 @@ async def test_every_model_tokenises_whatever_it_does(tasks: Rig) -> None:
 
 async def test_a_model_is_described_without_loading_it_and_with_its_labels_once_it_has_answered(tasks: Rig) -> None:
     async def describe(model: str) -> pb.DescribeModelResponse:
-        told: pb.DescribeModelResponse = await tasks.stub.DescribeModel(pb.DescribeModelRequest(model=model), timeout=9)
+        told: pb.DescribeModelResponse = await tasks.stub.DescribeModel(
+            pb.DescribeModelRequest(model=model), timeout=30
+        )
         return told
 
     cold = await describe(SORTER)
@@ -281,4 +283,4 @@ async def test_a_call_that_hangs_up_leaves_nothing_in_the_queue(data_dir: Path) 
             ):
                 pass
         with pytest.raises(errors.DeadlineExceeded):
-            await rerank(slow, "q", "a", "b", within=0.2)
+            await rerank(slow, "q", *[f"t{n}" for n in range(20)], within=0.2)

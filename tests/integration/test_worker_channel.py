@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -250,83 +249,102 @@ async def test_progress_of_a_load_is_told(fake, channel):
 # Against a worker's real conversation, in a thread of this process.
 
 
+class ThreadWorker:
+    """A worker in a thread, and the clock that it goes by."""
+
+    def __init__(self, path: Path) -> None:
+        self.endpoint = f"unix:{path}"
+        self.now = 1000.0
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+        self.service = service.WorkerService(KEY)
+        self.server = framing.FrameServer(listener, self.service, clock=lambda: self.now)
+        self.service.attach(self.server)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+
+    def passes(self, seconds: float) -> None:
+        """Returns when what was due within this time is done, which may be the end of the worker."""
+        self._look()  # what was there before has its timers
+        self.now += seconds
+        self._look()
+
+    def _look(self) -> None:
+        looked = threading.Event()
+        # Timers are looked at after what is to be called soon, so the second call comes after them.
+        self.server.call_soon(lambda: self.server.call_later(0, looked.set))
+        while not looked.wait(0.05) and self.thread.is_alive():
+            pass
+
+    async def uncontrolled(self) -> None:
+        """Returns once it has noticed that its control connection is gone."""
+        async with asyncio.timeout(20):
+            while self.service._controls:
+                await asyncio.to_thread(self._look)
+
+
 @pytest.fixture
-def thread_worker(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[tuple[str, threading.Thread]]:
-    first, loss = getattr(request, "param", (0.3, 0.3))
-    monkeypatch.setattr(service, "FIRST_CONTROL_SECONDS", first)
-    monkeypatch.setattr(service, "CONTROL_LOSS_SECONDS", loss)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(data_dir.parent / "w.sock"))
-    listener.listen()
-    worker = service.WorkerService(KEY)
-    server = framing.FrameServer(listener, worker)
-    worker.attach(server)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    yield f"unix:{data_dir.parent / 'w.sock'}", thread
-    server.stop()
-    thread.join(20)
-    worker.close()
+def thread_worker(data_dir: Path) -> Iterator[ThreadWorker]:
+    worker = ThreadWorker(data_dir.parent / "w.sock")
+    yield worker
+    worker.server.stop()
+    worker.thread.join(20)
+    worker.service.close()
 
 
 async def test_withdrawing_a_key_closes_its_connections(thread_worker):
-    endpoint, _ = thread_worker
-    control = await WorkerChannel.connect(endpoint, KEY)
+    control = await WorkerChannel.connect(thread_worker.endpoint, KEY)
     key = os.urandom(32)
     await control.allow(key)
-    holder = await WorkerChannel.connect(endpoint, key)
+    holder = await WorkerChannel.connect(thread_worker.endpoint, key)
     await control.withdraw(key)
-    await within(holder.closed.wait(), 2)
+    await within(holder.closed.wait())
     assert "lease-withdrawn" in holder.close_reason
     await control.close()
 
 
 def test_a_worker_nobody_controls_ends(thread_worker):
-    _, thread = thread_worker
-    thread.join(20)
-    assert not thread.is_alive()
+    thread_worker.passes(59)
+    assert thread_worker.thread.is_alive()
+    thread_worker.passes(2)
+    thread_worker.thread.join(20)
+    assert not thread_worker.thread.is_alive()
 
 
 async def test_a_worker_ends_when_its_control_connection_stays_away(thread_worker):
-    endpoint, thread = thread_worker
-    control = await WorkerChannel.connect(endpoint, KEY)
+    control = await WorkerChannel.connect(thread_worker.endpoint, KEY)
     key = os.urandom(32)
     await control.allow(key)
-    holder = await WorkerChannel.connect(endpoint, key)
+    holder = await WorkerChannel.connect(thread_worker.endpoint, key)
     await control.close()
+    await thread_worker.uncontrolled()
+    thread_worker.passes(31)
     await within(holder.closed.wait())
-    await asyncio.to_thread(thread.join, 20)
-    assert not thread.is_alive()
+    await asyncio.to_thread(thread_worker.thread.join, 20)
+    assert not thread_worker.thread.is_alive()
 
 
-@pytest.mark.parametrize("thread_worker", [(20, 1)], indirect=True)
 async def test_a_control_connection_that_comes_back_keeps_the_worker(thread_worker):
-    endpoint, thread = thread_worker
-    for _ in range(6):  # longer in all than it may be away
-        control = await WorkerChannel.connect(endpoint, KEY)
-        seen = 0
-        async for _ in control.watch(0.05):
-            seen += 1
-            if seen == 4:
-                break
+    for _ in range(6):
+        control = await WorkerChannel.connect(thread_worker.endpoint, KEY)
+        thread_worker.passes(70)
+        await control.ping(timeout_seconds=20)
         await control.close()
-    assert thread.is_alive()
+        await thread_worker.uncontrolled()
+        thread_worker.passes(20)  # longer in all than it may be away
+    assert thread_worker.thread.is_alive()
 
 
-@pytest.mark.parametrize("thread_worker", [(20, 1)], indirect=True)
 async def test_only_a_loss_that_lasts_ends_a_worker(thread_worker):
-    endpoint, thread = thread_worker
-    first = await WorkerChannel.connect(endpoint, KEY)
-    await first.close()
-    began = time.monotonic()
-    while time.monotonic() - began < 2:  # there and gone again, never for long: one of the old losses ends meanwhile
-        control = await WorkerChannel.connect(endpoint, KEY)
+    for _ in range(6):  # there and gone again, never for long: one of the old losses ends while it is away
+        control = await WorkerChannel.connect(thread_worker.endpoint, KEY)
         await control.close()
-    control = await WorkerChannel.connect(endpoint, KEY)
+        await thread_worker.uncontrolled()
+        thread_worker.passes(20)
+    control = await WorkerChannel.connect(thread_worker.endpoint, KEY)
+    await control.ping(timeout_seconds=20)
     await control.close()
-    assert thread.is_alive()
 
 
 async def test_an_engine_whose_libraries_are_missing_names_the_extra(data_dir, tmp_path):
@@ -371,5 +389,5 @@ async def test_closing_does_not_wait_for_a_worker_that_never_reads(tmp_path: Pat
         while not transport.get_write_buffer_size():
             transport.write(bytes(64 * 1024))  # what the kernel does not take stays, below the mark that pauses
         assert not channel._paused
-        await asyncio.wait_for(channel.close(), 5)
+        await asyncio.wait_for(channel.close(), 20)
         assert channel.closed.is_set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -141,12 +142,12 @@ async def test_a_cancelled_batch_ends_between_two_micro_batches(control):
 
 async def test_a_withdrawn_row_is_not_computed(control):
     await load(control, micro_batch_entries=1, delay_seconds=0.05)
-    call = control.infer(texts("a", "b", "c", "d"))
+    call = control.infer(texts(*(str(n) for n in range(30))))
     replies = [await anext(call)]
-    call.cancel(positions=[3])
+    call.cancel(positions=[29])  # a second and a half before its turn
     replies += [reply async for reply in call]
-    assert [(e.position, e.reason) for reply in replies for e in reply.errors] == [(3, "Cancelled")]
-    assert (await anext(control.watch(10))).entries == 3
+    assert [(e.position, e.reason) for reply in replies for e in reply.errors] == [(29, "Cancelled")]
+    assert (await anext(control.watch(10))).entries == 29
 
 
 async def test_batches_are_answered_in_the_order_they_came(control):
@@ -227,13 +228,16 @@ async def test_a_drained_worker_finishes_what_runs_and_exits_with_0(control, wor
     assert not Path(worker.endpoint.removeprefix("unix:")).exists()
 
 
-async def test_a_draining_worker_takes_no_more_work(control):
+async def test_a_draining_worker_takes_no_more_work(control, worker):
     await load(control, delay_seconds=0.5)
+    os.kill(worker.pid, signal.SIGSTOP)  # all of it is there before it does any of it
     first = control.infer(texts("a"))
     drained = asyncio.create_task(control.drain(timeout_seconds=20))
     await asyncio.sleep(0)
+    second = control.infer(texts("b"))
+    os.kill(worker.pid, signal.SIGCONT)
     with pytest.raises(errors.ShuttingDown):
-        await rows(control, texts("b"))
+        await anext(second)
     assert (await anext(first)).done
     await drained
 
