@@ -326,14 +326,16 @@ def test_a_server_that_never_answers_costs_no_more_than_the_timeout(server: Serv
     gone = threading.Event()
 
     def silent(requests: Iterator[pb.StreamEmbedRequest], context: grpc.ServicerContext) -> Iterator[Any]:
-        context.add_callback(gone.set)
+        if not context.add_callback(gone.set):
+            gone.set()  # it went before it was heard
         gone.wait(20)
         yield from ()
 
     server.script = silent
     with pytest.raises(errors.DeadlineExceeded):
         ask(["x", "xx"], timeout=0.3)
-    assert gone.wait(10), "the stream is not left open"
+    # On a machine that stands still the time may be over before the stream has come to the server, or ever does.
+    assert not server.streams or gone.wait(10), "the stream is left open"
 
 
 def test_what_the_inputs_raise_is_raised_after_what_came_before(server: Server, ask: Ask) -> None:

@@ -8,12 +8,13 @@ import resource
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from modelmora_runtime import framing
+from fakes import FakeClock
 from modelmora_runtime.framing import CLOSED, CONTROL, MESSAGE, Connection, FrameServer, Limits, Wire
 
 
@@ -89,6 +90,13 @@ class Peer:
 
 @pytest.fixture
 def rig(data_dir: Path) -> Iterator[Rig]:
+    rig = Rig(data_dir.parent)
+    yield rig
+    rig.close()
+
+
+@pytest.fixture
+def impatient(data_dir: Path) -> Iterator[Rig]:
     rig = Rig(data_dir.parent, write_timeout_seconds=0.2)
     yield rig
     rig.close()
@@ -108,23 +116,45 @@ def test_messages_come_back_whole(rig):
     assert rig.echo.next("closed") == "peer-gone"
 
 
-def test_a_peer_that_does_not_read_is_closed_by_name(rig):
-    peer = rig.connect()
-    connection = rig.echo.next("accepted")
+def test_a_peer_that_does_not_read_is_closed_by_name(impatient):
+    peer = impatient.connect()
+    connection = impatient.echo.next("accepted")
     connection._wire._credit_messages = connection._wire._credit_bytes = 1 << 39
     connection.send(1, bytes(10_000_000))
-    assert rig.echo.next("closed") == "peer-does-not-read"
+    assert impatient.echo.next("closed") == "peer-does-not-read"
     peer.socket.close()
 
 
-def test_a_peer_that_reads_slowly_is_not_closed(rig):
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_a_peer_that_reads_slowly_is_not_closed(data_dir):
+    clock = FakeClock()
+    rig = Rig(data_dir.parent, write_timeout_seconds=10, clock=lambda: clock.now)
     peer = rig.connect()
+    connection = rig.echo.next("accepted")
     peer.wire.send(1, bytes(3_000_000))
-    peer.write()
+    while not connection.unsent_bytes:
+        assert peer.wire.receive(peer.socket.recv(1)) == []
+        peer.write()
+    for _ in range(4):  # 6 s each: longer in all than nobody may read for
+        clock.advance(6)
+        looked = threading.Event()
+        rig.server.call_soon(lambda looked=looked: rig.server.call_later(0, looked.set))
+        assert looked.wait(20), "the timers of these seconds have run"
+        left = connection.unsent_bytes
+        assert peer.wire.receive(peer.socket.recv(500_000)) == []
+        until(lambda left=left: connection.unsent_bytes < left or connection.closed)
+        assert not connection.closed
     assert peer.events() == [(MESSAGE, 1, bytes(3_000_000))]
     peer.wire.send_control(2, b"still here")
     peer.write()
     assert (CONTROL, 2, b"still here") in peer.events()
+    rig.close()
 
 
 def test_the_reason_of_a_close_reaches_a_peer_that_reads(rig):
@@ -211,8 +241,7 @@ class CountingListener(socket.socket):
         return super().accept()
 
 
-def test_without_a_descriptor_left_it_waits_for_one_and_goes_on_serving(data_dir, monkeypatch):
-    monkeypatch.setattr(framing, "ACCEPT_PAUSE_SECONDS", 0.05)
+def test_without_a_descriptor_left_it_waits_for_one_and_goes_on_serving(data_dir):
     listener = CountingListener(socket.AF_UNIX)
     rig = Rig(data_dir.parent, listener)
     peer = rig.connect()

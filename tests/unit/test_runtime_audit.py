@@ -136,7 +136,7 @@ async def test_what_cannot_be_written_waits_in_order_and_fails_no_call(monkeypat
     await record.record(entry(1))
     await record.record(entry(2))
     shelf.away = False
-    await asyncio.wait_for(shelf.written.wait(), 5)
+    await asyncio.wait_for(shelf.written.wait(), 30)
     running.cancel()
     assert [each.resource for each in shelf.entries] == ["a/1", "a/2"]
 
@@ -146,8 +146,8 @@ async def test_a_silent_database_delays_a_call_and_no_more(monkeypatch: pytest.M
     shelf = Shelf()
     shelf.answers.clear()
     record = Audit(shelf.write)
-    await asyncio.wait_for(record.record(entry(1)), 5)
-    await asyncio.wait_for(record.record(entry(2)), 5)
+    await asyncio.wait_for(record.record(entry(1)), 30)
+    await asyncio.wait_for(record.record(entry(2)), 30)
     assert shelf.entries == []
     shelf.answers.set()
     await record.close()
