@@ -15,7 +15,7 @@ from modelmora_lifecycle.domain import Health, StartMode, VersionFacts
 from modelmora_lifecycle.launcher import LocalLauncher
 from modelmora_lifecycle.workers import Worker, WorkerRules
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 100.0
 
 
 class Registry:
