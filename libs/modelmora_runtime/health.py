@@ -43,6 +43,12 @@ _PROTO: Mapping[State, common_pb2.HealthState] = {
 _FROM_PROTO: Mapping[int, State] = {number: state for state, number in _PROTO.items()}
 
 
+def duty_of(context: str) -> str:
+    """Name of the health that serves exactly while this process is the one on duty for a context of which several run
+    and one at a time serves. What else it is ill of does not count: nobody else could serve instead."""
+    return f"{context}.duty"
+
+
 @dataclass(frozen=True, slots=True)
 class ComponentHealth:
     """A state, why, and when it was last looked at (seconds since the epoch)."""

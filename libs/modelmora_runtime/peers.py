@@ -8,6 +8,7 @@ about 0.1 ms a call.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,13 @@ from modelmora.status import error_from_rpc
 
 from modelmora_runtime import telemetry
 from modelmora_runtime.auth import PEER_KEY
+from modelmora_runtime.health import duty_of
 
 Metadata = Sequence[tuple[str, str | bytes]]
+
+ONE_ON_DUTY = frozenset({"lifecycle"})
+"""Contexts of which several processes may run while one at a time serves. Where a target has several addresses, these
+are called at the one on duty; other contexts at the first that takes connections, for each of them can answer."""
 
 
 class PeerNotConfigured(FailedPrecondition):
@@ -47,7 +53,7 @@ class Peers:
         self._identity: Metadata = (("authorization", f"Bearer {service_token}"),) if service_token else ()
         self._default_deadline_seconds = default_deadline_seconds
         self._options = channel_options(max_message_bytes)
-        self._channels: dict[str, PeerChannel] = {}
+        self._channels: dict[tuple[str, bool], PeerChannel] = {}
 
     def has(self, context: str) -> bool:
         """Whether there is a place to call."""
@@ -65,11 +71,14 @@ class Peers:
             )
         local = context in self._mounted
         target = self._local_target if local else self._targets[context]
-        if target not in self._channels:
+        one_on_duty = not local and context in ONE_ON_DUTY and has_several_addresses(target)
+        key = (target, one_on_duty)
+        if key not in self._channels:
             identity = self._local_identity if local else self._identity
-            raw = grpc.aio.insecure_channel(target, options=self._options)
-            self._channels[target] = PeerChannel(raw, identity, self._default_deadline_seconds)
-        return self._channels[target]
+            options = [*self._options, to_who_serves(duty_of(context))] if one_on_duty else self._options
+            raw = grpc.aio.insecure_channel(target, options=options)
+            self._channels[key] = PeerChannel(raw, identity, self._default_deadline_seconds)
+        return self._channels[key]
 
     async def close(self) -> None:
         channels, self._channels = self._channels, {}
@@ -93,6 +102,19 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.enable_retries", 0),
         ("grpc.use_local_subchannel_pool", 1),
     ]
+
+
+def has_several_addresses(target: str) -> bool:
+    """As in `ipv4:10.0.0.1:50051,10.0.0.2:50051`; what a name stands for in DNS nobody knows beforehand."""
+    return target.startswith(("ipv4:", "ipv6:")) and "," in target
+
+
+def to_who_serves(health: str) -> tuple[str, str]:
+    """An option of a channel: calls go only to addresses where grpc.health.v1 says SERVING under this name. gRPC
+    watches all of them, so a change is known at once; it does so with round_robin, never with pick_first, which stays
+    with the first that takes connections."""
+    config = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": health}}
+    return ("grpc.service_config", json.dumps(config))
 
 
 class PeerChannel(grpc.aio.Channel):

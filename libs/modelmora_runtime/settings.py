@@ -91,7 +91,8 @@ class PlatformSettings(Section):
     insecure: bool = Field(False, description="Listen beyond loopback although there are no tokens. Everyone is admin.")
     peers: Mapping[str, str] = Field(
         default_factory=dict,
-        description="Where the contexts are that this process does not open: {registry: host:port}.",
+        description="Where the contexts are that this process does not open: {registry: host:port}. Lifecycle with a "
+        "standby: {lifecycle: 'ipv4:127.0.0.1:50051,127.0.0.1:50052'}, in any order.",
     )
     service_token_file: AbsolutePath | None = Field(
         None, description="File with the token that this process shows to contexts in other processes."

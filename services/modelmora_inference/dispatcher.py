@@ -13,7 +13,8 @@ A dispatcher exists while its version is in use. Its life, numbered as in the co
   4. Invited to a further replica it opens one more lease, and keeps it for as long as there is work for it. A batch
      goes to the replica with the fewest batches in flight. What happens to one lease does not disturb the others.
   5. Asked to yield, it starts no batch after the time named, lets those on the worker end, closes, and asks anew if
-     entries remain and no other lease is left.
+     entries remain and no other lease is left. Where the node is cordoned nobody waits for that: it asks while those on
+     the worker go on, and again for what comes meanwhile, since a cordon may be taken back.
   6. When a worker is gone or its lease revoked, rows that had arrived are delivered, everything else goes back to its
      place in the queue, and a new lease is asked for if there is no other. Only a crash makes the running batch
      suspect; one for lack of memory does so where the worker had answered nothing before.
@@ -251,6 +252,10 @@ class Dispatcher:
         """When it should be, as lifecycle said last."""
         self._trouble = ""
         """Why there was no worker the last time."""
+        self._cordoned = False
+        """Lifecycle said so when it asked us to yield, and has not said otherwise since."""
+        self._asking: asyncio.Task[None] | None = None
+        """Whether the node is cordoned still."""
         self._closing = False
         self._pumping = False
         self._deserted = False
@@ -317,6 +322,8 @@ class Dispatcher:
             self._begin()
         elif self._leases:
             self._pump_soon(now, urgent=call.priority is Priority.HIGH)
+            if self._cordoned:
+                self._ask_soon()
 
     def give_way(self, call: Call) -> None:
         """Some of a call had to leave for a tenant that is within its share: all of it does."""
@@ -352,7 +359,7 @@ class Dispatcher:
     async def close(self) -> None:
         """Ends: those who wait hear ShuttingDown, the lease is closed."""
         self._closing = True
-        tasks = [*self._further.values(), *([self._life] if self._life is not None else ())]
+        tasks = [*self._further.values(), *(task for task in (self._life, self._asking) if task is not None)]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -458,7 +465,7 @@ class Dispatcher:
 
     def _ended(self, life: asyncio.Task[None]) -> None:
         self._life = None
-        for task in self._further.values():
+        for task in (*self._further.values(), *((self._asking,) if self._asking is not None else ())):
             task.cancel()
         if not life.cancelled() and (error := life.exception()) is not None:
             log.error("the dispatcher of %s failed", self.version, exc_info=error)
@@ -576,7 +583,7 @@ class Dispatcher:
         )
         profile = common_pb2.EngineProfile()
         profile.CopyFrom(loaded.engine_profile)
-        self._loading, self._ready_time = False, None
+        self._loading, self._ready_time, self._cordoned = False, None, False
         lease = _Lease(Worker(limits), channel, profile, loaded.replica, time.monotonic())
         self.queue.workers.append(lease.worker)
         self._leases.append(lease)
@@ -671,9 +678,12 @@ class Dispatcher:
             message = None
         kind = message.WhichOneof("message") if message is not None else None
         if kind == "yield":
-            by_ns = getattr(message, "yield").by.ToNanoseconds()
-            lease.last_start = time.monotonic() + max(0.0, (by_ns - time.time_ns()) / 1e9)
-            lease.yield_reason = getattr(message, "yield").reason
+            asked = getattr(message, "yield")
+            lease.last_start = time.monotonic() + max(0.0, (asked.by.ToNanoseconds() - time.time_ns()) / 1e9)
+            lease.yield_reason = asked.reason
+            if asked.cordoned:
+                self._cordoned = True
+                self._ask_soon()
             return True
         if kind == "invite":
             self._invited(message.invite.replica)  # 4
@@ -686,6 +696,41 @@ class Dispatcher:
             lease.crashed = message.revoked.crashed and not outgrown
             log.info("the lease of %s was revoked: %s", self.version, message.revoked.reason)
         return False
+
+    def _ask_soon(self) -> None:  # 5
+        if self._asking is None and not self._closing and len(self.queue):
+            name = f"cordon of {self.version}"
+            self._asking = self._loop.create_task(self._ask_whether_cordoned(), name=name, context=self._context)
+
+    async def _ask_whether_cordoned(self) -> None:
+        """Refuses what waits as long as lifecycle says that the node is cordoned. What came after it was asked is asked
+        for once more: the cordon may have been taken back before that."""
+        try:
+            while self._cordoned and (waiting := self.queue.waiting()):
+                refusal = await self._refusal()
+                if refusal is None:
+                    self._cordoned = False
+                    return
+                for entry in waiting:
+                    if entry.place is Place.WAITING:
+                        self._fail(entry, refusal.copy())
+        finally:
+            self._asking = None
+
+    async def _refusal(self) -> errors.NodeCordoned | None:
+        """Lifecycle's first answer to one more want, if it is this."""
+        stream = self._acquire()
+        try:
+            async with asyncio.timeout(self._rules.patience_seconds):
+                await stream.write(lifecycle_pb2.AcquireRequest(want=self._want(further=True)))
+                await stream.read()
+        except errors.NodeCordoned as error:
+            return error
+        except (errors.ModelMoraError, TimeoutError) as error:
+            log.debug("whether the node is cordoned is not known: %s", error)
+        finally:
+            stream.cancel()
+        return None
 
     def _invited(self, replica: str) -> None:
         if self._closing or replica in self._further or any(lease.replica == replica for lease in self._leases):

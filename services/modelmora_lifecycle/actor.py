@@ -96,10 +96,11 @@ class Granted:
 
 @dataclass(frozen=True)
 class Yielding:
-    """No new batch after `by` (monotonic)."""
+    """No new batch after `by` (monotonic). `cordoned`: nor on another replica, for the node takes no wants."""
 
     by: float
     reason: str
+    cordoned: bool = False
 
 
 @dataclass(frozen=True)
@@ -637,7 +638,7 @@ class Node:
         self._send(lease, Loading(estimate_seconds, reason))
 
     def yielding(self, lease: str, by: float, reason: str) -> None:
-        self._send(lease, Yielding(by, reason))
+        self._send(lease, Yielding(by, reason, self.scheduler.cordoned is not None))
 
     def invite(self, lease: str, replica: Replica) -> None:
         self._send(lease, Invited(replica))

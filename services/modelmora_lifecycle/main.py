@@ -28,7 +28,7 @@ from modelmora_runtime import machine, pids
 from modelmora_runtime.audit import Audit, to_registry
 from modelmora_runtime.auth import OPERATORS, READERS, SERVICES
 from modelmora_runtime.db import Database
-from modelmora_runtime.health import tell_if_broken
+from modelmora_runtime.health import duty_of, tell_if_broken
 from modelmora_runtime.host import Mounted, Platform, Service
 from modelmora_runtime.ids import uuid7
 from modelmora_runtime.settings import Section
@@ -181,6 +181,11 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
 
         return set_health
 
+    def report_duty(level: str, reason: str) -> None:
+        # By this alone peers choose whom to call: what else is wrong here the other one could not make good.
+        platform.health.set(duty_of(NAME), "healthy" if duty.on_duty else "unhealthy", reason)
+        report("duty")(level, reason)
+
     def report_models(level: str, reason: str) -> None:
         # One model that keeps crashing is red, and takes no traffic from those that answer.
         platform.health.set(MODELS, level, reason)  # type: ignore[arg-type]
@@ -236,12 +241,12 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         {name: Offer(card.profiles, card.missing) for name, card in platform.engines.items()},
         TunerRules(settings.tuning_candidate_seconds, auto=settings.auto_tune),
     )
-    report("duty")("unknown", duty.reason)
+    report_duty("unknown", duty.reason)
     report_models("healthy", "")
     audit = Audit(to_registry(platform.peers))
     await node.begin()
     chores = {
-        "node lock": serve_node(duty, node, orders, database, store, settings.node, report("duty")),
+        "node lock": serve_node(duty, node, orders, database, store, settings.node, report_duty),
         "orders": orders.fulfil(),
         "audit": audit.run(),
         "tuner": tuner.run(duty),
@@ -388,10 +393,11 @@ async def serve_node(
                 pause = _RETRY_SECONDS[0]
                 log.warning("the lock of node %s is lost; serving goes on", name)
                 continue
-            if duty.on_duty:
+            taken = duty.on_duty
+            set_duty(False, "unhealthy", f"standby: another process serves node {name}")
+            if taken:  # after that: who still wants something is sent to the other, and nothing new is loaded here
                 log.error("another process has taken node %s; everything is unloaded", name)
                 await node.give_up()
-            set_duty(False, "unhealthy", f"standby: another process serves node {name}")
         await asyncio.sleep(pause)
         pause = min(pause * 2, longest)
 

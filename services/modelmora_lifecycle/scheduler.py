@@ -539,8 +539,9 @@ class Scheduler:
 
     def cordon(self, reason: str, now: float) -> None:
         """Empties the node: nothing is loaded, idle replicas go, busy ones yield within the grace of holders and go.
-        Wants are refused with NodeCordoned until `uncordon`."""
-        self._cordon = reason
+        Wants are refused with NodeCordoned until `uncordon`. Who yields already, to another version, is told once more:
+        what waits behind its work would hope in vain."""
+        anew, self._cordon = self._cordon is None, reason
         for lease in self._leases:
             if not lease.replica:
                 self._refuse(lease, self._cordoned_error())
@@ -549,6 +550,9 @@ class Scheduler:
         if going:
             self._tell_why(Trigger.DRAIN, going, told, now)
         for replica in self.replicas():
+            yields = [lease.uid for lease in self._leases.held(replica.uid) if lease.grace_until is not None]
+            for uid in yields if anew else ():
+                self._effects.yielding(uid, now, told)
             self._send_away(replica, told, now)
         self._step(now)
 

@@ -137,9 +137,12 @@ class LifecycleServicer(PlacementServicer, OrdersServicer, TuningServicer, lifec
     async def GetMemory(
         self, request: lifecycle_pb2.GetMemoryRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> lifecycle_pb2.GetMemoryResponse:
+        # What the budgets are is known once it is settled who serves this node; on standby none is in force.
+        await self._duty.settle()
+        await self._node.settled()
         ledger, existing = self._node.scheduler.ledger, self._node.devices()
         devices = []
-        for device, budget_bytes in sorted(ledger.budget.items()):
+        for device in sorted({*ledger.budget, *existing}):
             charges = [
                 lifecycle_pb2.MemoryCharge(
                     owner=owner if "/" in owner else f"replicas/{owner}",
@@ -153,7 +156,7 @@ class LifecycleServicer(PlacementServicer, OrdersServicer, TuningServicer, lifec
                 lifecycle_pb2.DeviceLedger(
                     device=device,
                     total_bytes=existing[device].total_bytes if device in existing else 0,
-                    budget_bytes=budget_bytes,
+                    budget_bytes=ledger.budget.get(device, 0),
                     charged_bytes=ledger.charged.get(device, 0),
                     foreign_bytes=ledger.foreign.get(device, 0),
                     charges=charges,
@@ -249,11 +252,11 @@ class LifecycleLeaseServicer(Servicer, lifecycle_pb2_grpc.LifecycleLeaseServiceS
                         ),
                     )
                 )
-            case Yielding(by, reason):
+            case Yielding(by, reason, cordoned):
                 # `yield` is a word of the language.
                 notice = getattr(response, "yield")
                 notice.by.FromDatetime(moment(self._node, by))
-                notice.reason = reason
+                notice.reason, notice.cordoned = reason, cordoned
             case Revoked(reason, crashed, out_of_memory):
                 response.revoked.reason, response.revoked.crashed = reason, crashed
                 response.revoked.out_of_memory = out_of_memory

@@ -793,12 +793,14 @@ class Invite(_message.Message):
     def __init__(self, replica: _Optional[str] = ...) -> None: ...
 
 class Yield(_message.Message):
-    __slots__ = ("by", "reason")
+    __slots__ = ("by", "reason", "cordoned")
     BY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CORDONED_FIELD_NUMBER: _ClassVar[int]
     by: _timestamp_pb2.Timestamp
     reason: str
-    def __init__(self, by: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+    cordoned: bool
+    def __init__(self, by: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., cordoned: bool = ...) -> None: ...
 
 class Revoked(_message.Message):
     __slots__ = ("reason", "crashed", "out_of_memory")
