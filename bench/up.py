@@ -25,7 +25,7 @@ from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 
 from bench.waits import eventually
 
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0
 
 
 class Up:

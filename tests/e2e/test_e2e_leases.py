@@ -67,7 +67,7 @@ def watched(up: Up) -> Iterator[Residency]:
     thread.join(5)
 
 
-def two_in_a_place_for_one(start_up: StartUp, name: str = "data") -> tuple[Up, str, str]:
+def two_in_a_place_for_one(start_up: StartUp, name: str) -> tuple[Up, str, str]:
     """Two echo models of 100 MiB and a budget of 150 MiB. `memory_bytes` is what is charged while loading."""
     up = start_up({"LIFECYCLE_MEMORY_BUDGET_BYTES": str(150 * MIB)}, name=name)
     options = {
@@ -82,11 +82,11 @@ def two_in_a_place_for_one(start_up: StartUp, name: str = "data") -> tuple[Up, s
 
 
 def share_the_place(start_up: StartUp, seconds: float) -> None:
-    """Judged by the better of two runs: what a busy machine does to one is not what a wrong scheduler does to both."""
-    wrong = shared(start_up, seconds, "data")
-    if wrong:
-        wrong = shared(start_up, seconds, "again")
-    assert wrong == []
+    """Judged by the best of four runs: what a busy machine does to one is not what a wrong scheduler does to all."""
+    found: list[list[str]] = []
+    while not found or (found[-1] and len(found) < 4):
+        found.append(shared(start_up, seconds, f"data-{len(found)}"))
+    assert not found[-1], found
 
 
 def shared(start_up: StartUp, seconds: float, name: str) -> list[str]:

@@ -102,19 +102,18 @@ def test_a_new_call_while_stopping_is_refused_with_a_reason(start_up: StartUp) -
 
 
 def test_a_second_interrupt_skips_to_the_kill(start_up: StartUp) -> None:
-    up = start_up()
-    version = up.add_model("busy/one", engine="echo", options={"delay_seconds": 20})
+    up = start_up({"GRACE_SECONDS": "90"})
+    version = up.add_model("busy/one", engine="echo", options={"delay_seconds": 90})
     up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=version, wait=True), timeout=30)
-    pending = up.inference.Embed.future(inference_pb2.EmbedRequest(model=version, texts=["a b"]), timeout=40)
+    pending = up.inference.Embed.future(inference_pb2.EmbedRequest(model=version, texts=["a b"]), timeout=100)
     eventually(lambda: replica_of(up, version).busy_leases >= 1, 30, "the request is on the worker")
     os.kill(up.pid, signal.SIGINT)
-    eventually(lambda: not _serving(up.target), 5, "it stops taking calls")
-    start = time.monotonic()
+    eventually(lambda: not _serving(up.target), 30, "it stops taking calls")
+    # The call would go on for a minute yet.
     os.kill(up.pid, signal.SIGINT)
-    up.wait(10)
-    assert time.monotonic() - start < 5
+    up.wait(20)
     assert pending.exception(timeout=10) is not None
-    no_process_left(up.data_dir, 5)
+    no_process_left(up.data_dir, 20)
 
 
 def _serving(target: str) -> bool:
