@@ -131,6 +131,43 @@ def test_mutants_have_names_of_their_own() -> None:
     assert sorted(names) == sorted(set(names))
 
 
+@pytest.mark.parametrize(
+    ("code", "counts"),
+    [
+        ("def test_it(): assert False", True),
+        ("async def test_it(): raise TimeoutError", True),
+        ("def test_it(): pass", False),
+        ("import pytest\ndef test_it(): pytest.skip()", False),
+        ("import pytest\n@pytest.fixture\ndef broken(): assert False\ndef test_it(broken): pass", False),
+        ("import no_such_module\ndef test_it(): assert False", False),
+        ("import os\ndef test_it(): os._exit(1)", False),
+        ("import os, signal\ndef test_it(): os.kill(os.getpid(), signal.SIGSEGV)", False),
+        ("def test_another(): assert False", False),
+    ],
+    ids=[
+        "fails",
+        "fails in a loop",
+        "passes",
+        "skips",
+        "has no fixture",
+        "no import",
+        "exits",
+        "crashes",
+        "is not there",
+    ],
+)
+def test_only_a_test_that_fails_counts(trees: SimpleQueue[Tree], code: str, counts: bool) -> None:
+    tree = trees.get()
+    file = tree.root / "tests" / "test_seen.py"
+    try:
+        file.write_text(code)
+        outcome = _run_tests(tree, ["tests/test_seen.py::test_it"], tree.root / "imported")
+    finally:
+        file.unlink()
+        trees.put(tree)
+    assert bool(outcome.failures) is counts, outcome
+
+
 @pytest.mark.timeout(600)
 def test_the_named_tests_pass_without_a_mutant(trees: SimpleQueue[Tree]) -> None:
     # The others start processes: they are run by the suite itself, and cost too much to be run here too.
