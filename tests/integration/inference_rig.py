@@ -303,7 +303,7 @@ class Rig:
     channel: PeerChannel
 
     async def embed(
-        self, *texts: str, model: str = "acme/echo", timeout: float = 30.0, within: float = 0.0, **fields: Any
+        self, *texts: str, model: str = "acme/echo", timeout: float = 60.0, within: float = 0.0, **fields: Any
     ) -> Any:
         """The answer; raises the named error. `within` is the request's own timeout: the client's clock never ends it
         before the service says why."""
