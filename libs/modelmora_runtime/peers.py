@@ -95,9 +95,11 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
-        # Services start in any order: a peer that is not there yet is tried again soon.
+        # Services start in any order: a peer that is not there yet is tried again soon. The second figure is none of a
+        # pause, for all its name: an attempt ends after so long without the peer's first word, and one whose machine
+        # stood still for a tenth of a second was refused.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.enable_retries", 0),
         ("grpc.use_local_subchannel_pool", 1),

@@ -77,6 +77,31 @@ async def test_parts_may_start_in_any_order_and_start_again(data_dir: Path) -> N
                 await embed(front, "caller")
 
 
+async def test_a_peer_that_takes_its_time_to_say_hello_is_reached(data_dir: Path) -> None:
+    hello = asyncio.Event()
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await hello.wait()
+        there = await asyncio.open_connection("127.0.0.1", tiny.port)
+        await asyncio.gather(passed_on(reader, there[1]), passed_on(there[0], writer))
+
+    async with tiny_only(data_dir / "one", Tiny()) as tiny:
+        between = await asyncio.start_server(late, "127.0.0.1", 0)
+        port = between.sockets[0].getsockname()[1]
+        async with front_only(data_dir / "two", f"127.0.0.1:{port}") as front:
+            calling = asyncio.create_task(embed(front, "caller"))
+            await asyncio.wait((calling,), timeout=1.0)
+            hello.set()
+            assert "admin" in await calling
+        between.close()
+
+
+async def passed_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
+
+
 async def until_it_answers(front: Host) -> str:
     """A lost peer is tried again within a second; nobody announces when."""
     async with asyncio.timeout(30):
