@@ -251,7 +251,7 @@ def hub(files: Mapping[str, bytes], **fields: Any) -> Iterator[FakeHub]:
             if path in fake.hold:
                 self._send(path, rest[: len(rest) // 2])
                 fake.half_sent.set()
-                fake.hold[path].wait(20)
+                fake.hold[path].wait(60)
                 rest = rest[len(rest) // 2 :]
             if len(rest) > fake.breaks.get(path, len(rest)):
                 self._send(path, rest[: fake.breaks[path]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora.registry.v1 import registry_pb2_grpc
 from modelmora.status import error_from_rpc
 from modelmora_registry.main import Settings
+from modelmora_runtime.db import Database
 from modelmora_runtime.host import Context, EngineCard, Host
 from modelmora_runtime.settings import PlatformSettings
 from modelmora_worker.engines.base import TABLE, check_options
@@ -117,14 +119,20 @@ class Rig:
 
 @asynccontextmanager
 async def registry(
-    database_url: str, data_dir: Path, *, engines: Mapping[str, EngineCard] = ENGINES, **settings: Any
+    database_url: str,
+    data_dir: Path,
+    *,
+    engines: Mapping[str, EngineCard] = ENGINES,
+    connect_seconds: float = WAIT_SECONDS,
+    **settings: Any,
 ) -> AsyncIterator[Rig]:
-    """A registry that serves; `settings` are those of its section."""
+    """A registry that serves; `settings` are those of its section. It waits for a connection as long as the tests wait
+    for an answer: a database that has much to do on a machine that stands still is not away."""
     platform = PlatformSettings(data_dir=data_dir, database_url=database_url, port=0, metrics_port=0, grace_seconds=2)
     settings = {"source_hosts": ("*", "127.0.0.1", "localhost"), **settings}  # where the tests' servers are
     context = Context("registry", Settings(**settings), registry_main.open, "required")
     async with (
-        Host(platform, [context], engines=engines, announce=lambda line: None) as host,
+        _patient(Host(platform, [context], engines=engines, announce=lambda line: None), connect_seconds) as host,
         grpc.aio.insecure_channel(host.target) as channel,
     ):
         yield Rig(
@@ -134,6 +142,18 @@ async def registry(
             database_url,
             host,
         )
+
+
+@asynccontextmanager
+async def _patient(host: Host, connect_seconds: float) -> AsyncIterator[Host]:
+    """The host, whose databases were opened with this patience."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Database.__init__.__kwdefaults__, "connect_seconds", connect_seconds)  # type: ignore[misc]
+        await host.__aenter__()
+    try:
+        yield host
+    finally:
+        await host.__aexit__(*sys.exc_info())
 
 
 def sentence_model(folder: Path, *, tokens: int = 128, width: int = 16, seed: bytes = b"w") -> Path:

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from integration.migration_line import SECOND, write_line
+from integration.migration_line import FIRST, SECOND, write_line
 from modelmora.errors import DatabaseUnavailable, FailedPrecondition, InvalidArgument
 from modelmora_runtime import db
 from modelmora_runtime.db import Database
@@ -78,11 +78,36 @@ async def test_a_start_with_nothing_to_migrate_does_without_alembic(
     assert (await process.communicate())[0].split() == [b"0002", b"False"]
 
 
-async def test_schemas_of_one_process_that_migrate_at_once_get_their_own_tables(database_url: str, line: str) -> None:
+async def _migrated_at_once(databases: list[Database], line: str, tmp_path: Path) -> list[str]:
+    """What each migration answers. None of them changes a table before all have come as far as others let them."""
+    (tmp_path / line / "migrations" / "0001_thing.py").write_text(
+        FIRST.replace("upgrade():\n", "upgrade():\n    op.execute('SELECT pg_advisory_xact_lock_shared(7)')\n")
+    )
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+        "AND (wait_event_type = 'Lock' OR state = 'idle in transaction')"
+    )
+    gate = Database(databases[0].url, "gate")
+    try:
+        async with gate.begin() as connection:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(7)"))
+            migrating = asyncio.gather(*(database.migrate(line) for database in databases))
+            async with asyncio.timeout(60):
+                while not migrating.done() and await connection.scalar(waiting) < len(databases):
+                    await connection.execute(text("SELECT pg_stat_clear_snapshot()"))
+            for _ in range(20):  # who is not held up goes on between any two of these
+                await connection.scalar(waiting)
+        return await migrating
+    finally:
+        await gate.close()
+
+
+async def test_schemas_of_one_process_that_migrate_at_once_get_their_own_tables(
+    database_url: str, line: str, tmp_path: Path
+) -> None:
     databases = [Database(database_url, f"things{number}") for number in range(8)]
     try:
-        async with asyncio.timeout(20):
-            assert await asyncio.gather(*(database.migrate(line) for database in databases)) == ["0002"] * 8
+        assert await _migrated_at_once(databases, line, tmp_path) == ["0002"] * 8
         for database in databases:
             async with database.begin() as connection:
                 await connection.execute(text("INSERT INTO thing (id, word, note) VALUES (1, 'a', 'b')"))
@@ -91,10 +116,10 @@ async def test_schemas_of_one_process_that_migrate_at_once_get_their_own_tables(
             await database.close()
 
 
-async def test_many_that_migrate_at_once_migrate_once(database_url: str, line: str) -> None:
+async def test_many_that_migrate_at_once_migrate_once(database_url: str, line: str, tmp_path: Path) -> None:
     databases = [Database(database_url, "things") for _ in range(6)]
     try:
-        assert await asyncio.gather(*(database.migrate(line) for database in databases)) == ["0002"] * 6
+        assert await _migrated_at_once(databases, line, tmp_path) == ["0002"] * 6
     finally:
         await asyncio.gather(*(database.close() for database in databases))
 
@@ -170,8 +195,7 @@ async def test_a_statement_that_takes_too_long_is_unavailable_and_the_rest_goes_
         with pytest.raises(DatabaseUnavailable):
             async with database.begin() as connection:
                 await connection.execute(text("SELECT pg_sleep(30)"))
-        await _until_available(database)
-        await database.ping()
+        await _until_answers(database)
     finally:
         await database.close()
 
@@ -197,9 +221,10 @@ async def test_a_cancelled_call_gives_its_connection_back(database_url: str) -> 
 
 
 async def test_a_busy_pool_is_said_and_is_not_an_outage(database_url: str) -> None:
-    database = Database(database_url, "things", pool_size=1, pool_overflow=0, connect_seconds=0.2)
+    database = Database(database_url, "things", pool_size=1, pool_overflow=0)
     try:
         async with database.begin():
+            database._engine.pool._timeout = 0.1  # type: ignore[attr-defined]  # of waiting, and not of connecting
             with pytest.raises(DatabaseUnavailable, match="busy"):
                 async with database.read():
                     pass
@@ -314,7 +339,7 @@ async def test_who_hears_from_one_schema_that_the_server_is_back_can_use_the_oth
 async def test_statements_in_flight_when_the_server_stops_are_told_in_time(data_dir: Path) -> None:
     async with EmbeddedPostgres(data_dir, data_dir.parent / "run") as postgres:
         # Who does not get a connection at once never comes to the barrier, and all others wait there.
-        database = Database(postgres.url, "things", connect_seconds=30)
+        database = Database(postgres.url, "things", connect_seconds=30, statement_seconds=3)
         ready = asyncio.Barrier(9)
 
         async def write() -> float:
@@ -369,14 +394,19 @@ class _Waited(Exception):
 @contextmanager
 def _stopped(postgres: EmbeddedPostgres) -> Iterator[None]:
     assert postgres.state.pid is not None
+    os.kill(postgres.state.pid, signal.SIGSTOP)  # From here on it has no more children than these.
     pids = _family(postgres.state.pid)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    _send(pids, signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        _send(pids, signal.SIGCONT)
+
+
+def _send(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):  # It was ending.
+            os.kill(pid, number)
 
 
 async def _notify(database: Database, word: str) -> None:
@@ -390,7 +420,20 @@ async def _until_available(database: Database) -> None:
             await asyncio.sleep(0.01)
 
 
+async def _until_answers(database: Database) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await database.ping()
+            except DatabaseUnavailable:
+                await asyncio.sleep(0.01)
+
+
 def _family(pid: int) -> list[int]:
     """A process and all below it."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
+    try:
+        file = open(f"/proc/{pid}/task/{pid}/children")  # noqa: SIM115
+    except FileNotFoundError:
+        return []  # It has ended meanwhile.
+    with file:
         return [pid, *(member for child in file.read().split() for member in _family(int(child)))]

@@ -52,14 +52,16 @@ async def test_the_first_start_says_what_it_does_and_the_second_is_fast(data_dir
     assert len(said) == 1
     assert [state.status for state in states] == ["starting", "ready", "stopped"]
     started, stopped = [], []
-    for _ in range(3):
+    for _ in range(10):
         began = time.monotonic()
         async with embedded(data_dir, on_progress=said.append):
             started.append(time.monotonic() - began)
             began = time.monotonic()
         stopped.append(time.monotonic() - began)
+        if min(started) < 1.5 and min(stopped) < 0.5:
+            break
     assert len(said) == 1
-    # 0.06 and 0.01 on an idle machine; beside others' load the best of three tells.
+    # 0.06 and 0.01 on an idle machine; beside others' load the best of ten tells.
     assert min(started) < 1.5
     assert min(stopped) < 0.5
     wait_for_none(data_dir)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora.status import error_from_rpc
 from modelmora_registry import lock_yaml, locks
 from modelmora_registry.audit_store import AuditStore
-from modelmora_runtime import auth
+from modelmora_runtime import audit, auth
 from modelmora_runtime.db import Database
 from modelmora_runtime.host import make_private
 from modelmora_runtime.postgres import EmbeddedPostgres
@@ -36,14 +34,15 @@ SERVICE = "modelmora.registry.v1.RegistryService/"
 
 
 @pytest.fixture
-async def rig(database_url: str, data_dir: Path) -> AsyncIterator[Rig]:
+async def rig(database_url: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(audit, "WAIT_SECONDS", 60.0)  # here every entry is there before the caller goes on
     async with registry(database_url, data_dir) as rig:
         yield rig
 
 
 async def entries(rig: Rig, filter: str = "", **more: Any) -> list[pb.AuditEntry]:
     request = pb.ListAuditEntriesRequest(filter=filter, page_size=1000)
-    return list((await rig.registry.ListAuditEntries(request, timeout=10, **more)).entries)
+    return list((await rig.registry.ListAuditEntries(request, timeout=60, **more)).entries)
 
 
 async def test_what_changes_something_is_written_down_with_its_result(rig: Rig) -> None:
@@ -93,7 +92,7 @@ async def test_a_lock_that_does_not_converge_is_no_success(rig: Rig) -> None:
     (here,) = lock_yaml.read(yaml).models
     other = locks.LockDocument.of([here.model_copy(update={"engine_options": {"seed": 8}})])
     for text, converges in ((yaml, True), (locks.render(other), False)):
-        told = [each async for each in rig.registry.ApplyModelLock(pb.ApplyModelLockRequest(yaml=text), timeout=20)]
+        told = [each async for each in rig.registry.ApplyModelLock(pb.ApplyModelLockRequest(yaml=text), timeout=60)]
         assert told[-1].converged is converges, told
         # The caller has heard of it in the answer, and the call itself went well.
         entry, *_ = await entries(rig, "method : applymodellock")
@@ -101,7 +100,10 @@ async def test_a_lock_that_does_not_converge_is_no_success(rig: Rig) -> None:
         assert (entry.status == "OK", entry.reason) == (converges, reason), entry
 
 
-async def test_the_refused_are_written_down_too_and_only_admins_read_it(database_url: str, data_dir: Path) -> None:
+async def test_the_refused_are_written_down_too_and_only_admins_read_it(
+    database_url: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "WAIT_SECONDS", 60.0)
     make_private(data_dir)
     path = data_dir / "tokens.json"
     tokens = {
@@ -112,7 +114,7 @@ async def test_the_refused_are_written_down_too_and_only_admins_read_it(database
     async def as_(role: str | None, method: Callable[..., Any], request: Any) -> Any:
         metadata = (("authorization", f"Bearer {tokens[role]}"),) if role else ()
         try:
-            return await method(request, timeout=10, metadata=metadata)
+            return await method(request, timeout=60, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from None
 
@@ -138,21 +140,25 @@ async def stopped(postgres: EmbeddedPostgres) -> AsyncIterator[None]:
     import psutil
 
     assert postgres.state.pid is not None
-    family = [psutil.Process(postgres.state.pid), *psutil.Process(postgres.state.pid).children(recursive=True)]
+    server = psutil.Process(postgres.state.pid)
+    server.suspend()  # From here on it has no more children than these, but one may be ending.
+    family = server.children(recursive=True)
     for process in family:
-        os.kill(process.pid, signal.SIGSTOP)
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
     try:
         yield
     finally:
-        for process in reversed(family):
-            os.kill(process.pid, signal.SIGCONT)
+        for process in (*family, server):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 @pytest.mark.long  # a server of its own
 async def test_an_entry_waits_for_a_database_that_is_away(data_dir: Path) -> None:
     async with (
         EmbeddedPostgres(data_dir.parent / "pg", data_dir.parent / "run") as postgres,
-        registry(postgres.url, data_dir) as rig,
+        registry(postgres.url, data_dir, connect_seconds=2.0) as rig,
     ):
         await rig.echo()
         async with stopped(postgres):

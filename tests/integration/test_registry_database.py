@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +15,9 @@ from integration.registry_rig import Rig, local, registry, safetensors, sentence
 from modelmora.errors import DatabaseUnavailable
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora_runtime.postgres import EmbeddedPostgres
+
+SECONDS = 2.0
+"""So long the registry waits for a connection, as it does where it serves."""
 
 
 @pytest.fixture
@@ -28,14 +31,18 @@ async def postgres(data_dir: Path) -> AsyncIterator[EmbeddedPostgres]:
 def stopped(postgres: EmbeddedPostgres) -> Iterator[None]:
     """Its whole family: each backend is in a session of its own."""
     assert postgres.state.pid is not None
-    family = [psutil.Process(postgres.state.pid), *psutil.Process(postgres.state.pid).children(recursive=True)]
+    server = psutil.Process(postgres.state.pid)
+    server.suspend()  # From here on it has no more children than these, but one may be ending.
+    family = server.children(recursive=True)
     for process in family:
-        process.send_signal(signal.SIGSTOP)
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
     try:
         yield
     finally:
-        for process in reversed(family):
-            process.send_signal(signal.SIGCONT)
+        for process in (*family, server):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 async def get(rig: Rig) -> pb.Model:
@@ -56,7 +63,7 @@ async def back(rig: Rig) -> pb.Model:
 async def test_calls_fail_fast_while_it_is_stopped_and_work_when_it_is_back(
     postgres: EmbeddedPostgres, data_dir: Path
 ) -> None:
-    async with registry(postgres.url, data_dir) as rig:
+    async with registry(postgres.url, data_dir, connect_seconds=SECONDS) as rig:
         version = await rig.echo()
         before = await get(rig)
         stream = rig.holds.AcquireHold(pb.AcquireHoldRequest(name=version.name, holder="lifecycle@test"))
@@ -74,7 +81,7 @@ async def test_calls_fail_fast_while_it_is_stopped_and_work_when_it_is_back(
 async def test_a_kill_of_the_server_costs_no_import(postgres: EmbeddedPostgres, data_dir: Path) -> None:
     folder = sentence_model(data_dir.parent / "roots" / "mini")
     (folder / "model.safetensors").write_bytes(safetensors(48 * 2**20))
-    async with registry(postgres.url, data_dir, model_roots=(folder.parent,)) as rig:
+    async with registry(postgres.url, data_dir, connect_seconds=SECONDS, model_roots=(folder.parent,)) as rig:
         await rig.echo()
         request = pb.ImportModelRequest(source=local(folder), version="1")
         made = await rig.call(rig.registry.ImportModel, request)
@@ -96,7 +103,7 @@ async def test_a_kill_of_the_server_costs_no_import(postgres: EmbeddedPostgres, 
 async def test_it_starts_without_its_database_and_serves_when_it_comes(
     postgres: EmbeddedPostgres, data_dir: Path
 ) -> None:
-    starting = registry(postgres.url, data_dir)
+    starting = registry(postgres.url, data_dir, connect_seconds=SECONDS)
     with stopped(postgres):
         rig = await asyncio.wait_for(starting.__aenter__(), 15)
     try:

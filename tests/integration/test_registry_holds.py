@@ -21,13 +21,19 @@ from modelmora.errors import DatabaseUnavailable, InvalidArgument, ModelMoraErro
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora.registry.v1 import registry_pb2_grpc
 from modelmora.status import error_from_rpc
-from modelmora_registry.holds import HOLDS
+from modelmora_registry.holds import HOLDS, Holds
 from modelmora_registry.service import RegistryServicer
 from modelmora_runtime import pids, supervisor
 from modelmora_runtime.host import HealthBoard, Platform
 from modelmora_runtime.settings import PlatformSettings
 
 HOLD_ID = "0190a5d0-ac96-774b-bcce-b302099a8057"
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a release is always written before whoever asked for it goes on, however slow the database is."""
+    monkeypatch.setattr(Holds._settle, "__defaults__", (60.0,))
 
 
 def hold(rig: Rig, name: str, holder: str = "lifecycle@test") -> Any:

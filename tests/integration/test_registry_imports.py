@@ -348,7 +348,7 @@ async def test_an_import_cut_short_by_a_kill_is_continued_by_the_next_start(
     killed = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-c", script, database_url, str(data_dir), str(roots), str(folder)],
-        timeout=60,
+        timeout=150,
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL

@@ -67,7 +67,7 @@ def at(url: str, *files: str) -> pb.ModelSource:
 
 async def dump(database_url: str) -> str:
     """Every row of every table of the registry, as text."""
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""), timeout=5)
+    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""), timeout=30)
     try:
         tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'registry'")
         rows = [await connection.fetch(f'SELECT t::text FROM registry."{table[0]}" t') for table in tables]  # noqa: S608
