@@ -226,7 +226,7 @@ def ask(request: pytest.FixtureRequest, served: tuple[str, Server]) -> Ask:
                 call = client.stream_embed_detailed if detailed else client.stream_embed
                 return [one async for one in call("a/b", inputs, **options)]  # type: ignore[operator]
 
-        return asyncio.run(asyncio.wait_for(all_of_them(), 30))
+        return asyncio.run(asyncio.wait_for(all_of_them(), 150))
 
     return sync if request.param == "Client" else with_asyncio
 
