@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from e2e.rig import eventually
 from modelmora_app.cli import cli
 
 from bench.up import Up
@@ -76,8 +77,13 @@ def test_a_model_is_imported_loaded_listed_and_taken_away(up: Up) -> None:
     history = modelmora(up, "models", "alias", "history", "cli/one").stdout
     assert "production" in history
     assert "system" in history
-    did = answer(up, "audit", "--filter", 'resource = "models/cli/one/versions/1.0.0"')
-    assert [entry["method"].rpartition("/")[2] for entry in did] == ["UpdateModelVersion", "ImportModel"]
+
+    def audited() -> list[str]:
+        did = answer(up, "audit", "--filter", 'resource = "models/cli/one/versions/1.0.0"')
+        return [entry["method"].rpartition("/")[2] for entry in did]
+
+    # A call waits a second for its entry, not longer.
+    eventually(lambda: audited() == ["UpdateModelVersion", "ImportModel"], 30, "both calls are on record")
     loaded = answer(up, "load", "cli/one@production", "--pin")
     assert (loaded["state"], loaded["pinned"]) == ("loaded", True)
     assert "cli/one@1.0.0 (pinned)" in modelmora(up, "ps").stdout
@@ -109,7 +115,7 @@ def test_watching_tells_what_is_there_and_what_changes(up: Up) -> None:
     answer(up, "load", "demo/echo")
     seen: list[str] = []
     with subprocess.Popen(
-        [PROGRAM, "--target", up.target, "ps", "--watch", "--timeout", "30"], stdout=subprocess.PIPE, text=True
+        [PROGRAM, "--target", up.target, "ps", "--watch", "--timeout", "120"], stdout=subprocess.PIPE, text=True
     ) as watch:
         assert watch.stdout is not None
         for line in watch.stdout:
@@ -204,12 +210,13 @@ def test_placement_is_explained_and_use_is_replayed(up: Up, tmp_path: Path) -> N
     assert {"PROFILE", "START", "CHARGED", "PREDICTED", "IDLE"} <= set(shown.splitlines()[0].split())
     answer(up, "unload", "demo/echo", "--force")  # its use ends, and is written down
     file = tmp_path / "trace.jsonl"
-    for _ in range(100):
+
+    def exported() -> str:
         told = modelmora(up, "trace", "export", "--output", str(file))
         assert told.exit_code == 0, told.stderr
-        if file.read_text():
-            break
-    events = [json.loads(line) for line in file.read_text().splitlines()]
+        return file.read_text()
+
+    events = [json.loads(line) for line in eventually(exported, 60, "the use is written down").splitlines()]
     assert "models/demo/echo/versions/v1.0.0" in {event["model_version"] for event in events}
     results = answer(up, "simulate", "--trace", str(file), "--policy", "lru,ttl", "--budget", "1GiB")
     assert [result["policy"] for result in results] == ["lru", "ttl"]
