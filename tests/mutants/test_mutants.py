@@ -19,6 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
+from mutants.bounds import NOTICED
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2
@@ -142,6 +143,7 @@ def test_mutants_have_names_of_their_own() -> None:
         ("import no_such_module\ndef test_it(): assert False", False),
         ("import os\ndef test_it(): os._exit(1)", False),
         ("import os, signal\ndef test_it(): os.kill(os.getpid(), signal.SIGSEGV)", False),
+        ("import os, pytest\n@pytest.fixture\ndef end():\n yield\n os._exit(1)\ndef test_it(end): assert False", True),
         ("def test_another(): assert False", False),
     ],
     ids=[
@@ -153,6 +155,7 @@ def test_mutants_have_names_of_their_own() -> None:
         "no import",
         "exits",
         "crashes",
+        "fails before it exits",
         "is not there",
     ],
 )
@@ -219,8 +222,9 @@ def _run_mutant(mutant: Mutant, trees: SimpleQueue[Tree]) -> Outcome:
 
 
 def _run_tests(tree: Tree, tests: list[str], marker: Path | None) -> Outcome:
-    report = tree.root / "report.xml"
-    report.unlink(missing_ok=True)
+    report, noticed = tree.root / "report.xml", tree.root / NOTICED
+    for file in (report, noticed):
+        file.unlink(missing_ok=True)
     arguments = ["-q", "--no-header", f"--timeout={TEST_SECONDS}", f"--junitxml={report}", *tests]
     if any("hypothesis" in (tree.root / test.partition("::")[0]).read_text() for test in tests):
         arguments[:0] = ["-p", "mutants.settle"]
@@ -229,7 +233,7 @@ def _run_tests(tree: Tree, tests: list[str], marker: Path | None) -> Outcome:
     output = tree.pytest(arguments, RUN_SECONDS if marker else 600)
     imported = marker is not None and marker.exists()
     if not report.exists():
-        return Outcome(0, 1, 0, 0, imported, output)
+        return Outcome(int(noticed.exists()), 1, 0, 0, imported, output)
     suite = ElementTree.parse(report).getroot().find("testsuite")  # noqa: S314 - pytest wrote it a moment ago
     assert suite is not None
     failures, errors, skipped = (int(suite.get(key, "0")) for key in ("failures", "errors", "skipped"))
