@@ -33,6 +33,7 @@ from modelmora_runtime import auth, health, listen, telemetry
 from modelmora_runtime.audit import Audit
 from modelmora_runtime.auth import READERS, Role, TokenFile
 from modelmora_runtime.calls import ByteBudget, Gate
+from modelmora_runtime.grpc_batches import free_batches
 from modelmora_runtime.grpc_server import Server as GrpcServer
 from modelmora_runtime.grpc_server import wake_once
 from modelmora_runtime.health import ComponentHealth, HealthBoard, HealthService, tell_if_broken
@@ -186,6 +187,7 @@ class Host:
         settings, stack = self.settings, self._stack
         began = time.monotonic()
         wake_once()
+        free_batches()
         peer_key = auth.new_peer_key()
         authenticator = self._authenticator(peer_key)
         listen.check_free(settings.host, settings.port, "platform.port")
