@@ -33,7 +33,9 @@ async def launcher(data_dir: Path) -> AsyncIterator[LocalLauncher]:
 
 async def minilm(launcher: LocalLauncher, family: str, threads: int = 0) -> tuple[LocalWorker, WorkerChannel]:
     engine = "sentence_transformers"
-    worker = await launcher.launch(LaunchSpec(family or "spawned", engine, "minilm", family=family), timeout_seconds=WAIT_SECONDS)
+    worker = await launcher.launch(
+        LaunchSpec(family or "spawned", engine, "minilm", family=family), timeout_seconds=WAIT_SECONDS
+    )
     control = await WorkerChannel.connect(worker.endpoint, worker.control_key)
     await control.load(
         worker_pb2.LoadRequest(engine=engine, artifact_path=FOLDER, cpu_threads=threads), timeout_seconds=WAIT_SECONDS
