@@ -29,7 +29,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory, model_root: Path) -> Iter
     up.start()
     try:
         up.add_model(MINILM, engine="sentence_transformers", folder=minilm_folder())
-        up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=MINILM, wait=True), timeout=120)
+        up.lifecycle.LoadModel(lifecycle_pb2.LoadModelRequest(model=MINILM, wait=True), timeout=300)
         yield up
     finally:
         up.stop()

@@ -22,7 +22,7 @@ def test_a_job_gives_the_vectors_that_a_call_gives(platform: Up) -> None:
     with modelmora.Client(platform.target) as client:
         job = client.create_embed_job(MINILM, TEXTS)
         seen: list[int] = []
-        job.wait(on_change=lambda now: seen.append(now.progress.succeeded), timeout=60)
+        job.wait(on_change=lambda now: seen.append(now.progress.succeeded), timeout=120)
         assert seen[-1] == len(TEXTS)
         found = job.result()
         assert found.vectors.shape == (len(TEXTS), 384)
@@ -37,7 +37,7 @@ def test_a_job_gives_the_vectors_that_a_call_gives(platform: Up) -> None:
 async def test_a_job_of_the_client_for_asyncio(platform: Up) -> None:
     async with modelmora.AsyncClient(platform.target) as client:
         job = await client.create_embed_job(MINILM, ["one", "two " * 600], truncate=False)
-        await job.wait(timeout=60)
+        await job.wait(timeout=120)
         found = await job.result()
         assert sorted(found.rows()) == [0]
         assert isinstance(found.errors[1], errors.TextTooLong)

@@ -248,7 +248,7 @@ def test_what_a_model_answers_to_its_golden_inputs_is_kept_and_told_by_its_lock(
         (locked,) = platform.registry.CreateModelLock(request, timeout=20).model_lock.models
         return locked.fingerprint if locked.HasField("fingerprint") else None
 
-    first = eventually(kept, 30, "the golden inputs were answered")
+    first = eventually(kept, 60, "the golden inputs were answered")
     assert (first.golden, list(first.outputs.shape)) == (f"{task}/1", shape)
     assert len(set(struct.unpack(f"<{shape[0] * shape[1]}f", first.outputs.data))) > 2
     run(platform, "unload", model, "--force")
