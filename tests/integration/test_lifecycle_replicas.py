@@ -10,7 +10,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from integration.lifecycle_rig import MIB, Rig, alive, refused, rig, workers_of
+from integration.lifecycle_rig import MIB, WAIT_SECONDS, Rig, alive, refused, rig, workers_of
 from modelmora.errors import (
     InvalidArgument,
     LoadFailed,
@@ -272,13 +272,13 @@ async def test_a_second_lifecycle_on_the_node_stands_by_and_takes_over(database_
     assert other is not None
     async with rig(database_url, data_dir, node="here") as node:
         version = await node.echo("acme/one")
+        async with asyncio.timeout(WAIT_SECONDS):  # before that it says that nobody knows yet
+            while (health := node.host.board.get("lifecycle")) is None or health.state != "unhealthy":
+                await node.host.board.change.wait()
         error = await refused(node.load(version), Unavailable)
         assert "standby" in error.message
-        health = node.host.board.get("lifecycle")
-        assert health is not None
-        assert health.state == "unhealthy"
         await other.release()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_SECONDS):
             while (health := node.host.board.get("lifecycle")) is None or health.state != "healthy":
                 await node.host.board.change.wait()
         assert (await node.load(version)).state == pb.REPLICA_STATE_LOADED

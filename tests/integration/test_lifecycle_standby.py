@@ -57,14 +57,16 @@ async def test_a_standby_tells_its_devices_and_is_not_called_until_it_takes_over
     database = Database(database_url, "lifecycle")
     other = await database.try_lock("node here")
     assert other is not None
-    async with rig(database_url, data_dir, node="here", memory_budget_bytes=400 * MIB) as node:
-        devices = {device.device: device for device in await memory(node)}
-        assert devices["host"].total_bytes > 0
-        assert devices["host"].budget_bytes == 0, "none is in force"
-        assert node.host.board.serves(DUTY) is False
-        await other.release()
-        async with asyncio.timeout(60):
-            while not node.host.board.serves(DUTY):
-                await node.host.board.change.wait()
-        assert {device.device: device.budget_bytes for device in await memory(node)}["host"] == 400 * MIB
-    await database.close()
+    try:
+        async with rig(database_url, data_dir, node="here", memory_budget_bytes=400 * MIB) as node:
+            devices = {device.device: device for device in await memory(node)}
+            assert devices["host"].total_bytes > 0
+            assert devices["host"].budget_bytes == 0, "none is in force"
+            assert node.host.board.serves(DUTY) is False
+            await other.release()
+            async with asyncio.timeout(60):
+                while not node.host.board.serves(DUTY):
+                    await node.host.board.change.wait()
+            assert {device.device: device.budget_bytes for device in await memory(node)}["host"] == 400 * MIB
+    finally:
+        await database.close()
