@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import grpc
 import modelmora_lifecycle.main as lifecycle_main
@@ -23,6 +24,8 @@ from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 from modelmora.worker.v1 import worker_pb2
 from modelmora_app.host_commands import engine_cards
+from modelmora_lifecycle import duty
+from modelmora_runtime.db import Database
 from modelmora_runtime.host import Context, Host
 from modelmora_runtime.peers import Peers
 from modelmora_runtime.settings import PlatformSettings
@@ -199,7 +202,7 @@ async def rig(
         engines=engine_cards(),
         announce=lambda line: None,
     )
-    async with host:
+    async with patience(), host:
         peers = Peers(
             mounted=[],
             local_target="",
@@ -218,6 +221,19 @@ async def rig(
         finally:
             await peers.close()
     assert workers_of(data_dir) == []
+
+
+@asynccontextmanager
+async def patience() -> AsyncIterator[None]:
+    """How long lifecycle and the registry wait for a database is asked elsewhere: here it is there, however late it
+    answers on a machine that stands still."""
+    defaults = Database.__init__.__kwdefaults__
+    assert defaults is not None
+    with (
+        patch.dict(defaults, connect_seconds=30.0, statement_seconds=60.0),
+        patch.object(duty, "DECIDING_SECONDS", 60.0),
+    ):
+        yield
 
 
 def workers_of(data_dir: Path) -> list[int]:
