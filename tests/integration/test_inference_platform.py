@@ -252,6 +252,9 @@ async def test_two_replicas_of_a_version_share_the_work(platform: Running) -> No
     async with asyncio.timeout(30):
         while len(leased := [replica for replica in await platform.replicas() if replica.leases]) < 2:
             await platform.right("acme/echo", "meanwhile")
+        # A worker that is held is not connected to.
+        while (await platform.inference.GetQueue(inference_pb2.GetQueueRequest())).queues[0].replicas < 2:
+            await platform.right("acme/echo", "meanwhile")
     with held(*(replica.pid for replica in leased)):
         calls = [asyncio.create_task(platform.right("acme/echo", f"text {number}")) for number in range(20)]
         async with asyncio.timeout(30):
