@@ -67,7 +67,7 @@ def watched(up: Up) -> Iterator[Residency]:
     thread.join(5)
 
 
-def two_in_a_place_for_one(start_up: StartUp, name: str) -> tuple[Up, str, str]:
+def two_in_a_place_for_one(start_up: StartUp, name: str = "data") -> tuple[Up, str, str]:
     """Two echo models of 100 MiB and a budget of 150 MiB. `memory_bytes` is what is charged while loading."""
     up = start_up({"LIFECYCLE_MEMORY_BUDGET_BYTES": str(150 * MIB)}, name=name)
     options = {
