@@ -96,7 +96,7 @@ async def store(database_url: str) -> AsyncIterator[JobStore]:
 
 async def migrated(there: Jobs) -> None:
     """The tables are made beside the start."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await there.stub.ListInferenceJobs(pb.ListInferenceJobsRequest(), timeout=30)

@@ -17,7 +17,7 @@ SETTINGS = {"tenant_weights": {"fixed": 2.0}}
 
 async def weigh(made: Rig, tenant: str, weight: float | None = None) -> None:
     """Once the tables are there."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await made.stub.SetTenantWeight(pb.SetTenantWeightRequest(tenant=tenant, weight=weight), timeout=30)
