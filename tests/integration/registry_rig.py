@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -127,33 +126,23 @@ async def registry(
     **settings: Any,
 ) -> AsyncIterator[Rig]:
     """A registry that serves; `settings` are those of its section. It waits for a connection as long as the tests wait
-    for an answer: a database that has much to do on a machine that stands still is not away."""
+    for an answer, and so does whoever opens a database beside it: on a machine that stands still that is not away."""
     platform = PlatformSettings(data_dir=data_dir, database_url=database_url, port=0, metrics_port=0, grace_seconds=2)
     settings = {"source_hosts": ("*", "127.0.0.1", "localhost"), **settings}  # where the tests' servers are
     context = Context("registry", Settings(**settings), registry_main.open, "required")
-    async with (
-        _patient(Host(platform, [context], engines=engines, announce=lambda line: None), connect_seconds) as host,
-        grpc.aio.insecure_channel(host.target) as channel,
-    ):
-        yield Rig(
-            registry_pb2_grpc.RegistryServiceStub(channel),  # type: ignore[no-untyped-call]
-            registry_pb2_grpc.RegistryHoldServiceStub(channel),  # type: ignore[no-untyped-call]
-            data_dir,
-            database_url,
-            host,
-        )
-
-
-@asynccontextmanager
-async def _patient(host: Host, connect_seconds: float) -> AsyncIterator[Host]:
-    """The host, whose databases were opened with this patience."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(Database.__init__.__kwdefaults__, "connect_seconds", connect_seconds)  # type: ignore[misc]
-        await host.__aenter__()
-    try:
-        yield host
-    finally:
-        await host.__aexit__(*sys.exc_info())
+        async with (
+            Host(platform, [context], engines=engines, announce=lambda line: None) as host,
+            grpc.aio.insecure_channel(host.target) as channel,
+        ):
+            yield Rig(
+                registry_pb2_grpc.RegistryServiceStub(channel),  # type: ignore[no-untyped-call]
+                registry_pb2_grpc.RegistryHoldServiceStub(channel),  # type: ignore[no-untyped-call]
+                data_dir,
+                database_url,
+                host,
+            )
 
 
 def sentence_model(folder: Path, *, tokens: int = 128, width: int = 16, seed: bytes = b"w") -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,13 +47,24 @@ def stopped(postgres: EmbeddedPostgres) -> Iterator[None]:
 
 
 async def get(rig: Rig) -> pb.Model:
-    answer = await rig.call(rig.registry.GetModel, pb.GetModelRequest(name="acme/echo"), timeout=15)
+    answer = await rig.call(rig.registry.GetModel, pb.GetModelRequest(name="acme/echo"), timeout=60)
     model: pb.Model = answer.model
     return model
 
 
+async def made(rig: Rig) -> pb.ModelVersion:
+    """A version, as soon as the registry has its database."""
+    request_id = str(uuid.uuid4())
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await rig.echo(request_id=request_id)
+            except DatabaseUnavailable:
+                continue
+
+
 async def back(rig: Rig) -> pb.Model:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await get(rig)
@@ -64,8 +76,8 @@ async def test_calls_fail_fast_while_it_is_stopped_and_work_when_it_is_back(
     postgres: EmbeddedPostgres, data_dir: Path
 ) -> None:
     async with registry(postgres.url, data_dir, connect_seconds=SECONDS) as rig:
-        version = await rig.echo()
-        before = await get(rig)
+        version = await made(rig)
+        before = await back(rig)
         stream = rig.holds.AcquireHold(pb.AcquireHoldRequest(name=version.name, holder="lifecycle@test"))
         await stream.read()
         with stopped(postgres):
@@ -81,7 +93,7 @@ async def test_calls_fail_fast_while_it_is_stopped_and_work_when_it_is_back(
 async def test_a_kill_of_the_server_costs_no_import(postgres: EmbeddedPostgres, data_dir: Path) -> None:
     folder = sentence_model(data_dir.parent / "roots" / "mini")
     (folder / "model.safetensors").write_bytes(safetensors(48 * 2**20))
-    async with registry(postgres.url, data_dir, connect_seconds=SECONDS, model_roots=(folder.parent,)) as rig:
+    async with registry(postgres.url, data_dir, model_roots=(folder.parent,)) as rig:
         await rig.echo()
         request = pb.ImportModelRequest(source=local(folder), version="1")
         made = await rig.call(rig.registry.ImportModel, request)
@@ -89,7 +101,7 @@ async def test_a_kill_of_the_server_costs_no_import(postgres: EmbeddedPostgres, 
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await back(rig)
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(100):
             while True:
                 try:
                     version = await rig.final(made.model_version.name)
@@ -105,14 +117,8 @@ async def test_it_starts_without_its_database_and_serves_when_it_comes(
 ) -> None:
     starting = registry(postgres.url, data_dir, connect_seconds=SECONDS)
     with stopped(postgres):
-        rig = await asyncio.wait_for(starting.__aenter__(), 15)
+        rig = await asyncio.wait_for(starting.__aenter__(), 60)
     try:
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    assert (await rig.echo()).state == pb.MODEL_VERSION_STATE_READY
-                    break
-                except DatabaseUnavailable:
-                    continue
+        assert (await made(rig)).state == pb.MODEL_VERSION_STATE_READY
     finally:
         await starting.__aexit__(None, None, None)
