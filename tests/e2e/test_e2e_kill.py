@@ -84,7 +84,7 @@ class Writers:
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(60)  # two calls of 10 s each
             assert not thread.is_alive(), "a call hangs"
 
 
@@ -124,7 +124,7 @@ def still_works(up: Up) -> None:
 def blows(up: Up, seed: int) -> Iterator[Writers]:
     """Writers at work; the body runs at a moment that the seed chose, with at least five acknowledged writes."""
     with Writers(up, seed) as writers:
-        assert writers.enough.wait(30), up.tail()
+        assert writers.enough.wait(60), up.tail()
         threading.Event().wait(random.Random(seed).uniform(0, 0.4))
         yield writers
 
@@ -170,9 +170,11 @@ def test_postgres_killed_ten_times_comes_back_by_itself(start_up: StartUp) -> No
             before = postgres_pids(up.data_dir)
             assert before, processes_of(up.data_dir)
             send(before[:1] if seed % 2 else before, signal.SIGKILL)
+            # A process may live on for a moment after the blow, and answer.
+            gone = "those that were killed, and those that lost their server, are gone"
+            eventually(lambda: not set(postgres_pids(up.data_dir)) & set(before), 60, gone)  # noqa: B023
             written = len(writers.acknowledged)
             eventually(lambda: len(writers.acknowledged) > written + 3, 60, "writes are acknowledged again")  # noqa: B023
-            assert not set(postgres_pids(up.data_dir)) & set(before)
         acknowledged += writers.acknowledged
         committed_is_there(up, writers.acknowledged)
     still_works(up)
