@@ -241,7 +241,7 @@ def test_a_second_signal_ends_it_at_once(data_dir: Path) -> None:
 def test_a_port_in_use_ends_the_start_with_one_line_that_names_the_holder(process: Process, data_dir: Path) -> None:
     port = process.target().rpartition(":")[2]
     second = Process(data_dir.with_name("second"), int(port))
-    out, wrong = second.process.communicate(timeout=30)
+    out, wrong = second.process.communicate(timeout=100)
     assert second.process.returncode == 1
     assert f"(pid {process.process.pid})" in wrong
     assert "tiny_platform.py" in wrong
