@@ -115,8 +115,7 @@ def main() -> None:
         assert [file["path"] for file in files if file["verdict"] != "intact"] == [WEIGHTS]
         refused = modelmora("load", job["model"], code=4)["error"]
         assert (refused["reason"], refused["metadata"]["file"]) == ("VersionDrifted", WEIGHTS)
-        health = modelmora("health")
-        assert WEIGHTS in json.dumps(health)
+        eventually(lambda: WEIGHTS in json.dumps(modelmora("health")), 30, "health tells of the file")
     print("done")
 
 

@@ -21,6 +21,7 @@ DRIVER = Path(__file__).with_name("offline_machine.py")
 TEXT = "A lock is carried to a machine without a network."
 
 
+@pytest.mark.timeout(400)
 def test_a_machine_without_a_network_comes_to_a_lock(platform: Up, data_dir: Path) -> None:
     with Client(platform.target) as client:
         text = eventually(
@@ -46,7 +47,7 @@ def test_a_machine_without_a_network_comes_to_a_lock(platform: Up, data_dir: Pat
         input=json.dumps(job),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env=environ,
     )
     if "unshare:" in result.stderr and not os.environ.get("CI"):
