@@ -50,9 +50,10 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        # A platform that restarts is back in seconds; gRPC's own 1 s doubling to 2 min would hide that.
+        # A platform that restarts is back in seconds; gRPC's own 1 s doubling to 2 min would hide that. The second
+        # figure is no pause: an attempt to connect ends after so long without the peer's first word.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.min_reconnect_backoff_ms", 5000),
         ("grpc.max_reconnect_backoff_ms", 2000),
         # A peer that vanished under a running call is noticed within 40 s. Newer releases of gRPC do not arm the second
         # figure on a quiet connection; the third is what counts there, by default 60 s.
