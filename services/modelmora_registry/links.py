@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from modelmora_registry.domain import HubSource, ModelId, ModelVersion, ReadOnly, Text, Value, etag_of
 
 SHOWN_FILES = 5
-_NAME = re.compile(r"models/([^/]+/[^/]+)/links/([0-9a-f-]{36})")
+_NAME = re.compile(r"models/([^/]+/[^/]+)/links/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
 class SyncState(StrEnum):
