@@ -67,9 +67,8 @@ class _Ended:
         self._future.add_done_callback(wake, context=context)
 
     def cancel(self, msg: object = None) -> bool:
-        if self._future.done():
-            return False
-        self._future.remove_done_callback(self._wake)
+        if not self._future.remove_done_callback(self._wake):
+            return False  # it has come, or was cancelled before: either way who waits is woken once
         cancelled = self._future.get_loop().create_future()
         cancelled.cancel(msg)
         cancelled.add_done_callback(self._wake, context=self._context)

@@ -109,6 +109,30 @@ async def test_a_task_that_is_cancelled_before_it_waits_waits_for_nothing(batch:
     assert batch.freed == ["all"]
 
 
+async def test_a_task_that_is_cancelled_twice_is_woken_once(batch: Batch, caplog: pytest.LogCaptureFixture) -> None:
+    """What it waits for afterwards was interrupted by the second one, or the loop complained of a task that is done."""
+    waited = []
+
+    async def tidy_up() -> None:
+        try:
+            await cygrpc.execute_batch(None, (), asyncio.get_running_loop())
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.01)
+            waited.append("on")
+
+    for awaited in (tidy_up(), cygrpc.execute_batch(None, (), asyncio.get_running_loop())):
+        task = asyncio.create_task(awaited)
+        await asyncio.sleep(0)
+        task.cancel()
+        task.cancel()
+        await asyncio.wait([task])
+        batch.end()
+        await asyncio.sleep(0.01)
+    assert waited == ["on"]
+    assert batch.freed == ["all", "all"]
+    assert caplog.messages == []
+
+
 class _Malloc(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_size_t)
