@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from modelmora.common.v1 import common_pb2
 from modelmora.errors import InvalidArgument
 from modelmora.lifecycle.v1 import lifecycle_pb2
-from modelmora_app.cli import COMMANDS, cli, show
+from modelmora_app.cli import COMMANDS, cli, memory, show
 from modelmora_app.cli.models import _source
 from modelmora_app.cli.placement import read_trace
 from modelmora_app.cli.platform import COMMANDS as HOST_COMMANDS
@@ -74,6 +74,15 @@ def test_nobody_listening_is_said_in_one_clear_line_with_exit_code_6() -> None:
     assert shown.exit_code == 6
     assert "Is the platform running?" in shown.output
     assert "Traceback" not in shown.output
+
+
+def test_watching_ends_well_with_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(session: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memory, "_watch", interrupted)
+    ended = run("--target", "127.0.0.1:9", "ps", "--watch")
+    assert (ended.exit_code, ended.output) == (0, "")
 
 
 def test_errors_are_json_where_json_is_asked_for() -> None:

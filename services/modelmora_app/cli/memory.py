@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import click
 from modelmora.errors import ModelMoraError
@@ -78,7 +78,8 @@ def unload(session: Session, model: str, force: bool, no_wait: bool) -> None:
 def ps(session: Session, watch: bool) -> None:
     """Show what is in memory, and how much of it is left."""
     if watch:
-        _watch(session)
+        with suppress(KeyboardInterrupt):  # that is how it ends
+            _watch(session)
         return
     replicas, devices = list(session.client.list_replicas()), session.client.memory()
     if session.as_json:
