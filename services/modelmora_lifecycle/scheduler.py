@@ -414,6 +414,10 @@ class Scheduler:
         was_busy, priority = held.in_flight > 0, self._leases.busy_priority(held.replica)
         self._leases.work(held, max(0, in_flight))
         held.report = Report(max(0, waiting_entries), oldest_wait_seconds, now)
+        if waiting_entries > 0 and any(holder == held.holder for holder, _ in self._invited):
+            # An invitation is lost with the lease that it was told on, and a further lease without work ends.
+            self._invited = {(holder, replica) for holder, replica in self._invited if holder != held.holder}
+            self._invite()
         scales = self._scales(held.version) and (
             waiting_entries > 0 or self._known[held.version].pressure != NO_PRESSURE
         )
@@ -840,7 +844,8 @@ class Scheduler:
         self._invite()
 
     def _invite(self) -> None:
-        """Holders of a version with several replicas hear of those that they have no lease of, once."""
+        """Holders of a version with several replicas hear of those that they have no lease of: once, and again while
+        work waits with them."""
         for version in self._residencies:
             there = self._of(version, (ReplicaState.LOADED,))
             if len(there) < 2:

@@ -310,6 +310,20 @@ def test_a_queue_that_waits_gets_another_replica_and_its_holder_is_invited() -> 
     assert node.granted_to("y") == invitation[2] != node.granted_to("x")
 
 
+def test_an_invitation_that_was_lost_with_its_lease_is_told_again_to_who_has_work() -> None:
+    node = scaled()
+    node.press("x", 3.0)
+    assert [invitation[1] for invitation in node.of("invite")] == ["x"]
+    node.scheduler.release("x", node.clock.now)
+    node.want("y", version("a"), holder="h")
+    node.run_for(5.0)
+    assert len(node.of("invite")) == 1
+    node.press("y", 1.0)
+    last = node.of("invite")[-1]
+    assert last[1] == "y"
+    assert last[2] != node.granted_to("y")
+
+
 def test_leases_of_one_holder_go_to_different_replicas() -> None:
     node = scaled()
     node.want("y", version("a"), holder="h")
