@@ -153,7 +153,11 @@ class WorkerChannel(asyncio.Protocol):
         channel = cls(endpoint)
         try:
             async with asyncio.timeout(timeout_seconds):
-                await channel._loop.create_unix_connection(lambda: channel, endpoint.removeprefix("unix:"))
+                try:
+                    await channel._loop.create_unix_connection(lambda: channel, endpoint.removeprefix("unix:"))
+                except BaseException:
+                    channel._transport = None  # the loop ends what it has made by then, and nothing can be sent on it
+                    raise
                 hello = worker_pb2.Hello(key=key, wire_version=WIRE_VERSION)
                 reply = await channel._control(worker_pb2.WorkerRequest(hello=hello))
                 channel.worker_pid = reply.hello.pid

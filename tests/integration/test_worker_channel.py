@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 from modelmora import errors
 from modelmora.worker.v1 import worker_pb2
 from modelmora_lifecycle.launcher import LaunchSpec, LocalLauncher
@@ -391,3 +392,26 @@ async def test_closing_does_not_wait_for_a_worker_that_never_reads(tmp_path: Pat
         assert not channel._paused
         await asyncio.wait_for(channel.close(), 20)
         assert channel.closed.is_set()
+
+
+def test_who_is_cancelled_in_the_moment_of_connecting_is_cancelled(tmp_path: Path) -> None:
+    """The loop that hosts run on has ended the connection by then without telling it."""
+
+    class Cancelled(WorkerChannel):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            connecting.cancel()
+
+    path = tmp_path / "worker.sock"
+    with socket.socket(socket.AF_UNIX) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        listener.bind(str(path))
+        listener.listen()
+
+        async def connect() -> None:
+            nonlocal connecting
+            connecting = asyncio.create_task(Cancelled.connect(f"unix:{path}", KEY))
+            await asyncio.wait((connecting,), timeout=20)
+
+        connecting: asyncio.Task[WorkerChannel]
+        runner.run(connect())
+        assert connecting.cancelled()
