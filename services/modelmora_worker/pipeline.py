@@ -173,7 +173,7 @@ class Pipeline:
         with self._lock:
             _queue(self._inbox, job)
             if self._busy:
-                self._ahead.notify()
+                self._call_to_prepare()
             else:
                 self._work.notify()
 
@@ -223,7 +223,7 @@ class Pipeline:
                 if self._stopping:
                     break
                 self._busy = True
-                self._ahead.notify()
+                self._call_to_prepare()
                 self._call_for_help()
             if isinstance(work, _Pass):
                 self._compute(work, None if self._alone or self._tracks == 1 else 0)
@@ -247,7 +247,7 @@ class Pipeline:
                     self._help.wait()
                 if self._stopping:
                     return
-                self._ahead.notify()
+                self._call_to_prepare()
             if taken is not None:
                 self._compute(taken, track)
             with self._lock:
@@ -289,6 +289,12 @@ class Pipeline:
         if not (self._busy and self._inbox and isinstance(self._inbox[0], Batch)):
             return False
         return not self._ready or self._ready[0].rank < self._inbox[0].rank
+
+    def _call_to_prepare(self) -> None:
+        """Wakes the prepare thread where there is something for it. Woken for nothing it wants the interpreter while a
+        lone batch is computed, and its answer waits for two more switches of threads. Needs the lock."""
+        if self._worth_preparing():
+            self._ahead.notify()
 
     def _unfinished(self) -> int:
         """Needs the lock."""

@@ -129,6 +129,17 @@ def test_only_one_batch_is_prepared_ahead(rig):
     assert rig.engine.next()[:2] in (("infer", "b"), ("prepare", ["c"]))
 
 
+def test_a_batch_that_comes_alone_wakes_no_thread_that_has_nothing_to_do(rig, monkeypatch):
+    woken = []
+    monkeypatch.setattr(rig.pipeline._ahead, "notify", lambda: woken.append(rig.pipeline._worth_preparing()))
+    rig.batch("a")
+    rig.engine.go.put(None)
+    rig.answer()
+    while rig.pipeline.in_flight:
+        rig.idle.get(timeout=WAIT)
+    assert woken == []
+
+
 def test_batches_are_computed_in_the_order_they_came(rig):
     for _ in range(50):
         rig.engine.go.put(None)
