@@ -211,7 +211,10 @@ class LockRpcs:
     # Making and reading.
 
     async def _make_document(self, references: Sequence[str]) -> LockDocument:
-        parsed = [parse_reference(text, at=f"models[{index}]") for index, text in enumerate(references)]
+        places: dict[str, int] = {}
+        for index, text in enumerate(references):
+            places.setdefault(text, index)  # one named a thousand times is one: a kilobyte and a query each
+        parsed = [parse_reference(text, at=f"models[{index}]") for text, index in places.items()]
         if not parsed:
             parsed = [parse_reference(name) for name in await self._locks.current_models(locks.MAX_MODELS + 1)]
             if not parsed:

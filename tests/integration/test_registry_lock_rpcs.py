@@ -31,6 +31,7 @@ from modelmora.errors import (
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora.status import error_from_rpc
 from modelmora_registry import domain, lock_yaml, locks
+from modelmora_registry.store import Store
 
 WEIGHTS = "model.safetensors"
 WAIT_SECONDS = 60.0
@@ -157,6 +158,25 @@ async def test_the_same_models_are_the_same_lock(rig: Rig, version: pb.ModelVers
     await create(rig, "acme/mini", lock_id="prod")
     with pytest.raises(LockExists):
         await create(rig, "acme/echo", lock_id="prod")
+
+
+async def test_a_model_that_is_named_many_times_is_asked_for_once(
+    rig: Rig, version: pb.ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    resolve = Store.resolve
+
+    async def counted(store: Store, reference: domain.Reference) -> Any:
+        asked.append(str(reference))
+        return await resolve(store, reference)
+
+    monkeypatch.setattr(Store, "resolve", counted)
+    once = await create(rig, "acme/mini")
+    assert await create(rig, *["acme/mini", "acme/mini@1"] * 50) == once
+    assert asked == ["acme/mini", "acme/mini", "acme/mini@1"]
+    with pytest.raises(InvalidArgument) as refused:
+        await create(rig, "acme/mini", "acme/mini", "acme", "acme")
+    assert refused.value.fields[0].field == "models[2]"
 
 
 async def test_locks_are_listed_page_by_page_and_deleted(rig: Rig) -> None:
