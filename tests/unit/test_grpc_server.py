@@ -1,4 +1,4 @@
-"""What is done about grpc.aio's ways of waking the event loop."""
+"""What is done about grpc.aio's ways of waking the event loop, and whose calls are begun when many wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from grpc._cython import cygrpc
 from modelmora_runtime import grpc_server
-from modelmora_runtime.grpc_server import _WakeUps, wake_once
+from modelmora_runtime.grpc_server import Server, Turns, _WakeUps, wake_once
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -73,3 +73,80 @@ async def test_an_event_of_a_closed_loop_leaves_none_behind_it(monkeypatch: pyte
             await over.wait()
         loop.remove_reader(reads)
     assert taken == ["first", "last"]
+
+
+def test_who_has_something_gives_one_in_turn() -> None:
+    turns = Turns[str]()
+    for item in ("a1", "a2", "b1", "a3", "c1"):
+        turns.put(item[0], item)
+    assert [turns.next(), turns.next()] == ["a1", "b1"]
+    turns.put("b", "b2")
+    assert len(turns) == 4
+    assert [turns.next() for _ in range(4)] == ["c1", "a2", "b2", "a3"]
+    assert not turns
+
+
+class Calls:
+    """A server's core to which calls come from here: a call is its connection and a number."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def begin(call: Any, *_: object) -> None:
+            self.begun.append(call)
+
+        self.begun: list[tuple[str, int]] = []
+        self.coming: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        self.core: Any = Server({}, ())._server
+        monkeypatch.setattr(grpc_server, "_peer", lambda call, _: call[0])
+        monkeypatch.setattr(cygrpc, "_schedule_rpc_coro", begin)
+        monkeypatch.setattr(self.core, "_answer", lambda _, call: call, raising=False)
+        monkeypatch.setattr(self.core, "_next_call", lambda _: self.coming.get(), raising=False)
+        monkeypatch.setattr(self.core, "is_running", lambda: True, raising=False)
+
+    async def until_begun(self, count: int) -> None:
+        async with asyncio.timeout(30):
+            while len(self.begun) < count:  # noqa: ASYNC110 - turns of the loop are what is looked at
+                await asyncio.sleep(0)
+
+    async def end(self) -> None:
+        for task in self.core._tasks:
+            task.cancel()
+        await asyncio.wait(self.core._tasks)
+
+
+async def test_a_call_does_not_wait_for_all_that_another_connection_has_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+    for number in range(200):
+        calls.core._take_in("/a", None, ("storm", number))
+    calls.core._take_in("/a", None, ("calm", 0))
+    calls.core._take_in("/b", None, ("storm", 1000))
+    await calls.until_begun(202)
+    assert {("calm", 0), ("storm", 1000)} <= set(calls.begun[:11])
+    assert [number for who, number in calls.begun if who == "storm" and number < 1000] == list(range(200))
+    await calls.end()
+
+
+async def test_more_are_taken_in_at_once_while_calls_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+    for number in range(300):
+        calls.coming.put_nowait(("storm", number))
+    calls.core._keep(calls.core._accept("/a", None, 7))
+    await calls.until_begun(300)
+    helping = calls.core._helping["/a"]
+    assert 0 < helping <= grpc_server._HELPERS
+    for number in range(helping + 8):  # each takes one; those that helped go with it
+        calls.coming.put_nowait(("calm", number))
+        await calls.until_begun(300 + number + 1)
+    assert calls.core._helping["/a"] == 0
+    assert len(calls.begun) == len(set(calls.begun)) == 300 + helping + 8
+    await calls.end()
+
+
+async def test_beyond_the_most_that_may_wait_one_is_begun_for_each_that_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_server, "_MOST_WAITING", 10)
+    calls = Calls(monkeypatch)
+    for number in range(100):
+        calls.core._take_in("/a", None, ("storm", number))
+        assert len(calls.core._waiting) <= 10
+    await calls.until_begun(100)
+    assert [number for _, number in calls.begun] == list(range(100))
+    await calls.end()
