@@ -45,7 +45,19 @@ from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime.worker_channel import InferCall, WorkerChannel, error_from_entry
 
 from modelmora_inference.deadlines import Deadlines
-from modelmora_inference.domain import Aging, Batch, BatchLimits, Bounds, ByteBudget, Entry, Place, Priority, Worker
+from modelmora_inference.domain import (
+    Aging,
+    Batch,
+    BatchLimits,
+    Bounds,
+    ByteBudget,
+    Entry,
+    Place,
+    Priority,
+    Worker,
+    retry_after,
+    seconds_left,
+)
 from modelmora_inference.metrics import MAX_VERSIONS, Counts
 from modelmora_inference.queue import EntryQueue
 
@@ -279,7 +291,8 @@ class Dispatcher:
         if not self._leases:
             call.ready_in_seconds = self.ready_in(call.arrival)
             if call.if_loaded and self._loading:
-                raise errors.ModelLoading(retry_after_seconds=call.ready_in_seconds or 1.0, model_version=self.version)
+                seconds = retry_after(call.ready_in_seconds)
+                raise errors.ModelLoading(retry_after_seconds=seconds, model_version=self.version)
         lane: Hashable = call.exact if call.embeds else (call.task_type, call.operation, call.exact)
         longest = self.max_input_tokens if call.truncate else 0
         entries = []
@@ -387,7 +400,7 @@ class Dispatcher:
         """Seconds until a replica should serve it, while none does; None while unknown."""
         if self._leases or self._ready_time is None:
             return None
-        return max(0.0, self._ready_time - now)
+        return seconds_left(self._ready_time, now)
 
     # The life.
 
@@ -444,8 +457,7 @@ class Dispatcher:
         now = time.monotonic()
         if error.retry_after_seconds is not None:
             self._ready_time = now + error.retry_after_seconds
-        else:
-            error.retry_after_seconds = 1.0
+        error.retry_after_seconds = retry_after(error.retry_after_seconds)
         for call in {entry.call for entry in self.queue.waiting()}:
             assert isinstance(call, Call)
             if call.ready_in_seconds is None:

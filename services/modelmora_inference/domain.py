@@ -13,6 +13,21 @@ MAX_TEXT_CHARACTERS = 100_000
 """Longest text."""
 MAX_TIMEOUT_SECONDS = 600.0
 """Longest `timeout` of a request."""
+RETRY_SECONDS = 0.1
+"""Who finds a model that is not in memory is not told to ask again sooner."""
+OVERDUE_SECONDS = 1.0
+"""The least that a model is said to take still when it is overdue, or when nobody knows."""
+
+
+def seconds_left(due: float, now: float) -> float:
+    """Seconds until a model is ready that should be so at `due`. Lifecycle tells of another moment when a load is late;
+    until it has: as long again as it is late, and never nothing."""
+    return due - now if now < due else max(OVERDUE_SECONDS, now - due)
+
+
+def retry_after(seconds: float | None) -> float:
+    """When to ask again for a model that should be ready in `seconds`; None: nobody knows."""
+    return OVERDUE_SECONDS if seconds is None else max(RETRY_SECONDS, seconds)
 
 
 class Priority(IntEnum):

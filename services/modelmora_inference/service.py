@@ -356,7 +356,11 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
     ) -> None:
         """Has a call answered by a worker."""
         dispatchers = self._dispatchers
-        dispatcher = dispatchers.submit(facts.name, call, inputs)
+        try:
+            dispatcher = dispatchers.submit(facts.name, call, inputs)
+        except errors.ModelLoading:
+            _tell_ready_in(asked.context, call.ready_in_seconds)
+            raise
         found, name = (dispatcher, call), (call.tenant, asked.request_id)
         if asked.request_id:
             dispatchers.asked[name] = found

@@ -26,6 +26,8 @@ from modelmora_lifecycle.ledger import Vector, largest, plus, positive
 LOADS_KEPT = 5
 GROWTH_KEPT = 0.9
 """So much of the growth in use is remembered at the next load."""
+OVERDUE_SECONDS = 1.0
+"""The least that a load is said to take still when it is overdue."""
 Source = Literal["measured", "declared", "predicted"]
 
 
@@ -193,13 +195,15 @@ class Pace:
     def after(self, seconds: float) -> Pace:
         return Pace(seconds if self.seconds is None else self.seconds + (seconds - self.seconds) / 4)
 
-    def left(self, since: float, now: float) -> float | None:
-        """Seconds that something begun at `since` will still take; when it is overdue, a tenth of what it took so far:
-        what is late is later than one thinks."""
+    def left(self, since: float, now: float, least: float = 0.0) -> float | None:
+        """Seconds that something begun at `since` will still take. When it is overdue: as long again as it has been so,
+        no less than a tenth of what it took so far, nor than `least`. What is late is later than one thinks, and a
+        guess that shrank to nothing would have callers ask again all the time."""
         if self.seconds is None:
             return None
         passed = now - since
-        return self.seconds - passed if passed < self.seconds else passed / 10
+        late = passed - self.seconds
+        return -late if late < 0 else max(late, passed / 10, least)
 
 
 def sum_of_seconds(parts: Sequence[float | None]) -> float | None:

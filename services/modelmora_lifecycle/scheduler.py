@@ -94,11 +94,17 @@ from modelmora_lifecycle.known import Known, KnownVersions
 from modelmora_lifecycle.leases import ENDLESS, LAST, Lease, Leases
 from modelmora_lifecycle.ledger import Bounds, Ledger, Vector, covers, largest, least, minus, plus, positive
 from modelmora_lifecycle.placement import Notes, Placement, PlacementOutcome
-from modelmora_lifecycle.prediction import Measured, Pace, Prediction, nonsense, sum_of_seconds
+from modelmora_lifecycle.prediction import OVERDUE_SECONDS, Measured, Pace, Prediction, nonsense, sum_of_seconds
 from modelmora_lifecycle.scaling import NO_PRESSURE, Report, Scaling, one_more, threads
 from modelmora_lifecycle.servers import PREFIX, ForkServers
 
 LOW_PRIORITY = 10
+RETRY_SECONDS = 0.1
+"""Nobody is told to ask again sooner."""
+UNKNOWN_SECONDS = 1.0
+"""When to ask again where nobody knows how long it takes."""
+RECKON_SECONDS = 0.25
+"""How long an overdue load still takes is not reckoned more often than this, unless something happens."""
 _NOTHING: Vector = {}
 
 
@@ -296,13 +302,11 @@ class Scheduler:
             return None
         load = self._known.load_seconds(known)
         server, server_seconds = self._server_ready_in(known, now)
-        loading = [r for r in self._of(version, (ReplicaState.LOADING,)) if r.uid not in self._ending]
-        if loading and load is not None:
-            # Its own load begins when its fork server takes orders.
-            since = max(min(r.start_time for r in loading), self._servers.open_since(server) or 0.0)
-            left = server_seconds + load if server_seconds else Pace(load).left(since, now) or 0.0
+        since = self._loading_since(version, server)
+        if since is not None and load is not None:
+            left = server_seconds + load if server_seconds else Pace(load).left(since, now, OVERDUE_SECONDS) or 0.0
             return max(0.05, left)
-        if loading:
+        if since is not None:
             return None
         load = sum_of_seconds((server_seconds, load))
         ahead = max(0.0, known.retry_at - now)
@@ -377,9 +381,8 @@ class Scheduler:
             later = self._want_later(facts.name, priority, now + self.rules.later_seconds, now)
             self._step(now)
             if self._serving(asked) is None:
-                loading = ModelLoading(
-                    retry_after_seconds=self.ready_in(facts.name, now) or 1.0, model_version=facts.name
-                )
+                seconds = _retry_after(self.ready_in(facts.name, now))
+                loading = ModelLoading(retry_after_seconds=seconds, model_version=facts.name)
                 self._effects.refused(lease, later.refusal or loading)
                 return ""
         joins = self._only_joins(asked)
@@ -785,10 +788,10 @@ class Scheduler:
             if self._of(lease.version, _IN_MEMORY) or now < self._known[lease.version].retry_at:
                 self._refuse(lease, DeadlineExceeded("the model was not loaded before the deadline"))
             else:
-                seconds = self.ready_in(lease.version, now)
+                seconds = _retry_after(self.ready_in(lease.version, now))
                 note = self._known[lease.version].note or "models in use may not be evicted yet"
                 error = MemoryBusy(f"not loaded before the deadline, {note}", model_version=lease.version)
-                self._refuse(lease, error.copy(retry_after_seconds=seconds or 1.0))
+                self._refuse(lease, error.copy(retry_after_seconds=seconds))
         for uid, since in list(self._sick_since.items()):
             replica = self._replicas[uid]
             if replica.state is not ReplicaState.UNHEALTHY:
@@ -1136,9 +1139,15 @@ class Scheduler:
             moment = None if seconds is None else now + seconds
             loading = self._of(version, (ReplicaState.LOADING,))
             reason = "loading" if loading else known.note
+            late = bool(loading) and self._overdue(version, now)
+            if loading and seconds is not None:
+                # Who was told a moment counts down to it. When it is late, they hear of another before that has come.
+                self._wakes.append(now + (max(RECKON_SECONDS, seconds / 4) if late else seconds))
             if self._of(version, (ReplicaState.LOADED,)):
                 reason, moment = "its holder has every replica", None
-            if version in self._told and _tells_the_same(self._told[version], (moment, reason), now):
+            if version in self._told and _tells_the_same(
+                self._told[version], (moment, reason), now, 0.0 if late else 0.5
+            ):
                 continue
             self._told[version] = (moment, reason)
             told_anew.add(version)
@@ -1569,6 +1578,17 @@ class Scheduler:
             if device in short
         )
 
+    def _loading_since(self, version: str, server: str) -> float | None:
+        """Since when the first of its loads goes on: its own begins when its fork server takes orders."""
+        begun = [r.start_time for r in self._of(version, (ReplicaState.LOADING,)) if r.uid not in self._ending]
+        return max(min(begun), self._servers.open_since(server) or 0.0) if begun else None
+
+    def _overdue(self, version: str, now: float) -> bool:
+        """Whether a load of it takes longer than was learned."""
+        known = self._known[version]
+        since, load = self._loading_since(version, self._server(known)[0]), self._known.load_seconds(known)
+        return since is not None and load is not None and now >= since + load
+
     def _gone_in(self, uid: str, now: float) -> float | None:
         """Seconds until a replica that is on its way out is reaped."""
         going = self._going.get(uid)
@@ -1724,16 +1744,23 @@ def _other_profile(loaded: EngineProfile, current: EngineProfile) -> bool:
     return any(has != wanted for has, wanted in asked if wanted)
 
 
+def _retry_after(seconds: float | None) -> float:
+    """When to ask again for what is ready in `seconds`, as far as anybody knows."""
+    return UNKNOWN_SECONDS if seconds is None else max(RETRY_SECONDS, seconds)
+
+
 def _again(error: ModelMoraError, seconds: float) -> ModelMoraError:
     """The error for one more waiter, with when to try again where waiting can help."""
     return error.copy(retry_after_seconds=seconds if _may_pass(error) else None)
 
 
-def _tells_the_same(before: tuple[float | None, str], after: tuple[float | None, str], now: float) -> bool:
+def _tells_the_same(
+    before: tuple[float | None, str], after: tuple[float | None, str], now: float, slack_seconds: float
+) -> bool:
     """Whether a waiter would learn nothing: the same reason, and a moment that has hardly moved."""
     if before[1] != after[1] or before[0] is None or after[0] is None:
         return before == after
-    return abs(before[0] - after[0]) <= max(0.5, 0.2 * (after[0] - now))
+    return abs(before[0] - after[0]) <= max(slack_seconds, 0.2 * (after[0] - now))
 
 
 def _never_fits(version: str, outcome: Impossible) -> NeverFits:

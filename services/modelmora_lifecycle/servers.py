@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from modelmora_lifecycle.domain import StartMode
 from modelmora_lifecycle.ledger import Vector
-from modelmora_lifecycle.prediction import LOADS_KEPT, Measured, Pace, Setup
+from modelmora_lifecycle.prediction import LOADS_KEPT, OVERDUE_SECONDS, Measured, Pace, Setup
 
 PREFIX = "fork-servers/"
 
@@ -88,7 +88,7 @@ class ForkServers:
         if owner in self._open:
             return 0.0
         seconds = self.start_seconds(owner, default)
-        return Pace(seconds).left(self._since.get(owner, now), now) or 0.0
+        return Pace(seconds).left(self._since.get(owner, now), now, OVERDUE_SECONDS) or 0.0
 
     def _measuring(self, owner: str) -> Measured:
         return self._measured.get(owner) or Measured(owner, Setup(owner.removeprefix(PREFIX)))

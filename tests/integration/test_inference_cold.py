@@ -56,6 +56,24 @@ async def test_a_call_that_would_not_wait_fails_while_another_waits_for_the_load
     assert two.lessor.launches == 1
 
 
+async def test_a_load_that_is_late_is_never_told_to_be_there_at_once(two: Rig) -> None:
+    two.lessor.estimate_seconds = 0.0
+    async with two.lessor.loads_wait(version_of("acme/echo")):
+        patient = asyncio.create_task(two.right("patient"))
+        await two.waiting(1)
+        with pytest.raises(errors.ModelLoading) as first:
+            await two.embed("hasty", cold_policy=FAIL_FAST)
+        assert (first.value.retry_after_seconds or 0) >= 0.1
+        # By now it is overdue here too.
+        request = inference_pb2.EmbedRequest(model="acme/echo", texts=["x"], cold_policy=FAIL_FAST)
+        call = two.stub.Embed(request, timeout=60)
+        with pytest.raises(errors.ModelLoading) as second:
+            await call
+        assert (second.value.retry_after_seconds or 0) >= 1.0
+        assert float(dict(await call.trailing_metadata())[READY_IN]) >= 1.0
+    await patient
+
+
 async def test_a_call_that_waits_is_not_failed_by_one_that_would_not(two: Rig) -> None:
     async with two.lessor.grants_wait():
         hasty = asyncio.create_task(two.embed("hasty", cold_policy=FAIL_FAST))

@@ -121,7 +121,9 @@ def test_figures_that_cannot_be_are_named(memory: dict[str, int], wrong: str) ->
 def test_what_is_late_is_later_than_one_thinks() -> None:
     pace = Pace().after(4.0)
     assert pace.left(10.0, 11.0) == 3.0
-    assert pace.left(10.0, 20.0) == 1.0
+    assert pace.left(10.0, 14.0) == pytest.approx(0.4), "a tenth of what it took so far"
+    assert pace.left(10.0, 14.0, 1.0) == 1.0
+    assert pace.left(10.0, 20.0, 1.0) == 6.0, "as long again as it is late"
     assert pace.after(8.0).seconds == 5.0
     assert Pace().left(0.0, 1.0) is None
     assert sum_of_seconds((1.0, 2.0)) == 3.0

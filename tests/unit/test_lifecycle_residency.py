@@ -786,6 +786,48 @@ def test_waiters_hear_of_news_only(node: Node) -> None:
     assert [call for call in node.of("loading") if call[1] == "x"] == [("loading", "x", 20.0, "loading")]
 
 
+def test_a_load_that_is_late_is_told_to_take_longer_the_later_it_is(node: Node) -> None:
+    node.workers["fast"] = FakeWorker(load_seconds=0.25)
+    node.workers["slow"] = FakeWorker(load_seconds=64.0)
+    node.want("w", version("fast"))
+    node.run_for(1.0)
+    begun = node.clock.now
+    node.want("x", version("slow"))
+    told: list[tuple[float, float]] = []
+    while node.states("slow") == [S.LOADING]:
+        told += [(node.clock.now - begun, call[2]) for call in node.of("loading")[len(told) :]]  # type: ignore[misc]
+        asked = node.scheduler.ready_in("slow", node.clock.now)
+        assert asked is not None
+        passed = node.clock.now - begun
+        assert asked == (0.25 - passed if passed < 0.25 else max(1.0, passed - 0.25)), passed
+        # Who was told counts down; before that has come far they hear again.
+        moment, seconds = told[-1]
+        assert passed < 0.25 or moment + seconds - passed >= max(0.7, 0.5 * asked), passed
+        node.run_for(0.125)
+    assert node.granted_to("x")
+    assert len(told) <= 40, "seldom, once it is very late"
+
+
+def test_who_would_not_wait_for_a_load_that_is_late_is_not_told_to_ask_all_the_time(node: Node) -> None:
+    for seconds, retry_seconds in ((0.001, 0.1), (0.25, 0.25)):
+        name = f"after {seconds} s"
+        node.scheduler.remember(Measured(name, setup_of(version(name)), base={HOST: 30}, load_seconds=(seconds,)))
+        node.workers[name] = FakeWorker(load_seconds=64.0)
+        node.want(name, version(name), if_loaded=True)
+        error = node.error_of(name)
+        assert error is not None
+        assert error.retry_after_seconds == retry_seconds
+    node.run_for(0.5)
+    node.want("late", version("after 0.25 s"), if_loaded=True)
+    node.run_for(32.0)
+    node.want("very late", version("after 0.25 s"), if_loaded=True)
+    late, very_late = node.error_of("late"), node.error_of("very late")
+    assert late is not None
+    assert very_late is not None
+    assert late.retry_after_seconds == 1.0
+    assert very_late.retry_after_seconds == 32.25
+
+
 # Explain.
 
 
