@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 
 from modelmora.errors import ModelMoraError
 
-from modelmora_lifecycle.domain import VersionFacts
-from modelmora_lifecycle.ledger import Ledger, Vector, largest, plus
-from modelmora_lifecycle.prediction import Measured, Pace, Prediction, Setup, setup_of
+from modelmora_lifecycle.domain import HOST, VersionFacts
+from modelmora_lifecycle.ledger import Ledger, Vector, covers, largest, plus
+from modelmora_lifecycle.prediction import Measured, Pace, Prediction, Setup, Source, setup_of
 from modelmora_lifecycle.scaling import NO_PRESSURE, Pressure
 
 VERSIONS_KEPT = 10_000
@@ -73,8 +73,19 @@ class Known:
         """Bytes to reserve for one more replica: its own, what it shares with nobody yet, and the `server` that it is
         the first to need. `forked`: from a fork server, that one or another."""
         shared = (memory for owner, memory in self.shared.items() if owner not in ledger.charges)
-        own = largest(prediction.before_load(self.facts, self.measured, forked), self.outgrown)
-        return plus(own, *shared, server or {})
+        return plus(self.own(prediction, forked), *shared, server or {})
+
+    def own(self, prediction: Prediction, forked: bool) -> dict[str, int]:
+        """The part of `need` that is its own."""
+        return largest(prediction.before_load(self.facts, self.measured, forked), self.outgrown)
+
+    def source(self, prediction: Prediction, own: Vector, forked: bool) -> Source:
+        """Where `own` bytes come from. What a load took that failed for it was measured, whatever was declared; what
+        was declared stands where less was measured."""
+        if self.facts.declared.get(HOST, 0) > 0 and covers(self.facts.declared, own):
+            return "declared"
+        guessed = prediction.expected(self.facts, None, forked)
+        return prediction.source(self.facts, self.measured) if covers(guessed, own) else "measured"
 
     def failed(self, now: float, delay_seconds: float, error: ModelMoraError | None) -> None:
         self.retry_at, self.error = now + delay_seconds, error

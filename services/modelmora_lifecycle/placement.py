@@ -40,7 +40,7 @@ class Placement:
     free: Vector
     budget: Vector
     evictable: Vector
-    """The most that evictions could free now."""
+    """What those that may go hold: with `free`, the room that evictions can make now."""
     verdicts: Sequence[Verdict] = ()
     """Every replica that was looked at, in the order in which it would go; `victim` says who does."""
 

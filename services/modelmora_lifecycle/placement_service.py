@@ -148,8 +148,8 @@ def decision_message(row: Mapping[str, Any]) -> pb.EvictionDecision:
     reason = inputs.get("reason") or answer.get("reason", "")
     if row["outcome"] == "impossible":
         reason = (
-            f"it needs {answer['need_bytes']} bytes on {answer['device']}, and with everything evicted there would be "
-            f"{answer['evictable_bytes']}"
+            f"it needs {answer['need_bytes']} bytes on {answer['device']}; evictions can make room for "
+            f"{answer['evictable_bytes']} at most"
         )
     elif row["outcome"] == "plan" and not reason:
         reason = f"makes room for {row['model_version']}"

@@ -1672,8 +1672,10 @@ class Scheduler:
         decision = next(
             (d for d in reversed(notes.decisions) if d.version == facts.name and d.trigger is Trigger.PLACEMENT), None
         )
+        forked = bool(self._server(known)[0])
+        own: Vector = known.own(self.rules.prediction, forked)
         if replica is not None and replica.uid in before.charges:
-            need = before.charge_of(replica.uid)
+            need = own = before.charge_of(replica.uid)
         outcome, reason, ready_in = self._fate(facts.name, replica, lease, notes, now)
         if decision is not None:
             judged = decision.verdicts()
@@ -1684,17 +1686,16 @@ class Scheduler:
         if replica is not None:
             claimed = {r.uid for r in self._replicas.values() if r.claimed_by == replica.uid}
             judged = tuple(replace(v, victim=v.victim or v.candidate.uid in claimed) for v in judged)
-        free = [v.candidate for v in judged if v.candidate.evictable and not v.candidate.pinned]
         return Placement(
             facts.name,
             outcome,
             reason,
             ready_in,
             need,
-            self.rules.prediction.source(facts, known.measured),
+            known.source(self.rules.prediction, own, forked),
             decision.need.available if decision is not None else before.free,
             self.ledger.budget,
-            self.ledger.freed_by(c.uid for c in free),
+            self.ledger.freed_by(v.candidate.uid for v in judged if not v.reason),
             judged,
         )
 
@@ -1765,8 +1766,9 @@ def _tells_the_same(
 
 def _never_fits(version: str, outcome: Impossible) -> NeverFits:
     return NeverFits(
-        f"{version} needs {outcome.need_bytes} bytes on {outcome.device}; the budget is {outcome.budget_bytes}, of "
-        f"which {outcome.pinned_bytes} are pinned and {outcome.evictable_bytes} could be freed at most",
+        f"{version} needs {outcome.need_bytes} bytes on {outcome.device}; evictions can make room for "
+        f"{outcome.evictable_bytes} at most, if other programs use nothing: the budget of {outcome.budget_bytes} "
+        f"without the {outcome.pinned_bytes} that are pinned",
         model_version=version,
         device=outcome.device,
         need_bytes=outcome.need_bytes,

@@ -120,7 +120,7 @@ def test_watching_tells_what_is_there_and_what_changes(up: Up) -> None:
         assert watch.stdout is not None
         for line in watch.stdout:
             seen.append(line.strip())
-            if line.startswith("demo/echo@v1.0.0: loaded") and "→" not in line:
+            if line.startswith("demo/echo@v1.0.0 ") and ": loaded" in line and "→" not in line:
                 answer(up, "unload", "demo/echo", "--force")
             if "→ unloaded" in line:
                 break

@@ -14,7 +14,7 @@ from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2
 from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora.registry.v1 import registry_pb2
-from modelmora_app.cli import lock, show
+from modelmora_app.cli import lock, memory, placement, show
 
 
 def test_json_has_iso_times_lower_case_enums_numbers_and_no_unset_fields() -> None:
@@ -129,6 +129,34 @@ def test_a_queue_shows_a_row_for_each_tenant_that_waits_and_hides_the_others_sum
     cold = inference_pb2.Queue(model_version="models/a/b/versions/1")
     cold.ready_in.FromMilliseconds(2000)
     assert rows(cold) == [["a/b@1", "", "", "0", "0", "", "ready in 2000.0 ms", ""]]
+
+
+def test_two_replicas_of_a_version_are_told_apart_also_when_they_began_together() -> None:
+    first, second = (
+        lifecycle_pb2.WatchReplicasResponse(
+            replica=lifecycle_pb2.Replica(
+                uid=f"01890a5d-ac96-774b-bcce-b302{tail}",
+                model_version="models/a/b/versions/1",
+                state=lifecycle_pb2.REPLICA_STATE_LOADED,
+                reason="recovered",
+            ),
+            previous_state=lifecycle_pb2.REPLICA_STATE_UNHEALTHY,
+        )
+        for tail in ("099a8057", "64d41f0c")
+    )
+    assert memory._change(first) == "a/b@1 099a8057: unhealthy → loaded (recovered)"
+    assert memory._change(second) == "a/b@1 64d41f0c: unhealthy → loaded (recovered)"
+    rows = [dict(zip(memory._COLUMNS, memory._row(event.replica), strict=True)) for event in (first, second)]
+    assert [(row["model"], row["replica"]) for row in rows] == [("a/b@1", "099a8057"), ("a/b@1", "64d41f0c")]
+
+
+def test_what_evictable_means_is_said_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    need = lifecycle_pb2.DeviceNeed(device="host", need_bytes=7, free_bytes=1, budget_bytes=8, evictable_bytes=5)
+    placement._show_needs([need], "measured")
+    heads, figures, meaning = capsys.readouterr().out.splitlines()
+    assert heads.split() == ["DEVICE", "NEEDS", "FREE", "EVICTABLE", "BUDGET"]
+    assert figures.split() == ["host", "7", "B", "(measured)", "1", "B", "5", "B", "8", "B"]
+    assert meaning.startswith("Evictable: what models that may go hold")
 
 
 def test_a_file_that_is_written_replaces_nothing_but_files(tmp_path: Path) -> None:

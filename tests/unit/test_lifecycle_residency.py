@@ -15,6 +15,7 @@ from modelmora.errors import (
     NeverFits,
     NodeCordoned,
     NonsenseFootprint,
+    OutOfMemory,
 )
 from modelmora_lifecycle.domain import (
     HOST,
@@ -857,6 +858,58 @@ def test_explaining_says_what_would_happen_and_why() -> None:
     node.scheduler.cordon("closed", now)
     assert node.scheduler.explain(version("s", 10), 20, now).outcome is PlacementOutcome.REFUSED
     assert node.starts("b") == node.starts("s") == 0
+
+
+def test_what_evictions_can_free_is_what_those_hold_that_may_go() -> None:
+    node = Node(FakeClock(), {HOST: 100})
+    for lease, size in (("old", 40), ("busy", 30), ("young", 10)):
+        node.want(lease, version(lease, size), priority=30)
+        node.run_for(1.0 if lease == "young" else 5.0)
+        if lease == "busy":
+            node.use(lease)
+    placement = node.scheduler.explain(version("b", 90), 20, node.clock.now)
+    barred = {verdict.candidate.version: bool(verdict.reason) for verdict in placement.verdicts}
+    assert barred == {"old": False, "busy": True, "young": True}
+    assert (placement.free, placement.evictable) == ({HOST: 20}, {HOST: 40})
+    never = node.scheduler.explain(version("n", 101), 20, node.clock.now)
+    assert "evictions can make room for 100 at most" in never.reason
+
+
+@pytest.mark.parametrize(("declared", "told"), [({HOST: 30}, "declared"), ({}, "predicted")])
+def test_what_a_failed_load_has_taken_was_measured_whatever_was_declared(declared: dict[str, int], told: str) -> None:
+    mebibyte = 1024 * 1024
+    node = Node(FakeClock(), {HOST: 1000 * mebibyte})
+    facts = VersionFacts("a", "echo", declared={device: size * mebibyte for device, size in declared.items()})
+
+    def source() -> tuple[str, int]:
+        placement = node.scheduler.explain(facts, 20, node.clock.now)
+        return placement.need_source, placement.need[HOST] // mebibyte
+
+    guessed = source()
+    assert guessed[0] == told
+    node.workers["a"] = FakeWorker(hangs=True)
+    uid = node.want("x", facts)
+    assert source() == guessed
+    node.scheduler.measured(uid, {HOST: 77 * mebibyte}, node.clock.now)
+    assert source() == ("measured", 77), "as it loads"
+    node.scheduler.load_failed(uid, OutOfMemory("it took more memory than it may"), node.clock.now)
+    node.run_for(60.0)
+    assert node.scheduler.replicas() == []
+    assert source() == ("measured", 77)
+
+
+def test_what_was_declared_stands_where_less_was_measured(node: Node) -> None:
+    node.workers["a"] = FakeWorker(memory={HOST: 10})
+    node.want("x", version("a", 30))
+    node.run_for(5.0)
+    loaded = node.scheduler.explain(version("a", 30), 20, node.clock.now)
+    assert (loaded.need, loaded.need_source) == ({HOST: 30}, "declared")
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(5.0)
+    gone = node.scheduler.explain(version("a", 30), 20, node.clock.now)
+    assert (gone.need, gone.need_source) == ({HOST: 30}, "declared")
+    more = node.scheduler.explain(version("a", 5), 20, node.clock.now)
+    assert (more.need, more.need_source) == ({HOST: 11}, "measured")
 
 
 def test_explaining_what_is_being_loaded_says_so() -> None:

@@ -15,6 +15,20 @@ from modelmora_app.cli.session import Session, remote
 
 LOAD_SECONDS = 600.0
 """The longest deadline that a server accepts."""
+_COLUMNS = [
+    "model",
+    "replica",
+    "state",
+    "profile",
+    "start",
+    "charged>",
+    "predicted>",
+    "peak>",
+    "leases>",
+    "pid>",
+    "idle",
+    "reason",
+]
 
 
 @click.command()
@@ -86,7 +100,7 @@ def ps(session: Session, watch: bool) -> None:
         show.print_json({"replicas": replicas, "memory": devices})
         return
     show.table(
-        ["model", "state", "profile", "start", "charged>", "predicted>", "peak>", "leases>", "pid>", "idle", "reason"],
+        _COLUMNS,
         [_row(replica) for replica in replicas],
         empty="nothing is in memory; `modelmora load MODEL`, or the first `modelmora embed`, brings a model in",
     )
@@ -105,6 +119,7 @@ def _row(replica: lifecycle_pb2.Replica) -> list[str]:
     ready = f"ready in {show.span(replica.ready_in)}" if replica.HasField("ready_in") else ""
     return [
         show.short(replica.model_version) + (" (pinned)" if replica.pinned else ""),
+        show.tail(replica.uid),
         state,
         "/".join(filter(None, (profile.backend or replica.engine, profile.precision))),
         show.field_word(replica, "start_mode"),
@@ -126,10 +141,15 @@ def _watch(session: Session) -> None:
 
             click.echo(json.dumps(show.as_json(event)))
         elif event.HasField("replica"):
-            before, now = show.field_word(event, "previous_state"), show.field_word(event.replica, "state")
-            change = f"{before} → {now}" if before else now
-            reason = f" ({event.replica.reason})" if event.replica.reason else ""
-            click.echo(f"{show.short(event.replica.model_version)}: {change}{reason}")
+            click.echo(_change(event))
+
+
+def _change(event: lifecycle_pb2.WatchReplicasResponse) -> str:
+    replica = event.replica
+    before, now = show.field_word(event, "previous_state"), show.field_word(replica, "state")
+    change = f"{before} → {now}" if before else now
+    reason = f" ({replica.reason})" if replica.reason else ""
+    return f"{show.short(replica.model_version)} {show.tail(replica.uid)}: {change}{reason}"
 
 
 COMMANDS: dict[str, click.Command] = {"load": load, "unload": unload, "ps": ps}

@@ -112,6 +112,7 @@ def _show_needs(devices: Sequence[lifecycle_pb2.DeviceNeed], source: str) -> Non
         ],
         empty="",
     )
+    click.echo("Evictable: what models that may go hold; with what is free, the room that evictions can make now.")
 
 
 def _show_candidates(candidates: Iterable[lifecycle_pb2.EvictionCandidate]) -> None:

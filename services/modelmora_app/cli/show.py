@@ -217,6 +217,11 @@ def milliseconds(duration: Any) -> str:
     return f"{duration.ToNanoseconds() / 1e6:.1f} ms"
 
 
+def tail(uid: str) -> str:
+    """The end of a UUIDv7, enough to tell some apart: it begins with the time, which many have in common."""
+    return uid[-8:]
+
+
 def short(name: str) -> str:
     """`org/repo@version` of a resource name."""
     parts = name.split("/")
