@@ -48,7 +48,7 @@ _HELPERS = 56
 """So many more while calls wait to be begun."""
 _BEGUN = 8
 """So many calls are begun in a turn of the loop."""
-_MOST_WAITING = 100_000
+_MOST_WAITING = 50_000
 """So many calls wait to be begun. Beyond that another is begun for each that comes in, and the line is gRPC's again,
 which bounds it."""
 _WAKE_BYTES = 4096

@@ -62,6 +62,8 @@ DATABASE = "database"
 _PING_SECONDS = 1.0
 _LEAVE_SECONDS = 20.0
 """Beyond the grace, for one context to leave; then the others go on without it."""
+MAX_STREAMS = 32_768
+"""Calls that one connection may have open."""
 _LONGEST_RUN_DIR = 50
 """Of the 107 bytes of a Unix socket's path the rest is for the sockets' names."""
 
@@ -342,9 +344,13 @@ class Host:
             # Calls that have arrived and were not looked at yet. By default gRPC cancels some from 1,000 on, at random
             # and without a word, and each that has waited for 30 s; a burst is for our own bounds to judge, which say
             # when to come again.
-            ("grpc.server.max_pending_requests", 100_000),
-            ("grpc.server.max_pending_requests_hard_limit", 100_000),
+            ("grpc.server.max_pending_requests", 50_000),
+            ("grpc.server.max_pending_requests_hard_limit", 50_000),
             ("grpc.server_max_unrequested_time_in_server", 3600),
+            # Of one connection; more wait at the client. Streams that it has reset count until we have looked at them:
+            # one that did nothing but open and reset took 1.4 GiB of ours, and others waited for 18 s. It is twice what
+            # a queue holds by default, so that a burst is still told when to come again.
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
         ]
         server = GrpcServer(self._methods, options)
         try:
