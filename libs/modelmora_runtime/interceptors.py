@@ -207,6 +207,7 @@ class Interceptors:
         except ModelMoraError as error:
             # A copy: on the error hang the frames of the call, this one among them. See `_without_frames`.
             failure = error.copy()
+            _let_go(error)
         except (grpc.aio.AbortError, grpc.aio.InternalError):
             code = "ABORTED_BY_SERVICER" if context.code() is None else context.code().name
             raise
@@ -216,11 +217,13 @@ class Interceptors:
             if task.cancelling():  # the caller went away or its deadline passed
                 code = "CANCELLED"
                 self._record_soon(call, argument, code)
+                _let_go(error)
                 raise
             failure = ShuttingDown(retry_after_seconds=1.0) if call.cut else self._incident(call, error)
         except Exception as error:
             if isinstance(error, TimeoutError) and monotonic() >= call.deadline:
                 failure = DeadlineExceeded(f"no answer within {call.deadline - began:g} s")
+                _let_go(error)
             else:
                 failure = self._incident(call, error)
         finally:
@@ -237,9 +240,11 @@ class Interceptors:
             telemetry.finish_span(span, None if code == "OK" else code)
             if failure is None:
                 call.end()
-        if call.audit is not None:
-            await self._record(call, audit.parsed_request(argument, deserializer), None, code, failure)
-        call.end()
+        try:
+            if call.audit is not None:
+                await self._record(call, audit.parsed_request(argument, deserializer), None, code, failure)
+        finally:  # the caller may go away while it is written down
+            call.end()
         try:
             await status.abort(context, failure)
         except grpc.aio.AbortError as aborted:
@@ -334,6 +339,15 @@ def _without_frames(error: BaseException, _: object) -> None:
     call had, for the collector to find. It looks seldom (`process`), what it once has missed stays for long, and a
     circle with pydantic's findings in it, which it cannot look into, stayed for ever."""
     error.__traceback__ = None
+
+
+def _let_go(error: BaseException | None) -> None:
+    """On an error hang the frames that it came through, and one of them may have kept it: SQLAlchemy's do when a
+    statement is cancelled, and whoever has waited for a task has the task, which has the error. That is a circle with
+    all that the call had, its connection to the database too, and calls that fail come by the thousand."""
+    while error is not None and error.__traceback__ is not None:
+        error.with_traceback(None)
+        error = error.__cause__ or error.__context__
 
 
 def _entry(call: Call, request: Any, answer: Any, code: str, failure: ModelMoraError | None) -> audit.Entry | None:

@@ -24,7 +24,7 @@ from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
 from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.status import error_from_rpc
-from modelmora_runtime import auth, listen, status, telemetry
+from modelmora_runtime import auth, interceptors, listen, status, telemetry
 from modelmora_runtime.host import Context, Host, Mounted, Platform, Service, StartFailed
 from pydantic import BaseModel, ValidationError, field_validator
 
@@ -415,6 +415,73 @@ async def test_nothing_of_a_refused_call_stays(data_dir: Path) -> None:
         error = await it.failure("refuse")
         assert error.fields == (errors.FieldViolation("name", "is not to our taste"),)
         await _gone(*kept)
+
+
+class _Payload:
+    """What a call has in its hands."""
+
+
+async def test_an_error_that_a_frame_has_kept_leaves_nothing_to_the_collector(data_dir: Path) -> None:
+    """SQLAlchemy's frames keep that a statement was cancelled: each such call stayed, with its connection."""
+    kept: list[weakref.ref[_Payload]] = []
+
+    async def keep(request: Any, context: Any) -> str:
+        payload = _Payload()
+        kept.append(weakref.ref(payload))
+        try:
+            if request.name == "refused":
+                raise errors.ReplicaNotFound("it is gone")
+            it.tiny.entered.set()
+            await asyncio.Event().wait()
+        except BaseException as error:
+            caught = error
+            raise
+        return f"{caught}"
+
+    async with rig(data_dir) as it, asyncio.timeout(60):
+        it.tiny.behaviours.update(refused=keep, left=keep)
+        gc.disable()
+        try:
+            assert type(await it.failure("refused")) is errors.ReplicaNotFound
+            leaving = asyncio.create_task(it.get("left"))
+            await it.tiny.entered.wait()
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            while any(one() is not None for one in kept):  # noqa: ASYNC110 - the last one is just being ended
+                await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
+        assert len(kept) == 2
+
+
+async def test_a_call_that_is_left_while_it_is_written_down_leaves_nothing_to_the_collector(data_dir: Path) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    class Slow:
+        async def record(self, entry: object) -> None:
+            it.tiny.entered.set()
+            await asyncio.Event().wait()
+
+    async def refuse(request: Any, context: Any) -> None:
+        kept.append(weakref.ref(asyncio.current_task()))
+        call = interceptors._call.get()
+        assert call is not None
+        call.audit = Slow()  # type: ignore[assignment]
+        raise errors.ReplicaNotFound("it is gone")
+
+    async with rig(data_dir) as it, asyncio.timeout(60):
+        it.tiny.behaviours["refuse"] = refuse
+        gc.disable()
+        try:
+            leaving = asyncio.create_task(it.get("refuse"))
+            await it.tiny.entered.wait()
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            while any(one() is not None for one in kept):  # noqa: ASYNC110 - it is just being ended
+                await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
+        assert len(kept) == 1
 
 
 async def test_a_timer_that_a_call_has_set_keeps_nothing_of_it(data_dir: Path) -> None:

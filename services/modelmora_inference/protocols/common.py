@@ -224,6 +224,8 @@ class _OpenCalls(Generic[Request, Answer]):
         for task in left:
             if not task.cancelled():
                 task.exception()  # nobody reads those behind the one that ended the stream
+        # How a task ended has its frames, and those have this object: a circle with all that the stream had.
+        self._reading = None
 
     async def _read(self, requests: AsyncIterator[Request]) -> None:
         async for request in requests:
