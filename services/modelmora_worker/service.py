@@ -41,6 +41,7 @@ CONTROL_LOSS_SECONDS = 30.0
 MIN_WATCH_SECONDS = 0.01
 FULL_READING_SECONDS = 30.0
 """So often a worker reads its private memory in full."""
+_NEVER: Final = float("inf")
 COPIED_BYTES: Final = 2 << 20
 """About so much a load copies of what it shares after a practice: 2 to 3 MiB with torch, of 38."""
 _OPERATIONS: Final = {
@@ -273,21 +274,20 @@ class WorkerService:
         deadlines: list[float] = []
         if any(text.HasField("timeout") for text in infer.texts):
             now = time.monotonic()
-            deadlines = [
-                now + text.timeout.ToNanoseconds() / 1e9 if text.HasField("timeout") else float("inf")
-                for text in infer.texts
-            ]
+            for text in infer.texts:
+                left = text.timeout
+                deadlines.append(now + left.seconds + left.nanos / 1e9 if text.HasField("timeout") else _NEVER)
 
         def answer(done: pipelines.Done) -> None:
             nonlocal describe
             if done.last:
                 session.jobs.pop(request_id, None)
-            infer_reply = _infer_reply(done)
+            reply = worker_pb2.WorkerReply()
+            _write(reply.infer, done)
             if describe:
-                infer_reply.description.CopyFrom(self._description)
+                reply.infer.description.CopyFrom(self._description)
                 describe = False
-            reply = worker_pb2.WorkerReply(infer=infer_reply).SerializeToString()
-            connection.send(request_id, reply, granted_bytes=size if done.last else None)
+            connection.send(request_id, reply.SerializeToString(), granted_bytes=size if done.last else None)
 
         job = pipelines.Batch(
             infer.texts,
@@ -578,8 +578,8 @@ def _profile(profile: base.Profile) -> common_pb2.EngineProfile:
     )
 
 
-def _infer_reply(done: pipelines.Done) -> worker_pb2.InferReply:
-    reply = worker_pb2.InferReply(done=done.last)
+def _write(reply: worker_pb2.InferReply, done: pipelines.Done) -> None:
+    reply.done = done.last
     if done.batch is not None and done.rows is not None:
         reply.positions.extend(done.batch.positions)
         reply.rows = done.rows.data
@@ -588,7 +588,7 @@ def _infer_reply(done: pipelines.Done) -> worker_pb2.InferReply:
         reply.truncated.extend(done.batch.truncated)
         if done.rows.profile is not None:
             reply.engine_profile.CopyFrom(_profile(done.rows.profile))
-    present = set(reply.positions)
+    present = set(reply.positions) if done.failed else ()
     for failure in done.failed:
         if failure.position not in present:
             reply.positions.append(failure.position)
@@ -596,9 +596,8 @@ def _infer_reply(done: pipelines.Done) -> worker_pb2.InferReply:
             reply.input_tokens.append(0)
             reply.truncated.append(False)
         reply.errors.add(position=failure.position, reason=failure.error.reason, message=failure.error.message)
-    reply.tokenise.FromNanoseconds(round(done.tokenise_seconds * 1e9))
-    reply.compute.FromNanoseconds(round(done.compute_seconds * 1e9))
-    return reply
+    for duration, seconds in ((reply.tokenise, done.tokenise_seconds), (reply.compute, done.compute_seconds)):
+        duration.seconds, duration.nanos = divmod(round(seconds * 1e9), 10**9)
 
 
 def _error_reply(error: errors.ModelMoraError) -> worker_pb2.ErrorReply:
