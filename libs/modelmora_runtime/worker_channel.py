@@ -203,13 +203,19 @@ class WorkerChannel(asyncio.Protocol):
             self._cancel(call)
         raise errors.LoadFailed("the worker ended the load without an answer")
 
-    def infer(self, request: worker_pb2.InferRequest, heard: Heard | None = None) -> InferCall:
+    def infer(
+        self, request: worker_pb2.InferRequest | worker_pb2.WorkerRequest, heard: Heard | None = None
+    ) -> InferCall:
         """Sends one batch. Never blocks; a gone worker or a request over the limit shows in the iteration.
+
+        Whoever makes it inside the message that it travels in spares a copy of all its texts.
 
         `heard` is for whoever has many batches and no task for each: it is called with every reply as it comes, or with
         the error, and there is nothing left to iterate.
         """
-        return InferCall(self, self._send(worker_pb2.WorkerRequest(infer=request), heard))
+        if isinstance(request, worker_pb2.InferRequest):
+            request = worker_pb2.WorkerRequest(infer=request)
+        return InferCall(self, self._send(request, heard))
 
     async def drain(self, *, timeout_seconds: float) -> None:
         """Lets the worker finish what runs and exit with status 0. Raises TimeoutError, WorkerUnavailable."""

@@ -426,6 +426,7 @@ class Dispatcher:
                 continue
             except errors.ModelMoraError as raised:
                 error = raised
+                log.info("no lease of %s: %s", self.version, error.message)
                 if not isinstance(error, errors.DeadlineExceeded):
                     self._trouble = error.message
             else:
@@ -832,7 +833,9 @@ class Dispatcher:
 
     def _send(self, lease: _Lease, batch: Batch, now: float) -> None:
         first: Call = batch.entries[0].call  # type: ignore[assignment]
-        request = worker_pb2.InferRequest(task_type=first.task_type, exact=first.exact, rank=batch.rank)
+        message = worker_pb2.WorkerRequest()
+        request = message.infer
+        request.task_type, request.exact, request.rank = first.task_type, first.exact, batch.rank
         embeds = first.embeds
         request.describe = self.description is None
         if not embeds:
@@ -856,7 +859,7 @@ class Dispatcher:
                 text.CopyFrom(entry.payload)  # type: ignore[arg-type]
             text.timeout.seconds = seconds
             text.timeout.nanos = int((left - seconds) * 1e9)
-        lease.following[batch] = lease.channel.infer(request, partial(self._heard, lease, batch))
+        lease.following[batch] = lease.channel.infer(message, partial(self._heard, lease, batch))
 
     def _heard(
         self,
