@@ -189,6 +189,7 @@ class _OpenCalls(Generic[Request, Answer]):
     async def serve(self, requests: AsyncIterator[Request]) -> AsyncIterator[Answer]:
         self._reading = reading = asyncio.ensure_future(self._read(requests))
         reading.add_done_callback(lambda _: self._wake.set())
+        reading.add_done_callback(_read_or_not)
         while True:
             if self._calls:
                 call = self._calls[0]
@@ -221,9 +222,6 @@ class _OpenCalls(Generic[Request, Answer]):
             task.cancel()
         if running:
             await asyncio.wait(running)
-        for task in left:
-            if not task.cancelled():
-                task.exception()  # nobody reads those behind the one that ended the stream
         # How a task ended has its frames, and those have this object: a circle with all that the stream had.
         self._reading = None
 
@@ -238,6 +236,7 @@ class _OpenCalls(Generic[Request, Answer]):
             inputs = self._inputs_of(request)
             self._inputs += inputs
             call.task = asyncio.ensure_future(self._answered(request, call, inputs))
+            call.task.add_done_callback(_read_or_not)
             self._calls.append(call)
             self._wake.set()
             while (
@@ -279,6 +278,13 @@ class _OpenCalls(Generic[Request, Answer]):
             self.end(errors.Unavailable("the stream has lasted long enough; open another", retry_after_seconds=0.1))
         soonest = min(self._writing_since or now, since) + idle - now
         self._timer = self._loop.call_later(max(soonest, idle / 10), self._look)
+
+
+def _read_or_not(task: asyncio.Future[Any]) -> None:
+    """Nobody reads what comes behind the error that ended a stream, and asyncio would log it, with its traceback. Not
+    at the end of the stream: who waits there for calls that are withdrawn may be cancelled."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _size(message: object) -> int:
