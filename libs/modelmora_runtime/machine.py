@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 _CGROUP = Path("/sys/fs/cgroup")
+_MEMORY, _OWN = Path("/proc/meminfo"), Path("/proc/self/cgroup")
+"""Kept: pathlib interns each part of a path. Parts that come and go with each look make Python's table of interned
+strings twice as large as it need be, for good, which is two megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def _quota(folder: Path) -> float | None:
 
 def _machine() -> tuple[int, int]:
     figures: dict[str, int] = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in _MEMORY.read_text().splitlines():
         name, _, rest = line.partition(":")
         figures[name] = int(rest.split()[0]) * 1024
     return figures["MemTotal"], figures["MemAvailable"]
@@ -80,19 +84,23 @@ def _folders(controller: str = "memory") -> list[Path]:
     """Our cgroup, as this controller has it, and those above it. A namespaced container sees its own as the root, a
     host process the whole path."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _OWN.read_text().splitlines()
     except OSError:
         return []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            own = _CGROUP / path.lstrip("/")
-            return [folder for folder in (own, *own.parents) if folder.is_relative_to(_CGROUP) and folder.is_dir()]
+            return [folder for folder in _up(_CGROUP, path) if folder.is_dir()]
         if controller in controllers.split(","):
-            root = _CGROUP / controller
-            own = root / path.lstrip("/")
-            return [folder for folder in (own, *own.parents) if folder.is_relative_to(root) and folder.is_dir()]
+            return [folder for folder in _up(_CGROUP / controller, path) if folder.is_dir()]
     return []
+
+
+@lru_cache(maxsize=4)
+def _up(root: Path, path: str) -> tuple[Path, ...]:
+    """The folder of a cgroup and those above it."""
+    own = root / path.lstrip("/")
+    return tuple(folder for folder in (own, *own.parents) if folder.is_relative_to(root))
 
 
 def _limit(folder: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_machine_has_memory_and_some_of_it_is_available() -> None:
     assert 0 < machine.available_bytes() <= machine.total_bytes()
+
+
+def test_looks_at_memory_intern_nothing_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interned strings that come and go double Python's table of them."""
+    (tmp_path / "cgroup").write_text("0::/an-own-folder/and-another\n")
+    monkeypatch.setattr(machine, "_OWN", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    machine.available_bytes()
+    for words in (("an-own", "folder"), ("and", "another")):
+        part = "-".join(words)
+        assert sys.intern(part) is not part, "it was forgotten, and the next look interns it again"
 
 
 def test_a_container_has_what_its_cgroup_allows(cgroup: Path) -> None:
