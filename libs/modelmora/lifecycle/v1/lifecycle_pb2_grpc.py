@@ -148,8 +148,9 @@ class LifecycleServiceServicer(object):
 
     def LoadModel(self, request, context):
         """Asks for a version to be in memory. Joins a load in progress; answers with the replica at once, LOADED, LOADING or
-        still UNLOADED while others make room for it, or with `wait` when it is LOADED. FAILED_PRECONDITION: NeverFits (need, budget and largest evictable sum in
-        the metadata); RESOURCE_EXHAUSTED (MemoryBusy) when nothing can be evicted before the deadline; UNAVAILABLE
+        still UNLOADED while others make room for it, or with `wait` when it is LOADED. FAILED_PRECONDITION: NeverFits (need,
+        budget, what of it is pinned, and as `evictable_bytes` the most that evictions can make room for, in the metadata);
+        RESOURCE_EXHAUSTED (MemoryBusy) when nothing can be evicted before the deadline; UNAVAILABLE
         (LoadFailed) when the worker did not come up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
