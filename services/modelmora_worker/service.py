@@ -24,7 +24,7 @@ from google.protobuf.struct_pb2 import Struct
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.worker.v1 import worker_pb2
-from modelmora_runtime.framing import Connection, FrameServer
+from modelmora_runtime.framing import Connection, FrameServer, Limits
 
 from modelmora_worker import pipeline as pipelines
 from modelmora_worker.engines import base
@@ -42,6 +42,7 @@ MIN_WATCH_SECONDS = 0.01
 FULL_READING_SECONDS = 30.0
 """So often a worker reads its private memory in full."""
 _NEVER: Final = float("inf")
+MAX_ANSWER_BYTES = Limits().max_message_bytes
 COPIED_BYTES: Final = 2 << 20
 """About so much a load copies of what it shares after a practice: 2 to 3 MiB with torch, of 38."""
 _OPERATIONS: Final = {
@@ -287,7 +288,14 @@ class WorkerService:
             if describe:
                 reply.infer.description.CopyFrom(self._description)
                 describe = False
-            connection.send(request_id, reply.SerializeToString(), granted_bytes=size if done.last else None)
+            message = reply.SerializeToString()
+            if len(message) > MAX_ANSWER_BYTES:  # the wire would end the connection, and with it what others asked
+                raise errors.MessageTooLarge(
+                    f"the vectors of {len(reply.infer.positions)} texts have {len(message)} bytes, at most "
+                    f"{MAX_ANSWER_BYTES} are sent at a time",
+                    limit_bytes=MAX_ANSWER_BYTES,
+                )
+            connection.send(request_id, message, granted_bytes=size if done.last else None)
 
         job = pipelines.Batch(
             infer.texts,

@@ -305,6 +305,22 @@ async def test_withdrawing_a_key_closes_its_connections(thread_worker):
     await control.close()
 
 
+async def test_an_answer_that_no_message_holds_ends_its_batch_and_no_other(thread_worker, monkeypatch):
+    """It ended the connection: all that others had on the worker was computed again, one by one."""
+    monkeypatch.setattr(service, "MAX_ANSWER_BYTES", 3000)
+    control = await WorkerChannel.connect(thread_worker.endpoint, KEY)
+    request = worker_pb2.LoadRequest(engine="echo")
+    request.options.update({"dimensions": 500})
+    await control.load(request, timeout_seconds=60)
+    two = control.infer(worker_pb2.InferRequest(texts=[worker_pb2.TextEntry(text=text) for text in "ab"]))
+    with pytest.raises(errors.MessageTooLarge, match="the vectors of 2 texts"):
+        await within(anext(two), 60)
+    reply = await within(anext(infer(control)), 60)
+    assert reply.done
+    assert len(reply.rows) == 4 * 500
+    await control.close()
+
+
 def test_a_worker_nobody_controls_ends(thread_worker):
     thread_worker.passes(59)
     assert thread_worker.thread.is_alive()
