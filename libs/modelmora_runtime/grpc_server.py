@@ -44,10 +44,10 @@ _END_SECONDS = 5.0
 _UNIX = "unix:"
 _ACCEPTORS = 8
 """So many calls of a method can come in before the loop turns to them."""
-_HELPERS = 56
-"""So many more while calls wait to be begun."""
-_BEGUN = 8
+_BEGUN = 6
 """So many calls are begun in a turn of the loop."""
+_CROWD = 32
+"""When more wait to be begun, one is begun in a turn, and up to all acceptors' calls come in."""
 _MOST_WAITING = 50_000
 """So many calls wait to be begun. Beyond that another is begun for each that comes in, and the line is gRPC's again,
 which bounds it."""
@@ -154,8 +154,6 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
         """Path, handler and state of calls that are not begun, by connection and path."""
         self._begun = 0
         """Calls, in this turn of the loop."""
-        self._helping: dict[str, int] = {}
-        """Acceptors beyond the usual ones, by path."""
         self._running_on = asyncio.get_running_loop()
         self._nothing: asyncio.Future[None] = self._running_on.create_future()
         return self
@@ -169,9 +167,8 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
         for path, handler in self._registered.items():
             self._keep(self._accept(path, handler, _ACCEPTORS - 1))
 
-    async def _accept(self, path: str, handler: Any, others: int, *, helps: bool = False) -> None:
-        """Takes in the calls of a method. With the first come the other acceptors: most methods are seldom called. One
-        that helps goes when no call waits."""
+    async def _accept(self, path: str, handler: Any, others: int) -> None:
+        """Takes in the calls of a method. With the first come the other acceptors: most methods are seldom called."""
         key = path.encode()
         while self.is_running():
             try:
@@ -183,9 +180,6 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
             others = 0
             self._take_in(path, handler, state)
             del state  # the next call may be long in coming
-            if helps and not self._waiting:
-                self._helping[path] -= 1
-                return
 
     def _take_in(self, path: str, handler: Any, state: Any) -> None:
         """Has a call begun now or, when others wait or enough were begun in this turn of the loop, when it is due."""
@@ -195,9 +189,6 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
         self._waiting.put((_peer(state, self._running_on), path), (path, handler, state))
         if len(self._waiting) > _MOST_WAITING:
             self._begin(*self._waiting.next())
-        elif (helping := self._helping.get(path, 0)) < _HELPERS:
-            self._helping[path] = helping + 1
-            self._keep(self._accept(path, handler, 0, helps=True))
 
     def _begin(self, path: str, handler: Any, state: Any) -> None:
         if not self._begun:
@@ -207,7 +198,7 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
 
     def _next_turn(self) -> None:
         self._begun = 0
-        while self._waiting and self._begun < _BEGUN:
+        while self._waiting and self._begun < (1 if len(self._waiting) > _CROWD else _BEGUN):
             self._begin(*self._waiting.next())
 
     async def _answer(self, handler: Any, state: Any) -> None:

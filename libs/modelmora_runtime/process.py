@@ -107,11 +107,12 @@ def _settle_memory() -> None:
     """What the start has made stays: the collector need not look at it again and again.
 
     A full collection of the modules of a platform takes tens of milliseconds, in which no call is answered. Calls leave
-    few circles behind, so it looks at young objects less often too.
+    few circles behind, so it looks at young objects less often too; not so seldom that what waits for it makes peaks,
+    after which the allocator keeps more.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
+    gc.set_threshold(5_000, 20, 10)
 
 
 async def _give_memory_back() -> None:
