@@ -29,6 +29,8 @@ NUMBERS = (0, 1, -1, 2, 3, 7, 2**31 - 1, -(2**31), 2**32 - 1, 2**40, -(2**40), 2
 FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e308, -1e308, 5e-324, float("nan"), float("inf"), float("-inf"))
 HUGE = 300_000
 """Characters of a text that is huge."""
+LARGEST = 60 * 1024 * 1024
+"""So many bytes, or a little more, the items have that were made many: a client of gRPC sends at most twice that."""
 _TENSOR = b64encode(b"".join(struct.pack("<I", len(text)) + text for text in (b"one text", b"another"))).decode()
 _PROFILE = {"backend": "echo", "precision": "bf16"}
 _TASK = "TASK_TYPE_TXT2EMBED"
@@ -397,7 +399,9 @@ class Messages:
             if action < 0.25:
                 message.ClearField(field.name)
             elif action < 0.3 and field.is_repeated and len(there := getattr(message, field.name)):
-                there.extend([there[0]] * chance.choice((10, 3000)))
+                one = there[0]
+                size = one.ByteSize() if isinstance(one, Message) else len(str(one))
+                there.extend([one] * min(chance.choice((10, 3000)), LARGEST // (size + 1)))
             else:
                 self._put(message, field)
             return

@@ -20,8 +20,9 @@ from modelmora_runtime.host import Context, EngineCard, Host, make_private
 from modelmora_runtime.settings import PlatformSettings
 
 TRIM_SECONDS = 30.0
-MALLOC = {"M_ARENA_MAX": (-8, 2), "M_MMAP_THRESHOLD": (-3, 256 * 1024), "M_TRIM_THRESHOLD": (-1, 32 * 1024 * 1024)}
-"""What glibc's malloc is told, by the numbers of malloc.h."""
+MALLOC = {"M_ARENA_MAX": (-8, 2), "M_MMAP_THRESHOLD": (-3, 256 * 1024), "M_TRIM_THRESHOLD": (-1, 2 * 1024 * 1024)}
+"""What glibc's malloc is told, by the numbers of malloc.h. Of what is free at the end of an arena, `malloc_trim` gives
+back that of the first only; that of the second, where gRPC's threads read, goes when it is more than the threshold."""
 
 
 def run(

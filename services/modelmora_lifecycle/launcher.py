@@ -67,6 +67,9 @@ _ENVIRONMENT = re.compile(
     r"|PYTHON(PATH|HASHSEED|DONTWRITEBYTECODE|PYCACHEPREFIX|FAULTHANDLER|UNBUFFERED|UTF8)|MALLOC_.*"
     r"|(OMP|MKL|KMP|GOMP|OPENBLAS|ONEDNN|DNNL|ATEN|TORCH|CUDA|NVIDIA|NCCL|HIP|HSA|ROCR)_.*)"
 )
+_OURS = {"MALLOC_ARENA_MAX": "1"}
+"""What it gets unless our own says otherwise. Only of its first arena gives glibc back what is free at the end: with
+more, it depends on the order of threads whether a load leaves 37 or 43 MiB."""
 
 
 @dataclass(frozen=True)
@@ -985,7 +988,7 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
         chosen["PYTHONPATH"] = os.pathsep.join(paths)
         if not paths:
             del chosen["PYTHONPATH"]
-    return {**chosen, **extra}
+    return {**_OURS, **chosen, **extra}
 
 
 def _worker_package() -> Path:

@@ -27,7 +27,8 @@ from modelmora_lifecycle.store import Acquired, LifecycleStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-EVENTS_AT_ONCE = 1000
+EVENTS_AT_ONCE = 200
+"""Of a trace: each caller who reads one makes the host hold so many."""
 OUTCOMES = ("plan", "wait", "impossible")
 TRIGGERS = tuple(trigger.value for trigger in Trigger)
 

@@ -202,7 +202,9 @@ class LifecycleStore:
                 return
             last = (rows[-1]["start_time"], rows[-1]["uid"])
             names = [column.name for column in _event.c if column.name not in ("uid", "node")]
-            yield [Acquired(**{name: row[name] for name in names}) for row in rows]
+            found = [Acquired(**{name: row[name] for name in names}) for row in rows]
+            del rows  # who reads slowly holds a page once
+            yield found
 
     async def measurements(self) -> list[Measured]:
         """Of this node, those changed last first."""

@@ -77,12 +77,13 @@ async def test_the_command_line_and_the_environment_hold_no_key(launcher):
 async def test_our_secrets_do_not_reach_the_worker(launcher, monkeypatch):
     monkeypatch.setenv("MODELMORA_DATABASE_URL", "postgresql://u:secret@h/d")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     spec = LaunchSpec(replica_uid="x", engine="echo", label="x", env={"EXTRA": "given"})
     worker = await launcher.launch(spec, timeout_seconds=30)
     environment = Path(f"/proc/{worker.pid}/environ").read_bytes().split(b"\0")
     assert not [entry for entry in environment if b"secret" in entry]
-    assert {b"OMP_NUM_THREADS=1", b"EXTRA=given"} <= set(environment)
+    assert {b"OMP_NUM_THREADS=1", b"EXTRA=given", b"MALLOC_ARENA_MAX=1"} <= set(environment)
 
 
 def test_relative_import_paths_do_not_reach_the_worker(monkeypatch):
