@@ -448,7 +448,12 @@ class Dispatcher:
                 failures = 0
             else:
                 pause = min(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1), _LONGEST_PAUSE_SECONDS)
-                await asyncio.sleep(min(max(pause, error.retry_after_seconds or 0.0), _LONGEST_PAUSE_SECONDS))
+                pause = min(max(pause, error.retry_after_seconds or 0.0), _LONGEST_PAUSE_SECONDS)
+                if isinstance(error, errors.LoadFailed):  # who would not wait for a load waits for no other try
+                    words = f"{error.message}; it is tried again"
+                    wait = max(pause, error.retry_after_seconds or 0.0)
+                    self._answer_cold(errors.ModelLoading(words, retry_after_seconds=wait, model_version=self.version))
+                await asyncio.sleep(pause)
 
     def _answer_cold(self, error: errors.ModelLoading) -> None:
         """The version is not in memory: those who would not wait for it hear so."""

@@ -44,6 +44,16 @@ async def test_a_call_that_would_not_wait_fails_at_once_and_the_load_goes_on(two
     await two.right("and once more", cold_policy=FAIL_FAST)
 
 
+async def test_a_call_that_would_not_wait_for_a_load_does_not_wait_for_another_try_of_one(two: Rig) -> None:
+    await two.right("there", model="acme/small")
+    two.lessor.refuse_with = [errors.LoadFailed("boom", retry_after_seconds=3.0)]
+    with pytest.raises(errors.ModelLoading, match="boom") as caught:
+        await two.embed("hasty", cold_policy=FAIL_FAST)
+    assert (caught.value.retry_after_seconds or 0) >= 3
+    answer = await two.right("in its place", fallback_model="acme/small")
+    assert answer.model_version == version_of("acme/small")
+
+
 async def test_a_call_that_would_not_wait_fails_while_another_waits_for_the_load(two: Rig) -> None:
     async with two.lessor.loads_wait(version_of("acme/echo")):
         patient = asyncio.create_task(two.right("patient"))
