@@ -1767,8 +1767,8 @@ def _tells_the_same(
 def _never_fits(version: str, outcome: Impossible) -> NeverFits:
     return NeverFits(
         f"{version} needs {outcome.need_bytes} bytes on {outcome.device}; evictions can make room for "
-        f"{outcome.evictable_bytes} at most, if other programs use nothing: the budget of {outcome.budget_bytes}, less "
-        f"what fork servers hold that run now, without the {outcome.pinned_bytes} that are pinned",
+        f"{outcome.evictable_bytes} at most, if other programs use nothing: the {outcome.budget_bytes} of the budget "
+        f"that running fork servers leave, without the {outcome.pinned_bytes} that are pinned",
         model_version=version,
         device=outcome.device,
         need_bytes=outcome.need_bytes,
