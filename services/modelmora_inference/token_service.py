@@ -20,6 +20,7 @@ from modelmora.worker.v1 import worker_pb2
 
 from modelmora_inference.checks import invalid, wrong_call, wrong_texts
 from modelmora_inference.domain import MAX_TEXT_CHARACTERS, VersionFacts
+from modelmora_inference.stream_service import StreamRules
 from modelmora_inference.task_service import call_for, tell_making
 
 
@@ -35,6 +36,7 @@ class TokenWork:
     """Work on tokens that no RPC of ours offers."""
 
     _max_call_bytes: int
+    _stream_rules: StreamRules
 
     async def _answer(self, request: Any, context: Any, arrival: float, ask: Any) -> Any:
         raise NotImplementedError
@@ -75,7 +77,14 @@ class TokenWork:
                 asked,
                 facts,
                 call,
-                [worker_pb2.TextEntry(text=request.texts[0], truncate=request.truncate, prompt=request.prompt_name)],
+                [
+                    worker_pb2.TextEntry(
+                        text=request.texts[0],
+                        truncate=request.truncate,
+                        prompt=request.prompt_name,
+                        max_row_bytes=self._stream_rules.max_message_bytes,
+                    )
+                ],
             )
             values, tokens = array("f", call.rows[0]), call.input_tokens[0]
             if sys.byteorder == "big":

@@ -80,6 +80,10 @@ class Batch:
     """Makes all rows, with nothing left to compute: tokens of texts, texts of tokens. None: the engine prepares."""
     infer: Callable[[base.MicroBatch], base.Rows] | None = None
     """Computes in place of the engine's own `infer`."""
+    token_bytes: int = 0
+    """Bytes of a row for each of its tokens, where rows grow with them and the engine knows by how much."""
+    max_row_bytes: Sequence[int] = ()
+    """By position; with `token_bytes`."""
     failed: list[Failure] = field(default_factory=list)
     """Rows that failed and have not been answered yet."""
     pending: deque[base.MicroBatch] = field(default_factory=deque)
@@ -412,6 +416,8 @@ class Pipeline:
             return False
         except MemoryError as error:
             _die_out_of_memory(error)
+        if batch.prepared is not None and batch.token_bytes:
+            drop_oversized(batch.prepared, batch.token_bytes, batch.max_row_bytes)
         batch.tokenise_seconds = self._clock() - start
         return True
 
@@ -559,11 +565,32 @@ def drop_dead(batch: base.MicroBatch, deadlines: Sequence[float], dropped: set[i
         else:
             failed.append(Failure(position, error))
     if failed:
-        batch.positions = [batch.positions[i] for i in alive]
-        batch.input_tokens = [batch.input_tokens[i] for i in alive]
-        batch.truncated = [batch.truncated[i] for i in alive]
-        batch.items = [batch.items[i] for i in alive]
+        _keep(batch, alive)
     return failed
+
+
+def drop_oversized(prepared: base.Prepared, token_bytes: int, max_row_bytes: Sequence[int]) -> None:
+    """Fails the rows that no answer could hold, in place: computing them would be minutes for nobody."""
+    for batch in prepared.micro_batches:
+        fitting: list[int] = []
+        for index, (position, tokens) in enumerate(zip(batch.positions, batch.input_tokens, strict=True)):
+            if tokens * token_bytes <= max_row_bytes[position]:
+                fitting.append(index)
+                continue
+            size, limit = tokens * token_bytes, max_row_bytes[position]
+            error = errors.MessageTooLarge(
+                f"the vectors of {tokens} tokens have {size} bytes, at most {limit} are answered"
+            )
+            prepared.failed.append((position, error))
+        _keep(batch, fitting)
+    prepared.micro_batches = [batch for batch in prepared.micro_batches if batch.positions]
+
+
+def _keep(batch: base.MicroBatch, indices: Sequence[int]) -> None:
+    batch.positions = [batch.positions[i] for i in indices]
+    batch.input_tokens = [batch.input_tokens[i] for i in indices]
+    batch.truncated = [batch.truncated[i] for i in indices]
+    batch.items = [batch.items[i] for i in indices]
 
 
 def _why_dead(position: int, deadlines: Sequence[float], dropped: set[int], now: float) -> errors.ModelMoraError | None:

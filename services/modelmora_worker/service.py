@@ -306,6 +306,10 @@ class WorkerService:
             rank=infer.rank,
             rows_of=None if computes else operation,
             infer=operation if computes else None,
+            token_bytes=4 * getattr(self._engine, "token_dimensions", 0) if computes else 0,
+            max_row_bytes=[min(text.max_row_bytes or MAX_ANSWER_BYTES, MAX_ANSWER_BYTES) for text in infer.texts]
+            if computes
+            else (),
         )
         session.jobs[request_id] = job
         self._pipeline.submit(job)

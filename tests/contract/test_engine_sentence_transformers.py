@@ -81,6 +81,19 @@ def test_passes_are_sorted_and_waste_little_padding(engine):
     assert padded <= 1.05 * tokens
 
 
+def test_vectors_of_tokens_are_as_wide_as_it_said_before(library, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Dense
+
+    narrow = SentenceTransformer(modules=[library[0], library[1], Dense(384, 16)], device="cpu")
+    narrow.save(str(tmp_path / "narrow"))
+    engine = SentenceTransformersEngine()
+    spec = base.EngineSpec("sentence_transformers", artifact_path=str(tmp_path / "narrow"))
+    assert engine.load(spec, lambda *_: None).embedding_dimensions == 16
+    (batch,) = engine.prepare([worker_pb2.TextEntry(text="a cat")], exact=True).micro_batches
+    assert engine.token_vectors(batch).dimensions == [batch.input_tokens[0] * engine.token_dimensions]
+
+
 def test_a_default_prompt_is_honoured(library, tmp_path):
     folder = tmp_path / "prompted"
     shutil.copytree(FOLDER, folder)

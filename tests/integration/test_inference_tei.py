@@ -168,6 +168,17 @@ async def test_every_token_has_its_vector(made: Rig, channel: grpc.aio.Channel) 
     assert len(cut.token_embeddings) == 20
 
 
+async def test_vectors_that_no_answer_holds_are_refused_before_they_are_computed(data_dir: Path) -> None:
+    """They were computed first: minutes for nothing, and on a busy machine the worker was taken for hung."""
+    models = {ECHO: {"dimensions": 350, "crash_on_text": "never"}}
+    async with rig(data_dir, models, tei_model=ECHO) as made, grpc.aio.insecure_channel(made.host.target) as channel:
+        client = Client(channel)
+        text = "never" + " a" * 47_990  # 67.2 MB: one message of the worker's wire holds it, the answer does not
+        with pytest.raises(errors.MessageTooLarge, match=f"the vectors of 47991 tokens .* at most {64 << 20} "):
+            await client.call(client.embed.EmbedAll, tei.EmbedAllRequest(inputs=text))
+        assert (await made.worker.seen()).batches == 1
+
+
 async def test_tokens_become_a_text_again(made: Rig, channel: grpc.aio.Channel) -> None:
     for model in MODELS:
         client = Client(channel, model)

@@ -321,6 +321,28 @@ async def test_an_answer_that_no_message_holds_ends_its_batch_and_no_other(threa
     await control.close()
 
 
+async def test_a_row_that_no_message_holds_is_not_computed_and_the_others_are(thread_worker, monkeypatch):
+    monkeypatch.setattr(service, "MAX_ANSWER_BYTES", 3000)
+    control = await WorkerChannel.connect(thread_worker.endpoint, KEY)
+    request = worker_pb2.LoadRequest(engine="echo")
+    request.options.update({"dimensions": 500})
+    await control.load(request, timeout_seconds=60)
+    texts = [worker_pb2.TextEntry(text="a b"), worker_pb2.TextEntry(text="c")]
+    texts.append(worker_pb2.TextEntry(text="d", max_row_bytes=1999))
+    vectors = worker_pb2.OPERATION_TOKEN_VECTORS
+    reply = await within(anext(control.infer(worker_pb2.InferRequest(texts=texts, operation=vectors))), 60)
+    assert reply.done
+    assert {(error.position, error.reason) for error in reply.errors} == {
+        (0, "MessageTooLarge"),
+        (2, "MessageTooLarge"),
+    }
+    assert dict(zip(reply.positions, reply.row_dimensions, strict=True)) == {0: 0, 1: 500, 2: 0}
+    async for seen in control.watch(60):
+        assert seen.entries == 1
+        break
+    await control.close()
+
+
 def test_a_worker_nobody_controls_ends(thread_worker):
     thread_worker.passes(59)
     assert thread_worker.thread.is_alive()

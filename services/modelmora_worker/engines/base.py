@@ -159,9 +159,10 @@ class Engine(Protocol):
     #
     # An engine may also have `texts(entries) -> Sequence[bytes]`, which is called like `tokens` and makes a text of the
     # `token_ids` of each entry, in little-endian int32 code points; and `token_vectors(batch) -> Rows`, which is called
-    # like `infer`, with a batch prepared for the exact profile, and gives a vector for each token. And, where one input
-    # takes long to prepare, `prepare_each(texts, exact, wanted) -> Prepared`, which is called in place of `prepare`: it
-    # asks `wanted(position)` right before each input and leaves out what nobody wants any more, of `failed` too.
+    # like `infer`, with a batch prepared for the exact profile, and gives a vector for each token, of
+    # `token_dimensions` numbers (no such attribute, or 0: nobody knows before). And, where one input takes long to
+    # prepare, `prepare_each(texts, exact, wanted) -> Prepared`, which is called in place of `prepare`: it asks
+    # `wanted(position)` right before each input and leaves out what nobody wants any more, of `failed` too.
 
     def stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         """Answers bit by bit. Raises TaskNotSupported where the engine does not generate."""

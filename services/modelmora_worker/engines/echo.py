@@ -56,6 +56,7 @@ class EchoEngine:
         self._batches = 0
         self._memory: list[mmap.mmap] = []
         self._max_input_tokens = MAX_INPUT_TOKENS
+        self.token_dimensions = 0
 
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
         self._options = options = base.read_options(base.TABLE["echo"], spec.options)
@@ -79,6 +80,7 @@ class EchoEngine:
             raise errors.LoadFailed(options["fail_load"])
         progress("ready", total, total)
         self._max_input_tokens = options["max_input_tokens"] or MAX_INPUT_TOKENS
+        self.token_dimensions = options["dimensions"]
         return base.Footprint(
             memory_bytes={} if options["claimed_bytes"] is None else {"host": options["claimed_bytes"]},
             profile=base.Profile("echo", "bf16", batch_rule="none") if self._fast else EXACT,
@@ -158,6 +160,7 @@ class EchoEngine:
 
     def token_vectors(self, batch: base.MicroBatch) -> base.Rows:
         """The vector of each word."""
+        self._misbehave([text for text, _ in batch.items], False)
         rows = base.Rows(b"", [])
         for text, _ in batch.items:
             values = [value for word in text.split() for value in self._vector(word)]

@@ -96,6 +96,7 @@ class SentenceTransformersEngine:
         """What computes unless the exact profile is demanded; None: that is what was loaded."""
         self._exact_profile = base.Profile("torch", "fp32")
         self._threads = self._exact_tracks = self.tracks = 1
+        self.token_dimensions = 0
 
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
         row = base.TABLE["sentence_transformers"]
@@ -381,7 +382,10 @@ class SentenceTransformersEngine:
 
     def _warm_up(self) -> int:
         """One pass of one word, so that the first request does not pay for what is set up lazily. The dimensions."""
-        return int(self._forward([self._truncated("warm")]).shape[1])
+        found = self._outputs([self._truncated("warm")])
+        if not self._static and "token_embeddings" in found:
+            self.token_dimensions = int(found["token_embeddings"].shape[-1])
+        return int(found["sentence_embedding"].shape[1])
 
     def _trial(self) -> list[Any]:
         """Tokenised texts of several lengths."""
