@@ -119,7 +119,7 @@ class Invited:
     replica: Replica
 
 
-Message = Loading | Granted | Yielding | Revoked | Invited | ModelMoraError
+Message = Loading | Granted | Yielding | Revoked | Invited
 
 
 @dataclass(eq=False)
@@ -131,8 +131,9 @@ class LeaseEnd:
     priority: int
     want_time: float
     """When it was asked for; the times of a lease are on the monotonic clock."""
-    inbox: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
-    """Bounded by the conversation: a few messages, of which Loading alone may come again."""
+    unread: deque[Message | ModelMoraError] = field(default_factory=deque)
+    """Bounded by the conversation: a few messages. Loading may come for hours; only the last word of it is kept."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     visit: bool = False
     """Only wants to know when it is loaded."""
     worker: Worker | None = None
@@ -145,9 +146,18 @@ class LeaseEnd:
     used: bool = False
     """Its first use was written down."""
 
+    def tell(self, message: Message | ModelMoraError) -> None:
+        if self.unread and isinstance(self.unread[-1], Loading) and isinstance(message, Loading):
+            self.unread.pop()
+        self.unread.append(message)
+        self.news.set()
+
     async def next(self) -> Message:
         """The next message; raises the error that refuses the lease."""
-        message = await self.inbox.get()
+        while not self.unread:
+            self.news.clear()
+            await self.news.wait()
+        message = self.unread.popleft()
         if isinstance(message, ModelMoraError):
             raise message
         return message
@@ -300,11 +310,9 @@ class Node:
                 message = await end.next()
                 if isinstance(message, Granted):
                     return message.replica
-                if isinstance(message, Revoked):
-                    raise LoadFailed(message.reason)
             replica = self.replica(uid)
             if replica is None:
-                raise LoadFailed(f"{facts.name} was cancelled")
+                raise LoadFailed(f"{facts.name} was cancelled", model_version=facts.name)
             return replica
         finally:
             if wait:
@@ -416,6 +424,7 @@ class Node:
 
     def deleted(self, version: str) -> None:
         """The registry knows this version no more: it goes from memory too."""
+        self._drifted.pop(version, None)
         self._spawn(asyncio.create_task(self._forget(version)))
 
     async def _forget(self, version: str) -> None:
@@ -476,10 +485,10 @@ class Node:
         """Ends every worker; returns when all are reaped."""
         if self._sampler is not None:
             self._sampler.cancel()
-        self._meter_thread.shutdown(wait=False)
         await self._ask(lambda now: self.scheduler.close(now, grace_seconds))
         while self._tasks:
             await asyncio.wait(tuple(self._tasks))
+        self._meter_thread.shutdown(wait=False)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -617,7 +626,7 @@ class Node:
         if end.visit:
             del self._ends[lease]
             self._write_down(end)
-            end.inbox.put_nowait(Granted(replica, "", b""))
+            end.tell(Granted(replica, "", b""))
             return
         end.replica = replica
         end.worker = self._workers[replica.uid]
@@ -629,10 +638,10 @@ class Node:
         try:
             await end.worker.allow(end.key)
         except (ModelMoraError, TimeoutError) as error:
-            end.inbox.put_nowait(Revoked(f"the worker did not let the holder in: {str(error) or 'timeout'}"))
+            end.tell(Revoked(f"the worker did not let the holder in: {str(error) or 'timeout'}"))
             self._post(lambda now: self.scheduler.release(end.uid, now))
         else:
-            end.inbox.put_nowait(Granted(replica, end.worker.endpoint, end.key))
+            end.tell(Granted(replica, end.worker.endpoint, end.key))
 
     def loading(self, lease: str, estimate_seconds: float | None, reason: str) -> None:
         self._send(lease, Loading(estimate_seconds, reason))
@@ -649,12 +658,12 @@ class Node:
         if end is not None:
             self._shut_out(end)
             replica = self.scheduler.replica(end.replica.uid) if end.replica is not None else None
-            end.inbox.put_nowait(Revoked(reason, crashed, replica is not None and replica.out_of_memory))
+            end.tell(Revoked(reason, crashed, replica is not None and replica.out_of_memory))
 
     def refused(self, lease: str, error: ModelMoraError) -> None:
         end = self._ends.pop(lease, None)
         if end is not None:
-            end.inbox.put_nowait(error)
+            end.tell(error)
 
     def changed(self, replica: Replica, previous: ReplicaState) -> None:
         self._event_count += 1
@@ -700,7 +709,7 @@ class Node:
     def _send(self, lease: str, message: Message) -> None:
         end = self._ends.get(lease)
         if end is not None:
-            end.inbox.put_nowait(message)
+            end.tell(message)
 
     def _shut_out(self, end: LeaseEnd) -> None:
         if end.worker is not None:

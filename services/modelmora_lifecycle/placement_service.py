@@ -27,8 +27,6 @@ from modelmora_lifecycle.store import Acquired, LifecycleStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-EVENTS_AT_ONCE = 200
-"""Of a trace: each caller who reads one makes the host hold so many."""
 OUTCOMES = ("plan", "wait", "impossible")
 TRIGGERS = tuple(trigger.value for trigger in Trigger)
 
@@ -68,7 +66,7 @@ class PlacementServicer(Servicer):
     ) -> AsyncIterator[pb.ExportTraceResponse]:
         since = protomap.to_plain(request)["start_time"]
         first: datetime | None = None
-        async for page in self._kept().events(since, EVENTS_AT_ONCE):
+        async for page in self._kept().events(since):
             first = first or page[0].start_time
             yield pb.ExportTraceResponse(events=[event_message(event, first) for event in page])
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 from modelmora.common.v1 import common_pb2
-from modelmora.errors import InvalidArgument, LoadFailed, ReplicaNotFound
+from modelmora.errors import InvalidArgument, ReplicaNotFound
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora_runtime import protomap
 from modelmora_runtime.interceptors import deadline_seconds
@@ -262,8 +262,6 @@ class LifecycleLeaseServicer(Servicer, lifecycle_pb2_grpc.LifecycleLeaseServiceS
                 response.revoked.out_of_memory = out_of_memory
             case Invited(replica):
                 response.invite.replica = replica.name
-            case _:
-                raise LoadFailed(f"no such message: {message}")
         return response
 
 

@@ -33,6 +33,8 @@ QUEUE_ROWS = 10_000
 ROWS_AT_ONCE = 500
 PRUNE_EVERY = 1000
 MEASUREMENTS_KEPT = 10_000
+EVENTS_AT_ONCE = 200
+"""Of a trace: each caller who reads one makes the host hold so many."""
 DROPPED = Counter("modelmora_lifecycle_rows_dropped", "Decisions, events and measurements that could not be kept.")
 
 _metadata = sa.MetaData()
@@ -186,7 +188,7 @@ class LifecycleStore:
             rows = await connection.execute(query.order_by(_decision.c.uid.desc()).limit(limit))
             return [dict(row) for row in rows.mappings()]
 
-    async def events(self, since: datetime | None, page: int = 1000) -> AsyncIterator[list[Acquired]]:
+    async def events(self, since: datetime | None, page: int = EVENTS_AT_ONCE) -> AsyncIterator[list[Acquired]]:
         """Acquire events of this node, oldest first, page by page."""
         last: tuple[datetime, UUID] | None = None
         while True:

@@ -101,7 +101,7 @@ class Tuner:
         self._rules = rules
         self._tunings: dict[str, Tuning] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        """By version."""
+        """By uid: one that is being written down has ended, and the next of its version may have begun."""
         self._turn = asyncio.Lock()
         """One tuning measures at a time, or they would measure each other."""
         self._news = asyncio.Event()
@@ -118,8 +118,8 @@ class Tuner:
         )
         self._tell(tuning)
         task = asyncio.create_task(self._run(tuning, facts, apply), name=f"tuning of {facts.name}")
-        self._tasks[facts.name] = task
-        task.add_done_callback(lambda _: self._tasks.pop(facts.name, None))
+        self._tasks[tuning.uid] = task
+        task.add_done_callback(lambda _: self._tasks.pop(tuning.uid))
         return tuning
 
     async def get(self, uid: str) -> Tuning:
@@ -349,7 +349,7 @@ class Tuner:
         done = any(tuning.state is TuningState.SUCCEEDED for tuning in await self.recent(version, "", 10))
         if untouched and not done:
             tuning = self.start(facts, (), apply=True)
-            task = self._tasks.get(tuning.version)
+            task = self._tasks.get(tuning.uid)
             if task is not None:
                 await asyncio.wait((task,))
 

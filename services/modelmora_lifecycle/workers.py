@@ -301,6 +301,8 @@ class Worker:
             error = OutOfMemory(words) if self._verdict else LoadFailed(f"the worker ended while loading: {words}")
         elif isinstance(error, OutOfMemory):
             error = OutOfMemory(f"{error.message}; {self._arithmetic()}")
+        # Launcher, engine and registry each raise their own; of which model it was every caller is told.
+        error.metadata = {**error.metadata, "model_version": self._facts.name}
         self._reports.load_failed(self.uid, error)
         return False
 
@@ -323,7 +325,7 @@ class Worker:
             await asyncio.gather(holding, return_exceptions=True)
         wrong = nonsense_limits(reply)
         if wrong:
-            raise NonsenseFootprint(f"the engine tells of {wrong}", model_version=self._facts.name)
+            raise NonsenseFootprint(f"the engine tells of {wrong}")
         taken = sum(item.memory_bytes for item in reply.footprint if item.device == HOST)
         if self._facts.declared.get(HOST, 0) > 0 and taken > self._allowed_bytes:
             self._private_bytes = taken

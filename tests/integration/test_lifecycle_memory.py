@@ -70,6 +70,7 @@ async def test_models_that_take_twice_what_they_declared_are_stopped_and_their_n
             error = await refused(node.load(version), OutOfMemory)
             arithmetic = ARITHMETIC.format(declared=120 * MIB, limit=int(120 * MIB * 1.1) + 32 * MIB)
             assert re.search(arithmetic, error.message), error.message
+            assert error.metadata["model_version"] == version
 
         version = await node.echo("acme/leak", memory_bytes=64 * MIB, leak_bytes_per_batch=16 * MIB)
         holder = await (await node.acquire(version)).ready()
@@ -94,6 +95,7 @@ async def test_nonsense_fails_a_load_silence_ends_it_and_progress_is_waited_for(
             version = await node.echo(f"acme/{name}", claimed_bytes=claimed)
             error = await refused(node.load(version), NonsenseFootprint)
             assert str(claimed) in error.message
+            assert error.metadata["model_version"] == version
         version = await node.echo("acme/slow", takes_bytes=4 * MIB, memory_step_bytes=MIB, memory_step_seconds=0.7)
         assert (await node.load(version)).load_duration.ToMilliseconds() > 2500
         error = await refused(node.load(await node.echo("acme/hangs", load_seconds=600)), LoadFailed)

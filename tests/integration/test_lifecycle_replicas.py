@@ -96,6 +96,7 @@ async def test_a_failed_load_says_why_and_leaves_nothing(node: Rig, data_dir: Pa
     version = await node.echo("acme/one", fail_load="the moon is in the wrong place")
     error = await refused(node.load(version), LoadFailed)
     assert "the moon" in error.message
+    assert error.metadata["model_version"] == version
     assert error.retry_after_seconds
     await node.until_empty()
     assert await node.charged() == 0
