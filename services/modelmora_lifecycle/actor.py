@@ -601,7 +601,8 @@ class Node:
             wrong += [f"{name} is to be in memory: {note}" for name, note in unkept.items() if note != _COMING]
         overdraft = self.scheduler.ledger.overdraft
         if overdraft:
-            wrong.append(f"models use more memory than there is: {overdraft} bytes too many")
+            too_many = ", ".join(f"{over} bytes on {device}" for device, over in sorted(overdraft.items()))
+            wrong.append(f"models hold more memory than the budget allows: {too_many} too many")
         wrong += [f"{name} {reason}" for name, reason in sorted(self._drifted.items()) if self.serves(name)]
         self._on_health("unhealthy" if unstable else "degraded" if wrong else "healthy", "; ".join(wrong))
 

@@ -422,10 +422,14 @@ class Worker:
         ENTRIES.inc(self._told[1] - told[1])
 
     async def _take_pulse(self) -> None:
-        self._last_sign = time.monotonic()
+        pause = self._rules.unresponsive_seconds / 4
+        self._last_sign = looked = time.monotonic()
         while True:
-            await asyncio.sleep(self._rules.unresponsive_seconds / 4)
+            await asyncio.sleep(pause)
             now = time.monotonic()
+            # While this process stood still, with its machine maybe, it heard nobody.
+            self._last_sign += max(0.0, now - looked - pause)
+            looked = now
             silence = now - self._last_sign
             if silence > self._rules.unresponsive_seconds + self._rules.watch_interval_seconds:
                 reason = f"the worker has not answered for {silence:.0f} s"

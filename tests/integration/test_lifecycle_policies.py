@@ -177,6 +177,20 @@ async def test_a_crash_loop_turns_health_red_and_recovery_green(database_url: st
         assert len(await loaded(node, version)) == 1
 
 
+async def test_a_budget_that_is_overdrawn_is_told_in_words(database_url: str, data_dir: Path) -> None:
+    async with rig(database_url, data_dir, node="here") as node:
+        await node.load(await node.echo("acme/pinned", memory_bytes=100 * MIB), pin=True)
+        budget = pb.UpdateNodeRequest(node=pb.Node(budgets=[pb.DeviceBudget(device="host", memory_bytes=40 * MIB)]))
+        budget.update_mask.paths.append("budgets")
+        await node.lifecycle.UpdateNode(budget)
+
+        def told() -> str:
+            return node.host.board.components()[MODELS].reason
+
+        reason = await eventually(lambda: asyncio.sleep(0, told()), bool)
+        assert reason == f"models hold more memory than the budget allows: {60 * MIB} bytes on host too many"
+
+
 async def test_models_make_way_when_another_program_takes_the_memory(database_url: str, data_dir: Path) -> None:
     program = "import sys; held = [(b'x' * (256 << 20), print(flush=True)) for line in sys.stdin]"
     async with rig(database_url, data_dir, memory_budget_bytes=0, node="here") as node:

@@ -73,6 +73,9 @@ def test_an_error_names_its_fields_and_what_to_do() -> None:
     assert "modelmora models" in "\n".join(show.error_lines(errors.ModelNotFound(model="a/b")))
     assert "model=a/b" in "\n".join(show.error_lines(errors.ModelNotFound(model="a/b")))
     assert "in 2.5 s" in show.error_lines(errors.QueueFull(retry_after_seconds=2.5))[-1]
+    busy = errors.MemoryBusy("no room", model_version="models/a/b/versions/1", retry_after_seconds=2.5)
+    assert show.error_lines(busy)[-2].startswith("  `modelmora explain a/b@1` says what it waits for")
+    assert "in 2.5 s" in show.error_lines(busy)[-1]
     assert "in 0.1 s" in show.error_lines(errors.QueueFull(retry_after_seconds=0.0267381))[-1]
     assert "modelmora up" in show.error_lines(errors.Unavailable("connection refused"))[-1]
 
@@ -148,6 +151,51 @@ def test_two_replicas_of_a_version_are_told_apart_also_when_they_began_together(
     assert memory._change(second) == "a/b@1 64d41f0c: unhealthy → loaded (recovered)"
     rows = [dict(zip(memory._COLUMNS, memory._row(event.replica), strict=True)) for event in (first, second)]
     assert [(row["model"], row["replica"]) for row in rows] == [("a/b@1", "099a8057"), ("a/b@1", "64d41f0c")]
+
+
+def test_what_is_watched_is_said_once_and_a_pin_in_words() -> None:
+    replica = lifecycle_pb2.Replica(
+        uid="0", model_version="models/a/b/versions/1", state=lifecycle_pb2.REPLICA_STATE_LOADED, reason="loaded"
+    )
+    first = lifecycle_pb2.WatchReplicasResponse(replica=replica)
+    assert memory._change(first) == "a/b@1 0: loaded"
+    changed = lifecycle_pb2.WatchReplicasResponse(replica=replica, previous_state=lifecycle_pb2.REPLICA_STATE_LOADED)
+    assert memory._change(changed) == "a/b@1 0: loaded, not pinned any more"
+    changed.replica.pinned = True
+    assert memory._change(changed) == "a/b@1 0: loaded, pinned"
+
+
+def test_memory_that_is_overdrawn_is_no_negative_room() -> None:
+    device = lifecycle_pb2.DeviceLedger(device="host", budget_bytes=100 << 20, charged_bytes=110 << 20)
+    assert memory._use(device) == "host: 110 MiB of 100 MiB in use, 10.0 MiB too much; 0 B belong to other programs"
+    device.charged_bytes = 40 << 20
+    assert memory._use(device).startswith("host: 40.0 MiB of 100 MiB in use, 60.0 MiB free;")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "first", "arithmetic"),
+    [
+        ("WAITS", "a/b@1: waits, ready in 3.5 s", True),
+        ("REFUSED", "a/b@1: refused, it may be tried again in 3.5 s", False),
+        ("LOADED", "a/b@1: loaded", False),
+    ],
+)
+def test_a_placement_is_explained_by_arithmetic_where_that_decides(
+    outcome: str, first: str, arithmetic: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = lifecycle_pb2.Placement(
+        model_version="models/a/b/versions/1",
+        outcome=f"PLACEMENT_OUTCOME_{outcome}",
+        reason="the weights are torn",
+        devices=[lifecycle_pb2.DeviceNeed(device="host", need_bytes=7)],
+        candidates=[lifecycle_pb2.EvictionCandidate(model_version=f"models/c/{n}/versions/1") for n in "de"],
+    )
+    if outcome != "LOADED":
+        told.ready_in.FromMilliseconds(3500)
+    placement.show_placement(told)
+    head, reason, *rest = capsys.readouterr().out.splitlines()
+    assert (head, reason) == (first, "  the weights are torn")
+    assert [any(word in line for line in rest) for word in ("NEEDS", "c/d@1", "lowest score first")] == [arithmetic] * 3
 
 
 def test_what_evictable_means_is_said_beside_it(capsys: pytest.CaptureFixture[str]) -> None:

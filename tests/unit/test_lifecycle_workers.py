@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import replace
 
 import pytest
 from modelmora.worker.v1 import worker_pb2
-from modelmora_lifecycle.domain import MIB, VersionFacts
+from modelmora_lifecycle.domain import MIB, Health, HealthState, VersionFacts
 from modelmora_lifecycle.workers import ENTRIES, Worker, WorkerRules, nonsense_limits, probe_of
 
 RULES = WorkerRules(growth_factor=1.5, engine_slack_bytes=300 * MIB, bare_slack_bytes=30 * MIB)
@@ -76,3 +78,31 @@ def test_a_worker_of_images_is_asked_for_an_image() -> None:
     asked = probe_of(replace(facts, takes_images=True))
     assert asked.text == ""
     assert asked.data.startswith(b"BM")
+
+
+class Heard:
+    """Reports of health."""
+
+    def __init__(self) -> None:
+        self.first: asyncio.Future[Health] = asyncio.get_running_loop().create_future()
+
+    def watched(self, uid: str, health: Health) -> None:
+        if not self.first.done():
+            self.first.set_result(health)
+
+
+async def test_a_worker_is_not_sick_because_we_have_stood_still() -> None:
+    """A laptop that slept, a container that was frozen: for a moment every model was UNHEALTHY."""
+    heard = Heard()
+    rules = WorkerRules(unresponsive_seconds=0.4, watch_interval_seconds=0.2)
+    worker = Worker("r", VersionFacts("models/a/b/versions/1", "echo"), {}, None, None, rules, heard)  # type: ignore[arg-type]
+    pulse = asyncio.create_task(worker._take_pulse())
+    await asyncio.sleep(0)
+    time.sleep(1.5)  # noqa: ASYNC251 - the whole process stands still
+    for _ in range(10):  # what was due by now happens
+        await asyncio.sleep(0)
+    assert not heard.first.done()
+    # But its own silence counts.
+    async with asyncio.timeout(30):
+        assert (await heard.first).state is HealthState.UNHEALTHY
+    pulse.cancel()

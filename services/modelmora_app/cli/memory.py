@@ -106,11 +106,16 @@ def ps(session: Session, watch: bool) -> None:
     )
     click.echo()
     for device in devices:
-        free = device.budget_bytes - device.charged_bytes
-        click.echo(
-            f"{device.device}: {show.size(device.charged_bytes)} of {show.size(device.budget_bytes)} in use, "
-            f"{show.size(free)} free; {show.size(device.foreign_bytes)} belong to other programs"
-        )
+        click.echo(_use(device))
+
+
+def _use(device: lifecycle_pb2.DeviceLedger) -> str:
+    free = device.budget_bytes - device.charged_bytes
+    left = f"{show.size(free)} free" if free >= 0 else f"{show.size(-free)} too much"
+    return (
+        f"{device.device}: {show.size(device.charged_bytes)} of {show.size(device.budget_bytes)} in use, {left}; "
+        f"{show.size(device.foreign_bytes)} belong to other programs"
+    )
 
 
 def _row(replica: lifecycle_pb2.Replica) -> list[str]:
@@ -147,9 +152,15 @@ def _watch(session: Session) -> None:
 def _change(event: lifecycle_pb2.WatchReplicasResponse) -> str:
     replica = event.replica
     before, now = show.field_word(event, "previous_state"), show.field_word(replica, "state")
+    if before == now:  # no transition: all that changes without one is the pin
+        return f"{show.short(replica.model_version)} {show.tail(replica.uid)}: {now}, {_pin(replica)}"
     change = f"{before} → {now}" if before else now
-    reason = f" ({replica.reason})" if replica.reason else ""
+    reason = f" ({replica.reason})" if replica.reason not in ("", now) else ""
     return f"{show.short(replica.model_version)} {show.tail(replica.uid)}: {change}{reason}"
+
+
+def _pin(replica: lifecycle_pb2.Replica) -> str:
+    return "pinned" if replica.pinned else "not pinned any more"
 
 
 COMMANDS: dict[str, click.Command] = {"load": load, "unload": unload, "ps": ps}

@@ -29,11 +29,20 @@ def explain(session: Session, model: str, priority: str) -> None:
     if session.as_json:
         show.print_json(placement)
         return
+    show_placement(placement)
+
+
+def show_placement(placement: lifecycle_pb2.Placement) -> None:
+    """For people. Of what is in memory and what is refused the arithmetic explains nothing."""
     word = show.field_word(placement, "outcome").replace("_", " ")
-    ready = f", ready in {show.span(placement.ready_in)}" if placement.ready_in.ToNanoseconds() else ""
+    refused = placement.outcome == lifecycle_pb2.PLACEMENT_OUTCOME_REFUSED
+    when = "it may be tried again in" if refused else "ready in"
+    ready = f", {when} {show.span(placement.ready_in)}" if placement.ready_in.ToNanoseconds() else ""
     click.echo(f"{show.short(placement.model_version)}: {word}{ready}")
     if placement.reason:
         click.echo(f"  {placement.reason}")
+    if refused or placement.outcome == lifecycle_pb2.PLACEMENT_OUTCOME_LOADED:
+        return
     if placement.devices:
         click.echo()
         _show_needs(placement.devices, placement.need_source)
@@ -75,7 +84,7 @@ def decisions(
             click.echo()
         return
     show.table(
-        ["when", "for", "to place", "outcome", "policy", "victims", "reason"],
+        ["when", "trigger", "to place", "outcome", "policy", "victims", "reason"],
         [
             [
                 show.ago(decision.create_time),
@@ -115,7 +124,7 @@ def _show_needs(devices: Sequence[lifecycle_pb2.DeviceNeed], source: str) -> Non
     click.echo("Evictable: what models that may go hold; with what is free, the room that evictions can make now.")
 
 
-def _show_candidates(candidates: Iterable[lifecycle_pb2.EvictionCandidate]) -> None:
+def _show_candidates(candidates: Sequence[lifecycle_pb2.EvictionCandidate]) -> None:
     show.table(
         ["in memory", "goes", "memory>", "idle>", "score>", "why not"],
         [
@@ -131,6 +140,8 @@ def _show_candidates(candidates: Iterable[lifecycle_pb2.EvictionCandidate]) -> N
         ],
         empty="nothing is in memory",
     )
+    if len(candidates) > 1:
+        click.echo("Of those that may go the idle go before the busy, and then those with the lowest score first.")
 
 
 @click.group()

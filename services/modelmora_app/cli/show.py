@@ -29,8 +29,10 @@ _ADVICE = {
     "VersionNotReady": "`modelmora models show MODEL` says how far it is.",
     "NeverFits": "`modelmora explain MODEL` has the arithmetic; `modelmora node set --budget` changes the budget.",
     "NodeCordoned": "`modelmora uncordon` lets it load models again.",
-    "LoadFailed": "`modelmora ps` and the worker's log in the data folder say more.",
-    "MemoryBusy": "Unload something (`modelmora ps`, `modelmora unload MODEL`), or try again later.",
+    "LoadFailed": "The worker's log in the folder `logs` of the data folder may say more.",
+    "OutOfMemory": "Import a version that declares more (`modelmora import --memory`), or raise the budget "
+    "(`modelmora node set --budget`).",
+    "MemoryBusy": "`modelmora explain MODEL` says what it waits for; `modelmora ps` lists what could be unloaded.",
     "TokenMissing": "Set MODELMORA_TOKEN or --token; `modelmora token create` makes one on the server.",
     "TokenInvalid": "Check MODELMORA_TOKEN or --token; `modelmora token create` makes a new one on the server.",
     "TokenExpired": "`modelmora token create` makes a new one on the server.",
@@ -54,12 +56,13 @@ def error_lines(error: ModelMoraError) -> list[str]:
     if facts:
         lines.append("  " + ", ".join(facts))
     if error.reason in _ADVICE and "force" not in error.message:
-        lines.append("  " + _ADVICE[error.reason])
+        model = error.metadata.get("model_version")
+        lines.append("  " + (_ADVICE[error.reason].replace("MODEL", short(model)) if model else _ADVICE[error.reason]))
     elif error.reason == "Unavailable":
         lines.append(
             "  Is the platform running? `modelmora up` starts it; --target or MODELMORA_TARGET says where it is."
         )
-    elif error.retry_after_seconds is not None:
+    if error.retry_after_seconds is not None and error.reason != "Unavailable":
         lines.append(f"  Try again in {max(0.1, round(error.retry_after_seconds, 1)):g} s.")
     return lines
 
