@@ -12,7 +12,7 @@ MAX_TEXTS = 2048
 MAX_TEXT_CHARACTERS = 100_000
 """Longest text."""
 MAX_TIMEOUT_SECONDS = 600.0
-"""Longest `timeout` of a request."""
+"""Longest `timeout` of a request; nothing waits longer in a queue, so nobody is told to come back later than that."""
 RETRY_SECONDS = 0.1
 """Who finds a model that is not in memory is not told to ask again sooner."""
 OVERDUE_SECONDS = 1.0
@@ -155,6 +155,8 @@ class Batch:
     wanted: int = 0
     """Entries that somebody still waits for."""
     unanswered_tokens: int = 0
+    queue_was_full: bool = False
+    """By half at least, when it went: how fast it is answered says how fast a full queue drains."""
 
 
 @dataclass(slots=True, eq=False)

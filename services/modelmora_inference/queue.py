@@ -55,6 +55,7 @@ from math import exp
 from modelmora.errors import QueueFull
 
 from modelmora_inference.domain import (
+    MAX_TIMEOUT_SECONDS,
     Aging,
     Ahead,
     Batch,
@@ -73,6 +74,8 @@ from modelmora_inference.sharing import enough, who_leaves
 LONE_DEATHS = 2
 """Deaths of a worker with one entry alone on it that condemn the entry."""
 
+UNKNOWN_RETRY_SECONDS = 1.0
+"""Who finds a full queue of which nobody knows how fast it drains is told to come back after so long."""
 _LANES_KEPT = 16
 """Empty lanes that are not worth forgetting."""
 _NEVER = float("inf")
@@ -134,6 +137,10 @@ class EntryQueue:
         """The three by tenant."""
         self._sequence = 0
         self._drain = _DrainRate()
+        self._full_drain = _DrainRate()
+        """Of the batches that went while much was held: lone calls that take their time say little of a full queue."""
+        self._worked_until = 0.0
+        """The last answer, or when work began after a time without."""
 
     def __len__(self) -> int:
         """Entries that wait."""
@@ -194,7 +201,7 @@ class EntryQueue:
         else:
             leaving = []
         if not self._held_entries:
-            self._drain.work_begins(now)
+            self._worked_until = now
             budget.queues[self] = None
         by_tenant = budget.by_tenant
         for entry in entries:
@@ -282,7 +289,10 @@ class EntryQueue:
         entry.batch = None
         batch.answered += 1
         batch.unanswered_tokens -= entry.tokens
-        self._drain.answered(1, now)
+        seconds, self._worked_until = now - self._worked_until, now
+        self._drain.answer(seconds)
+        if batch.queue_was_full:
+            self._full_drain.answer(seconds)
         if cost is not None:
             self._accounts[entry.priority].settle(entry, cost)
         if entry.place is not _RUNNING:
@@ -526,8 +536,17 @@ class EntryQueue:
             entry.batch = batch
             entry.position = position
         batch.tokens = batch.unanswered_tokens = tokens
+        batch.queue_was_full = self._is_half_full()
         worker.running.append(batch)
         return batch
+
+    def _is_half_full(self) -> bool:
+        bounds = self.bounds
+        return (
+            2 * self._held_entries >= bounds.max_entries
+            or 2 * self._held_tokens >= bounds.max_tokens
+            or 2 * self._held_bytes >= bounds.max_bytes
+        )
 
     def _leaves(self, batch: Batch) -> list[Entry]:
         """A batch is no longer on its worker: its entries that somebody still waits for."""
@@ -640,7 +659,7 @@ class EntryQueue:
 
     def refusal(self, entries: int, tokens: int, size_bytes: int) -> QueueFull:
         """Why so much is not taken, and when to come back: the part of what is held that must leave first, at the rate
-        at which it leaves."""
+        at which it leaves. While nobody has seen how fast that is with much to do: soon."""
         budget = self._budget
         part = max(
             (self._held_entries + entries - self.bounds.max_entries) / max(self._held_entries, 1),
@@ -648,13 +667,14 @@ class EntryQueue:
             (self._held_bytes + size_bytes - self.bounds.max_bytes) / max(self._held_bytes, 1),
             (budget.held_bytes + size_bytes - budget.limit_bytes) / max(budget.held_bytes, 1),
         )
-        rate = self._drain.rate
-        seconds = min(part, 1.0) * self._held_entries / rate if rate else 1.0
+        rate = self._full_drain.rate or self._drain.rate
+        longest = MAX_TIMEOUT_SECONDS if self._full_drain.rate else UNKNOWN_RETRY_SECONDS
+        seconds = min(part, 1.0) * self._held_entries / rate if rate else longest
         elsewhere = budget.held_bytes - self._held_bytes
         return QueueFull(
             f"{self._held_entries} entries with {self._held_tokens} tokens and {self._held_bytes} bytes are queued for "
             f"this model, {elsewhere} bytes for others; retry after the delay",
-            retry_after_seconds=min(max(seconds, 0.05), 30.0),
+            retry_after_seconds=min(max(seconds, 0.05), longest),
             entries=self._held_entries,
             max_entries=self.bounds.max_entries,
         )
@@ -662,24 +682,19 @@ class EntryQueue:
 
 @dataclass(slots=True)
 class _DrainRate:
-    """Answers per second of time with work, over about the last ten seconds."""
+    """Answers per second of what they took, over about the last ten seconds of it."""
 
     rate: float = 0.0
     _count: float = 0.0
     _seconds: float = 0.0
-    _last: float = 0.0
 
-    def work_begins(self, now: float) -> None:
-        self._last = now
-
-    def answered(self, count: int, now: float) -> None:
-        passed = now - self._last
-        if passed <= 0:
-            self._count += count
+    def answer(self, seconds: float) -> None:
+        """One more, so long after the last."""
+        if seconds <= 0:
+            self._count += 1
         else:
-            keep = exp(-passed / 10.0)
-            self._count = self._count * keep + count
-            self._seconds = self._seconds * keep + passed
-            self._last = now
+            keep = exp(-seconds / 10.0)
+            self._count = self._count * keep + 1
+            self._seconds = self._seconds * keep + seconds
         if self._seconds > 0:
             self.rate = self._count / self._seconds

@@ -238,6 +238,43 @@ def test_a_full_queue_says_when_there_will_be_room() -> None:
     assert caught.value.retry_after_seconds == pytest.approx(2.0, rel=0.05)
 
 
+def test_a_queue_that_drains_for_minutes_says_minutes_and_none_is_told_more_than_ten() -> None:
+    q = queue(max_entries=100)
+    q.push([entry() for _ in range(100)], 0)
+    one = BatchLimits(max_entries=1, max_tokens=1, split_tokens=1)
+    for second in (10, 20, 30):  # an answer each ten seconds
+        assert pop(q, second, one)
+        q.push([entry(at=second)], second)
+    for count, seconds in ((30, 300), (99, 600)):
+        with pytest.raises(QueueFull) as caught:
+            q.push([entry() for _ in range(count)], 30)
+        assert caught.value.retry_after_seconds == pytest.approx(seconds, rel=0.01)
+
+
+def test_slow_lone_calls_do_not_say_how_fast_a_full_queue_drains() -> None:
+    q = queue(max_entries=1000)
+    for start in range(0, 100, 10):  # each takes ten seconds, whatever it has beside it
+        push(q, entry(at=start))
+        alone = ask(q, WIDE, start).batch
+        assert alone is not None
+        q.answer(alone, 0, start + 10)
+        q.finish(alone)
+    assert q.drain_rate == pytest.approx(0.1, rel=0.01)
+    q.push([entry(at=100) for _ in range(1000)], 100)
+    with pytest.raises(QueueFull) as caught:
+        q.push([entry() for _ in range(500)], 100)
+    assert caught.value.retry_after_seconds == 1.0, "nobody knows yet"
+    many = ask(q, WIDE, 100).batch
+    assert many is not None
+    for position in range(100):
+        q.answer(many, position, 110)
+    q.finish(many)
+    q.push([entry(at=110) for _ in range(100)], 110)
+    with pytest.raises(QueueFull) as caught:
+        q.push([entry() for _ in range(500)], 110)
+    assert caught.value.retry_after_seconds == pytest.approx(50, rel=0.01), "a hundred in ten seconds"
+
+
 def test_what_is_behind_another_batch_still_waits() -> None:
     q = queue()
     assert q.behind(5.0) == (0, 0.0)

@@ -9,7 +9,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from modelmora.errors import QueueFull
-from modelmora_inference.domain import Aging, Batch, BatchLimits, Bounds, ByteBudget, Entry, Place, Priority, Worker
+from modelmora_inference.domain import (
+    MAX_TIMEOUT_SECONDS,
+    Aging,
+    Batch,
+    BatchLimits,
+    Bounds,
+    ByteBudget,
+    Entry,
+    Place,
+    Priority,
+    Worker,
+)
 from modelmora_inference.queue import EntryQueue
 
 AGING = Aging(medium_seconds=3, low_seconds=8, fairness_seconds=4)
@@ -92,7 +103,7 @@ class QueueUnderTraffic(RuleBasedStateMachine):
             refused = None
         if refused is not None:
             assert over, "refused while there is room"
-            assert 0 < (refused.retry_after_seconds or 0) <= 30
+            assert 0 < (refused.retry_after_seconds or 0) <= MAX_TIMEOUT_SECONDS
             return
         assert over or not leaving, "displaced while there is room"
         least = min(entry.priority for entry in entries)

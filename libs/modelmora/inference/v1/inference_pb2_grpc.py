@@ -40,7 +40,8 @@ class InferenceServiceStub(object):
     the newest; these end with QueueFull. A call that would go first anyway by the bound below never gives way, and what is
     less urgent keeps half of what its tenant holds of the queue: so HIGH is refused for its own tenant's sake only when
     what is as urgent has the other half, or what is less urgent has waited for its offset, and LOW is computed however much
-    HIGH comes.
+    HIGH comes. RetryInfo of QueueFull is when there should be room at the rate at which the queue has drained while it was
+    half full or more: at most 600 s, for nothing waits longer in it, and at most 1 s while that rate is not known.
 
     Who goes first. Requests of one priority share a model by the weights of their tenants, charged in compute time;
     within a tenant the earlier goes first. A MEDIUM or LOW request lets more urgent ones pass for a fixed time only: a
@@ -164,7 +165,8 @@ class InferenceServiceServicer(object):
     the newest; these end with QueueFull. A call that would go first anyway by the bound below never gives way, and what is
     less urgent keeps half of what its tenant holds of the queue: so HIGH is refused for its own tenant's sake only when
     what is as urgent has the other half, or what is less urgent has waited for its offset, and LOW is computed however much
-    HIGH comes.
+    HIGH comes. RetryInfo of QueueFull is when there should be room at the rate at which the queue has drained while it was
+    half full or more: at most 600 s, for nothing waits longer in it, and at most 1 s while that rate is not known.
 
     Who goes first. Requests of one priority share a model by the weights of their tenants, charged in compute time;
     within a tenant the earlier goes first. A MEDIUM or LOW request lets more urgent ones pass for a fixed time only: a
@@ -448,7 +450,8 @@ class InferenceService(object):
     the newest; these end with QueueFull. A call that would go first anyway by the bound below never gives way, and what is
     less urgent keeps half of what its tenant holds of the queue: so HIGH is refused for its own tenant's sake only when
     what is as urgent has the other half, or what is less urgent has waited for its offset, and LOW is computed however much
-    HIGH comes.
+    HIGH comes. RetryInfo of QueueFull is when there should be room at the rate at which the queue has drained while it was
+    half full or more: at most 600 s, for nothing waits longer in it, and at most 1 s while that rate is not known.
 
     Who goes first. Requests of one priority share a model by the weights of their tenants, charged in compute time;
     within a tenant the earlier goes first. A MEDIUM or LOW request lets more urgent ones pass for a fixed time only: a
