@@ -146,3 +146,7 @@ class FakeEffects:
 
     def decided(self, decision: Decision) -> None:
         self.log.append(("decided", decision))
+
+    def end_server(self, owner: str) -> None:
+        self.log.append(("end_server", owner))
+        self.later(0.1, lambda: self.scheduler.charge_shared(owner, {}, self.clock.now))

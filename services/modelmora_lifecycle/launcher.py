@@ -53,6 +53,7 @@ LOG_FILES: Final = 200
 _MAX_LINE_CHARS = 4096
 _MAX_SOCKET_PATH_BYTES = 107
 _STATUS_SECONDS = 2.0
+_COOL_SECONDS = 10.0
 _PRACTICE_SECONDS = 600.0
 _PRACTICE = ".practice"
 _SPARE_IDLE_SECONDS = 0.5
@@ -138,8 +139,9 @@ class Launcher(Protocol):
     async def warm(self, family: str) -> None:
         """Has the family's fork server ready ahead of need. No error where there can be none."""
 
-    def cool(self, *, keep: str) -> None:
-        """Ends the fork servers that have no worker, of other families than `keep`: their memory is needed."""
+    async def cool(self, family: str) -> None:
+        """Ends the family's fork server, which has no worker: its memory is needed. Returns once the process is gone.
+        One that is still in use after some seconds ends all the same: its workers live on."""
 
     def fork_servers(self) -> Sequence[tuple[str, int]]:
         """(family, process id) of those that run."""
@@ -266,6 +268,8 @@ class LocalLauncher:
         self._numbers = itertools.count(1)
         self._root: _ForkServer | None = None
         self._families: dict[str, _ForkServer] = {}
+        self._cooling: dict[str, _ForkServer] = {}
+        """Those that were told to end for their memory, while they have it."""
         self._workers: dict[tuple[int, int], LocalWorker] = {}
         """Every process, the families' servers included, by pid and start."""
         self._closed = False
@@ -276,7 +280,10 @@ class LocalLauncher:
         return self._root.pid if self._root is not None and not self._root.gone else None
 
     def fork_servers(self) -> list[tuple[str, int]]:
-        return [(family, server.pid) for family, server in self._families.items() if not server.gone and server.pid]
+        return [
+            *((family, server.pid) for family, server in self._cooling.items()),
+            *((family, server.pid) for family, server in self._families.items() if not server.gone and server.pid),
+        ]
 
     def spares(self, *, practised: bool = False) -> list[tuple[str, int]]:
         """`practised`: only those that the next launch would take."""
@@ -298,11 +305,24 @@ class LocalLauncher:
             if not server.gone and server.start_seconds is not None
         }
 
-    def cool(self, *, keep: str) -> None:
-        for family, server in self._families.items():
-            if family != keep and server.idle and not server.gone:
-                log.info("the fork server of the family %s ends: its memory is needed", family)
-                server.hang_up("its memory is needed")
+    async def cool(self, family: str) -> None:
+        server = self._families.get(family)
+        if server is None or server.gone or family in self._cooling:
+            return
+        for _ in range(round(_COOL_SECONDS / 0.02)):
+            if server.idle:
+                break
+            await asyncio.sleep(0.02)
+        log.info("the fork server of the family %s ends: its memory is needed", family)
+        process = next((p for p in self._workers.values() if p.pid == server.pid), None)
+        if process is not None:
+            process.kill()  # one that reads that it is to end would take its workers along
+        server.hang_up("its memory is needed")
+        if process is not None:
+            # Until it is gone it has what it has.
+            self._cooling[family] = server
+            await process.exited
+            del self._cooling[family]
 
     async def warm(self, family: str) -> None:
         if family and not self._closed:

@@ -164,11 +164,6 @@ class Ledger:
         """Bytes by device: the most that there can be of it."""
         return {device: self.total.get(device, A_PETABYTE) for device in self.ceiling}
 
-    @cached_property
-    def standing(self) -> dict[str, int]:
-        """Shared charges without users: no eviction gives them back."""
-        return plus(*(charge for owner, charge in self.charges.items() if "/" in owner and owner not in self.users))
-
     def charge_of(self, owner: str) -> Vector:
         return self.charges.get(owner, {})
 

@@ -40,7 +40,7 @@ class Placement:
     free: Vector
     budget: Vector
     evictable: Vector
-    """What those that may go hold: with `free`, the room that evictions can make now."""
+    """What those that may go hold, fork servers included: with `free`, the room that can be made now."""
     verdicts: Sequence[Verdict] = ()
     """Every replica that was looked at, in the order in which it would go; `victim` says who does."""
 
@@ -75,3 +75,5 @@ class Notes:
 
     def decided(self, decision: Decision) -> None:
         self.decisions.append(decision)
+
+    def end_server(self, owner: str) -> None: ...

@@ -171,6 +171,9 @@ class Effects(Protocol):
 
     def decided(self, decision: Decision) -> None: ...
 
+    def end_server(self, owner: str) -> None:
+        """Ends a fork server that no worker in memory came from: ends in `charge_shared` with nothing."""
+
 
 class _Shortage(NamedTuple):
     """Sorts as it is served: further replicas last."""
@@ -885,11 +888,12 @@ class Scheduler:
 
     def _place(self, now: float) -> None:  # 4
         shortages = self._shortages(now)
+        servers = self._servers_in_memory()
+        self._keep_servers(servers)
         if not shortages and not self._promised:
             return
         # What is free or on its way and promised to nobody.
-        going = [uid for uid in self.ledger.charges if uid in self._replicas and self._goes(self._replicas[uid])]
-        room = plus(self.ledger.free, self.ledger.freed_by(going))
+        room = plus(self.ledger.free, self._coming())
         for uid, promised in list(self._promised.items()):
             room = minus(room, promised)
             broken = any(room.get(device, 0) < 0 for device in positive(promised))
@@ -900,6 +904,9 @@ class Scheduler:
         # The same less what those who wait before will get, plus their victims to come: what the others may use. Both
         # bounds hold for a newcomer: victims to come are no memory yet, and what is kept for others is not his.
         rest, kept = dict(room), set[str]()
+        # Fork servers: those that are counted on by who comes before, and those whose end he waits for.
+        counted_on = {self._server(self._known[self._replicas[uid].version])[0] for uid in self._promised}
+        awaited = set[str]()
         candidates: list[Candidate] | None = None
         spoken_for = False
         for short in shortages:
@@ -917,44 +924,55 @@ class Scheduler:
             there = next(iter(self._of(version, (ReplicaState.UNLOADED,))), None)
             if there is not None and there.uid in self._promised:
                 need = least(self._promised[there.uid], self._need(known))
-                if covers(self.ledger.free, need) and self._may_load(need) and self._start(there, need, now):
+                if self._may_start(known, need) and self._start(there, need, now):
                     return
                 continue
             need = self._need(known)
-            available = least(room, rest)
+            server = self._server(known)[0]
+            available = least(room, minus(rest, self.ledger.charge_of(server)) if server in awaited else rest)
             if covers(available, need):
                 room, rest = minus(room, need), minus(rest, need)
                 self._waiting_on.discard(version)
                 replica = there or self._new(version, now)
-                if covers(self.ledger.free, need) and self._may_load(need):
+                if self._may_start(known, need):
                     if self._start(replica, need, now):
                         return
                 else:
                     known.note = "waiting for memory that is being freed, or for other loads"
                     self._promised[replica.uid] = need
+                    counted_on.add(server)
                     self._changes += 1
                 continue
             if candidates is None:
                 candidates = self._candidates(kept)
-                pinned = pinned_bytes(candidates)
-                bounds = (self.ledger.ceiling, self.ledger.standing, pinned)
+                charges = {owner: self.ledger.charges[owner] for owner in servers}
+                bounds = (self.ledger.ceiling, charges, pinned_bytes(candidates))
                 if bounds != self._waits_within:
                     self._waits_within = bounds
                     self._waiting_on.clear()
-            spoken_for = rest.get(HOST, 0) <= 0 and not any(c.evictable and not c.pinned for c in candidates)
+            spoken_for = (
+                rest.get(HOST, 0) <= 0
+                and not any(c.evictable and not c.pinned for c in candidates)
+                and all(servers[owner] or owner in self._servers.leaving for owner in servers)
+            )
             if spoken_for and version in self._waiting_on:
                 continue
             self._waiting_on.discard(version)
-            outcome = self._plan(short, need, available, candidates, now)
+            stay = {server, *counted_on, *awaited, *self._servers.leaving}
+            may_end = {owner: users for owner, users in servers.items() if owner not in stay}
+            outcome, ends = self._plan(short, need, available, candidates, may_end, now)
             if isinstance(outcome, Impossible) or (isinstance(outcome, Wait) and short.kind == "scaled"):
                 self._hinder(short, there, outcome)
                 continue
             replica = there or self._new(version, now)
-            change = minus(self.ledger.freed_by(outcome.victims), need)
+            counted_on.add(server)
+            freed = plus(self.ledger.freed_by(outcome.victims), *(self.ledger.charges[owner] for owner in ends))
+            change = minus(freed, need)
             if isinstance(outcome, Plan):
                 known.note = "waiting for memory that is being freed"
                 self._promised[replica.uid] = need
                 self._changes += 1
+                self._servers.leaving |= dict.fromkeys(ends, False)
                 for uid in outcome.victims:
                     self._claim(self._replicas[uid], replica.uid, version, now)
                 candidates, spoken_for = None, False
@@ -968,6 +986,7 @@ class Scheduler:
                 known.wait_until = outcome.until
             if outcome.attainable:
                 kept.update(outcome.victims)
+                awaited.update(ends)
                 candidates = [replace(c, evictable=False) if c.uid in outcome.victims else c for c in candidates]
                 rest = plus(rest, change)
                 spoken_for = spoken_for and rest.get(HOST, 0) <= 0
@@ -990,8 +1009,7 @@ class Scheduler:
     def _relieve(self, now: float) -> None:  # 5
         overdraft = self.ledger.overdraft
         if overdraft:
-            going = self.ledger.freed_by(r.uid for r in self._replicas.values() if self._goes(r))
-            overdraft = positive(minus(overdraft, going))
+            overdraft = positive(minus(overdraft, self._coming()))
         if not overdraft:
             self._overdrawn_since = None
         else:
@@ -1030,6 +1048,9 @@ class Scheduler:
             if replica.state in _IN_MEMORY and self._runs_away(replica, short):
                 self._stop_runaway(replica, short, now)
                 return
+        short = self._end_unused_servers(short)
+        if not short:
+            return
         candidates = self._candidates(set())
         idle = relief(short, candidates, self.rules.policy, now)
         enough = covers(self.ledger.freed_by(idle), short)
@@ -1037,7 +1058,7 @@ class Scheduler:
             for replica in reversed(self.replicas()):
                 grown = positive(minus(self.ledger.charge_of(replica.uid), replica.granted))
                 if replica.state is ReplicaState.LOADING and any(device in short for device in grown):
-                    self._stop_grown(replica, short, pinned_bytes(candidates), now)
+                    self._stop_grown(replica, short, candidates, now)
                     return
         assert self._overdrawn_since is not None
         yield_time = self._overdrawn_since + self.rules.overdraft_grace_seconds
@@ -1054,12 +1075,26 @@ class Scheduler:
             self._drain(self._replicas[uid], reason, now, grace=self.rules.holder_grace_seconds)
             self._leaving.add(uid)
 
-    def _stop_grown(self, replica: Replica, short: Vector, pinned: Vector, now: float) -> None:
+    def _end_unused_servers(self, short: Vector) -> dict[str, int]:
+        """Fork servers that nobody uses go before any model does. What is short all the same."""
+        counted_on = {self._server(self._known[self._replicas[uid].version])[0] for uid in self._promised}
+        for owner, users in self._servers_in_memory().items():
+            memory = self.ledger.charges[owner]
+            if not users and owner not in {*counted_on, *self._servers.leaving} and memory.keys() & short.keys():
+                self._servers.leaving[owner] = False
+                self._changes += 1
+                short = positive(minus(short, memory))
+        return dict(short)
+
+    def _stop_grown(self, replica: Replica, short: Vector, candidates: Sequence[Candidate], now: float) -> None:
         """A load that turned out larger is planned again. Where no eviction can make the room that it needs, its
         callers hear that at once: they would only learn that memory is busy, and it is their model that is too large
         for what there is."""
-        version, room = replica.version, minus(minus(self.ledger.budget, self.ledger.standing), pinned)
-        known = self._known[version]
+        version = replica.version
+        known, servers = self._known[version], self._servers_in_memory()
+        own = self._server(known)[0]
+        servers.pop(own, None)
+        room = minus(minus(self.ledger.budget, self._fixed(own)), pinned_bytes(self._with_servers(candidates, servers)))
         fits = covers(room, self._need(known))
         if fits:
             # Nobody knows how much more it wants: by what it has had alone it would come back for a little each time.
@@ -1121,6 +1156,12 @@ class Scheduler:
                     self._wakes.append(grace_until)
             if not self._leases.held(replica.uid):
                 self._end(replica, self.rules.drain_grace_seconds, now)
+        for owner, told in self._servers.leaving.items():
+            there = (self._replicas[uid] for uid in self.ledger.charges if uid in self._replicas)
+            if not told and all(self._came_from(replica) != owner for replica in there):
+                self._servers.leaving[owner] = True
+                self._changes += 1
+                self._effects.end_server(owner)
 
     def _tell(self, now: float) -> None:
         """Waiters hear why they wait and how long they still will; again only when that has changed."""
@@ -1241,7 +1282,7 @@ class Scheduler:
         spawned = known.measured is not None and known.measured.start_mode is StartMode.SPAWNED
         if not family or spawned or not self._servers.forks(owner):
             return "", {}
-        if owner in self.ledger.charges:
+        if owner in self.ledger.charges and owner not in self._servers.leaving:
             return owner, {}
         return owner, dict(self._servers.memory(owner) or self.rules.prediction.server(known.facts))
 
@@ -1252,7 +1293,7 @@ class Scheduler:
         if not owner:
             return "", 0.0
         default = self.rules.prediction.server_seconds(known.facts)
-        if owner not in self.ledger.charges:
+        if owner not in self.ledger.charges or owner in self._servers.leaving:
             return owner, self._servers.start_seconds(owner, default)
         return owner, self._servers.ready_in(owner, default, now)
 
@@ -1475,12 +1516,28 @@ class Scheduler:
             for device in positive(need)
         )
 
+    def _may_start(self, known: Known, need: Vector) -> bool:
+        """Whether its memory is there and a load may begin; not from a fork server that is about to end."""
+        return (
+            covers(self.ledger.free, need)
+            and self._may_load(need)
+            and self._server(known)[0] not in self._servers.leaving
+        )
+
     def _plan(
-        self, short: _Shortage, need: Vector, available: Vector, candidates: list[Candidate], now: float
-    ) -> Plan | Wait | Impossible:
+        self,
+        short: _Shortage,
+        need: Vector,
+        available: Vector,
+        candidates: list[Candidate],
+        servers: Mapping[str, set[str]],
+        now: float,
+    ) -> tuple[Plan | Wait | Impossible, list[str]]:
+        """What is to be done, and which of the fork servers end for it. They do only where models alone cannot make the
+        room: the next load of their family waits for its libraries again."""
         version = short.version
-        ceiling = minus(self.ledger.ceiling, self.ledger.standing)
-        budget = minus(self.ledger.budget, self.ledger.standing)
+        fixed = self._fixed(self._server(self._known[version])[0])
+        ceiling, budget = minus(self.ledger.ceiling, fixed), minus(self.ledger.budget, fixed)
         asked = Need(need, available, ceiling, budget, self._priority(short, now))
         if short.kind == "scaled":
             idle = now - self.rules.scaling.idle_seconds
@@ -1488,16 +1545,45 @@ class Scheduler:
                 replace(c, evictable=c.evictable and not c.busy and c.last_used_time <= idle and c.version != version)
                 for c in candidates
             ]
-        outcome = plan(asked, candidates, self.rules.policy, now)
+        outcome, ends = plan(asked, candidates, self.rules.policy, now), list[str]()
+        if servers and short.kind != "scaled" and not isinstance(outcome, Plan):
+            unused = [self.ledger.charges[owner] for owner, users in servers.items() if not users]
+            candidates = self._with_servers(candidates, servers)
+            outcome = plan(replace(asked, available=plus(available, *unused)), candidates, self.rules.policy, now)
+            if not isinstance(outcome, Impossible):
+                missing = positive(minus(minus(need, available), self.ledger.freed_by(outcome.victims)))
+                ends = self._servers_for(missing, servers, set(outcome.victims))
+        reason = ""
+        if ends and isinstance(outcome, Plan):
+            reason = f"makes room for {version}, as does the end of the fork server of {_families(ends)}"
         # What stays the same is told once, not at every look.
         told = (type(outcome), outcome.victims if not isinstance(outcome, Impossible) else ())
         if self._decided.get(version) != told or isinstance(outcome, Plan):
-            self._effects.decided(Decision(version, asked, candidates, outcome, self.rules.policy, now))
+            policy = self.rules.policy
+            self._effects.decided(Decision(version, asked, candidates, outcome, policy, now, reason=reason))
         if isinstance(outcome, Plan) or (isinstance(outcome, Impossible) and short.kind == "asked"):
             self._decided.pop(version, None)
         else:
             self._decided[version] = told
-        return outcome
+        return outcome, ends
+
+    def _with_servers(self, candidates: Iterable[Candidate], servers: Mapping[str, set[str]]) -> list[Candidate]:
+        """The candidates with the fork servers that they came from, each of which goes with its last worker."""
+        return [
+            replace(
+                c, shares={**c.shares, **{o: self.ledger.charges[o] for o, users in servers.items() if c.uid in users}}
+            )
+            for c in candidates
+        ]
+
+    def _servers_for(self, missing: Vector, servers: Mapping[str, set[str]], victims: set[str]) -> list[str]:
+        """Fork servers without any other worker than these, as many as it takes to find what is missing."""
+        ends = list[str]()
+        for owner, users in servers.items():
+            if users <= victims and missing.keys() & self.ledger.charges[owner].keys():
+                ends.append(owner)
+                missing = positive(minus(missing, self.ledger.charges[owner]))
+        return ends
 
     def _tell_why(
         self, trigger: Trigger, going: Sequence[str], reason: str, now: float, short: Vector = _NOTHING
@@ -1630,6 +1716,38 @@ class Scheduler:
         """Its memory is on its way back."""
         return replica.state in (ReplicaState.DRAINING, ReplicaState.FAILED)
 
+    def _coming(self) -> dict[str, int]:
+        """Bytes by device that are on their way back."""
+        going = [uid for uid in self.ledger.charges if uid in self._replicas and self._goes(self._replicas[uid])]
+        leaving = (self.ledger.charge_of(owner) for owner in self._servers.leaving)
+        return plus(self.ledger.freed_by(going), *leaving)
+
+    def _servers_in_memory(self) -> dict[str, set[str]]:
+        """By owner: fork servers that are charged for themselves, with the workers in memory that came from each and
+        stay, by uid."""
+        charges, users = self.ledger.charges, self.ledger.users
+        found = {owner: set[str]() for owner in charges if owner.startswith(PREFIX) and owner not in users}
+        for uid in charges if found else ():
+            replica = self._replicas.get(uid)
+            if replica is not None and not self._goes(replica) and (owner := self._came_from(replica)) in found:
+                found[owner].add(uid)
+        return found
+
+    def _came_from(self, replica: Replica) -> str:
+        """The owner of the fork server of its family; empty when it was spawned."""
+        family = self.rules.families.get(replica.engine, "")
+        return f"{PREFIX}{family}" if family and replica.start_mode is not StartMode.SPAWNED else ""
+
+    def _fixed(self, own: str) -> Vector:
+        """The charge of the fork server that a load comes from, which does not end for it."""
+        return {} if own in self.ledger.users or own in self._servers.leaving else self.ledger.charge_of(own)
+
+    def _keep_servers(self, servers: Mapping[str, set[str]]) -> None:
+        """Fork servers stay whose end nobody waits for any more, or that a worker that stays came from."""
+        for owner, told in list(self._servers.leaving.items()):
+            if not told and (servers.get(owner) or not (self._promised or self.ledger.overdraft)):
+                del self._servers.leaving[owner]
+
     def _time_counts(self) -> bool:
         """Whether something may happen because a replica is idle."""
         return (
@@ -1695,9 +1813,15 @@ class Scheduler:
             known.source(self.rules.prediction, own, forked),
             decision.need.available if decision is not None else before.free,
             self.ledger.budget,
-            self.ledger.freed_by(v.candidate.uid for v in judged if not v.reason),
+            self._evictable({v.candidate.uid for v in judged if not v.reason}, self._server(known)[0]),
             judged,
         )
+
+    def _evictable(self, may_go: set[str], own: str) -> dict[str, int]:
+        """What comes back when these go, and the fork servers that then have no worker, except for its own."""
+        servers = self._servers_in_memory().items()
+        ends = (self.ledger.charges[owner] for owner, users in servers if owner != own and users <= may_go)
+        return plus(self.ledger.freed_by(may_go), *ends)
 
     def _fate(
         self, version: str, replica: Replica | None, lease: str, notes: Notes, now: float
@@ -1713,7 +1837,11 @@ class Scheduler:
         if replica is not None and replica.state is ReplicaState.LOADING:
             return PlacementOutcome.FITS, "it fits in the memory that is free", ready_in
         if replica is not None and replica.uid in self._promised:
-            return PlacementOutcome.FITS_AFTER_EVICTION, "it fits once others are gone", ready_in
+            servers = f"the fork server of {_families(self._servers.leaving)}" if self._servers.leaving else ""
+            gone = any(self._goes(other) for other in self._replicas.values())
+            who = " and ".join(filter(None, ("others" if gone or not servers else "", servers)))
+            reason = f"it fits once {who} {'is' if who == servers else 'are'} gone"
+            return PlacementOutcome.FITS_AFTER_EVICTION, reason, ready_in
         return PlacementOutcome.WAITS, self._known[version].note or "it waits", ready_in
 
 
@@ -1764,11 +1892,15 @@ def _tells_the_same(
     return abs(before[0] - after[0]) <= max(slack_seconds, 0.2 * (after[0] - now))
 
 
+def _families(owners: Iterable[str]) -> str:
+    return " and ".join(owner.removeprefix(PREFIX) for owner in owners)
+
+
 def _never_fits(version: str, outcome: Impossible) -> NeverFits:
     return NeverFits(
         f"{version} needs {outcome.need_bytes} bytes on {outcome.device}; evictions can make room for "
         f"{outcome.evictable_bytes} at most, if other programs use nothing: the {outcome.budget_bytes} of the budget "
-        f"that running fork servers leave, without the {outcome.pinned_bytes} that are pinned",
+        f"that its own fork server leaves, without the {outcome.pinned_bytes} that are pinned",
         model_version=version,
         device=outcome.device,
         need_bytes=outcome.need_bytes,

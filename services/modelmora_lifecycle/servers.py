@@ -6,6 +6,8 @@ A server is measured like a version whose name is its owner in the ledger: what 
 
 A server may be there and fork nothing: a library is missing, or an accelerator is open in it. Then workers are spawned
 after all, with all the libraries for their own; the first one of the family shows it, and it is expected of the next.
+
+A server whose memory is needed is leaving: it ends once no worker of its is left, and until it is gone none is started.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ class ForkServers:
         self._open: dict[str, float] = {}
         """Since when they take orders."""
         self._barren: set[str] = set()
+        self.leaving: dict[str, bool] = {}
+        """By owner: whose memory is needed, and whether they were told to end."""
 
     def measurement(self, owner: str) -> Measured | None:
         return self._measured.get(owner)
@@ -62,6 +66,7 @@ class ForkServers:
     def ended(self, owner: str) -> None:
         self._since.pop(owner, None)
         self._open.pop(owner, None)
+        self.leaving.pop(owner, None)
 
     def launched(self, owner: str, mode: StartMode) -> None:
         """A worker of its family was started in this way."""
@@ -96,5 +101,5 @@ class ForkServers:
     def __copy__(self) -> ForkServers:
         other = ForkServers()
         other._measured, other._since, other._open = copy(self._measured), copy(self._since), copy(self._open)
-        other._barren = copy(self._barren)
+        other._barren, other.leaving = copy(self._barren), copy(self.leaving)
         return other

@@ -219,3 +219,5 @@ class _World:
     def decided(self, decision: Decision) -> None:
         if isinstance(decision.outcome, Plan) and decision.trigger is Trigger.PLACEMENT:
             self._add(evictions=len(decision.outcome.victims))
+
+    def end_server(self, owner: str) -> None: ...

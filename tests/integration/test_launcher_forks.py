@@ -266,15 +266,41 @@ async def test_closing_ends_a_fork_server_that_is_still_importing(data_dir, libr
 
 async def test_an_idle_fork_server_makes_room_for_another_family(launcher):
     worker = await launch(launcher)
-    launcher.cool(keep="other")
-    assert len(launcher.fork_servers()) == 1, "it has a worker"
+    pid = family_pid(launcher)
+    await launcher.cool("other")
+    cooling = asyncio.create_task(launcher.cool("cheap"))
+    await asyncio.sleep(0.2)
+    assert launcher.fork_servers() == [("cheap", pid)], "it has a worker"
     worker.kill()
     await worker.exited
-    launcher.cool(keep="cheap")
-    pid = family_pid(launcher)
-    launcher.cool(keep="other")
+    await cooling
     assert launcher.fork_servers() == []
-    await ended(pid)
+    assert not Path(f"/proc/{pid}").exists()
+    assert (await launch(launcher)).start_mode == "forked"
+    assert family_pid(launcher) != pid
+
+
+async def test_a_fork_server_that_stays_in_use_ends_all_the_same_and_its_worker_lives_on(launcher, monkeypatch):
+    monkeypatch.setattr(launchers, "_COOL_SECONDS", 0.1)
+    worker = await launch(launcher)
+    await asyncio.wait_for(launcher.cool("cheap"), 10)
+    assert launcher.fork_servers() == []
+    assert not worker.exited.done()
+    assert Path(f"/proc/{worker.pid}").exists()
+
+
+async def test_a_fork_server_that_is_stopped_ends_when_its_memory_is_needed(launcher):
+    worker = await launch(launcher)
+    worker.kill()
+    await worker.exited
+    pid = family_pid(launcher)
+    os.kill(pid, signal.SIGSTOP)
+    cooling = asyncio.create_task(launcher.cool("cheap"))
+    await asyncio.sleep(0)
+    assert launcher.fork_servers() == [("cheap", pid)], "it still has its memory"
+    await asyncio.wait_for(cooling, 10)
+    assert launcher.fork_servers() == []
+    assert not Path(f"/proc/{pid}").exists()
 
 
 async def spare_of(launcher: LocalLauncher) -> int:
@@ -431,9 +457,8 @@ async def test_a_fork_server_with_nothing_but_a_spare_is_idle(launcher):
     spare, server = await spare_of(launcher), family_pid(launcher)
     worker.kill()
     await worker.exited
-    launcher.cool(keep="cheap")
     assert launcher.spares() == [("cheap", spare)]
-    launcher.cool(keep="other")
+    await asyncio.wait_for(launcher.cool("cheap"), 5)
     assert launcher.fork_servers() == launcher.spares() == []
     await ended(spare)
     await ended(server)

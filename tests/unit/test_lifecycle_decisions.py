@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from fakes import FakeClock, FakeEffects, FakeWorker
 from modelmora.errors import MemoryBusy, OutOfMemory
@@ -92,7 +94,7 @@ def test_an_overdraft_names_its_cause_and_everyone_who_was_looked_at(node: Node,
     if trigger is Trigger.OVERDRAFT:
         node.use("b", 1)
         node.scheduler.measured(second, {HOST: 44}, now)
-        node.scheduler.charge_shared("fork-servers/echo", {HOST: 30}, now)
+        node.scheduler.charge_shared("artifacts/b", {HOST: 30}, now, [second])
     elif trigger is Trigger.FOREIGN:
         node.scheduler.observed({HOST: 45}, now)
     else:
@@ -165,6 +167,7 @@ def test_a_load_that_outgrows_all_room_there_is_fails_at_once_and_says_why(
     # The ceiling would do, what other programs have left does not.
     node.scheduler.configure(node.rules, {HOST: 600 * MIB}, node.clock.now)
     node.scheduler.observed({HOST: 150 * MIB}, node.clock.now)
+    node.scheduler.configure(replace(node.rules, families={"echo": "echo"}), {HOST: 600 * MIB}, node.clock.now)
     node.scheduler.charge_shared("fork-servers/echo", {HOST: 5 * MIB}, node.clock.now)
     facts = VersionFacts("guessed", "echo", declared={HOST: declared * MIB} if declared else {})
     uid = node.scheduler.want("x", facts, priority=20, deadline=FOREVER, now=node.clock.now)

@@ -206,7 +206,6 @@ def test_a_shared_charge_has_users_or_stays() -> None:
     ledger = Ledger({HOST: 100}).reserve("a", {HOST: 10}).reserve("b", {HOST: 10})
     ledger = ledger.share("artifacts/x", {HOST: 30}, ["a", "b", "gone"]).share("fork-servers/t", {HOST: 5})
     assert ledger.charged == {HOST: 55}
-    assert ledger.standing == {HOST: 5}
     assert ledger.freed_by(["a"]) == {HOST: 10}
     assert ledger.freed_by(["a", "b"]) == {HOST: 50}
     assert ledger.release("a").charged == {HOST: 45}

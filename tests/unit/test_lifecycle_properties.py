@@ -42,8 +42,10 @@ from modelmora_lifecycle.domain import (
 from modelmora_lifecycle.eviction import POLICIES, Policy
 from modelmora_lifecycle.ledger import positive
 from modelmora_lifecycle.placement import PlacementOutcome
+from modelmora_lifecycle.prediction import Prediction
 from modelmora_lifecycle.scaling import Scaling
 from modelmora_lifecycle.scheduler import Rules
+from modelmora_lifecycle.servers import PREFIX
 
 FOREVER = float("inf")
 BUDGET = {HOST: 100, "cuda:0": 50}
@@ -73,6 +75,9 @@ class Case:
     workers: list[FakeWorker]
     actions: list[tuple[Any, ...]]
     rules: Rules
+    engines: list[str]
+    server_bytes: int
+    """Of a fork server, when it has imported all it needs."""
     saturating: bool
     stubborn: bool
 
@@ -91,7 +96,12 @@ class World(FakeEffects):
         self.removing = False
         """An operator or an overdraft makes versions go that are otherwise kept."""
         self.workers = {f"m{index}": worker for index, worker in enumerate(case.workers)}
-        self.models = [VersionFacts(f"m{i}", "echo", declared=size) for i, size in enumerate(case.sizes)]
+        self.models = [
+            VersionFacts(f"m{index}", case.engines[index], declared=size) for index, size in enumerate(case.sizes)
+        ]
+        self.servers: dict[str, int] = {}
+        """Fork servers that run, with their bytes."""
+        self.ending: set[str] = set()
         self.on_event = self.check
         for action in case.actions:
             getattr(self, f"do_{action[0]}")(*action[1:])
@@ -182,7 +192,8 @@ class World(FakeEffects):
         self.removing = True
         replica = self.pick(index)
         if replica is None or index % 4 == 0:
-            self.scheduler.charge_shared("fork-servers/echo", {HOST: memory_bytes // 4}, self.clock.now)
+            for owner in list(self.servers)[:1]:
+                self.server_has(owner, memory_bytes // 4)
         else:
             users = [r.uid for r in self.scheduler.replicas() if r.version == replica.version and r.uid in self.alive]
             self.scheduler.charge_shared(f"artifacts/{replica.version}", {HOST: memory_bytes}, self.clock.now, users)
@@ -281,7 +292,46 @@ class World(FakeEffects):
         there = [r for r in self.scheduler.replicas() if r.version == facts.name and r.state in IN_MEMORY]
         assert len(there) <= self.scheduler.residency(facts.name).max_replicas
         self.starts.append(self.clock.now)
+        if owner := self.server_of(replica):
+            assert owner not in self.ending, "a load from a fork server that ends"
+            self.servers.setdefault(owner, self.case.server_bytes)
         super().start(replica, facts, need)
+
+    def server_of(self, replica: Replica) -> str:
+        return f"{PREFIX}{replica.engine}" if replica.engine in self.rules.families else ""
+
+    def server_has(self, owner: str, memory_bytes: int) -> None:
+        """What is measured of it; nothing: it is gone."""
+        if owner in self.servers and memory_bytes:
+            self.servers[owner] = memory_bytes
+        elif owner in self.servers:
+            del self.servers[owner]
+            self.ending.discard(owner)
+        self.scheduler.charge_shared(owner, {HOST: memory_bytes} if memory_bytes else {}, self.clock.now)
+
+    def end_server(self, owner: str) -> None:
+        assert owner in self.servers
+        assert owner not in self.ending, "told twice"
+        there = [r for r in self.scheduler.replicas() if r.uid in self.alive and self.server_of(r) == owner]
+        assert there == [], "the end of a fork server that has workers"
+        self.ending.add(owner)
+        self.log.append(("end_server", owner))
+        self.later(0.3, lambda: self.server_has(owner, 0))
+
+    def never_fits(self, model: str, error: NeverFits) -> None:
+        """Who is told so would not fit beside what may never go, even if all the rest went."""
+        scheduler = self.scheduler
+        stay = [
+            r
+            for r in scheduler.replicas()
+            if r.uid in self.alive and (r.pinned or scheduler.residency(r.version).min_replicas)
+        ]
+        servers = {self.server_of(r) for r in stay} | {f"{PREFIX}{self.models[int(model[1:])].engine}"}
+        owners = [r.uid for r in stay] + [f"artifacts/{r.version}" for r in stay] + sorted(servers)
+        owners = list(dict.fromkeys(owners))
+        device, need_bytes = error.metadata["device"], int(error.metadata["need_bytes"])
+        held = sum(scheduler.ledger.charge_of(owner).get(device, 0) for owner in owners)
+        assert need_bytes + held > scheduler.ledger.ceiling[device], "it would fit"
 
     def granted(self, lease: str, replica: Replica) -> None:
         held = self.holders[lease]
@@ -334,6 +384,8 @@ class World(FakeEffects):
         self.holders[lease].over = True
         known = NeverFits | MemoryBusy | OutOfMemory | DeadlineExceeded | LoadFailed | NodeCordoned | ModelLoading
         assert isinstance(error, known), error
+        if isinstance(error, NeverFits):
+            self.never_fits(self.holders[lease].model, error)
         super().refused(lease, error)
 
     def invite(self, lease: str, replica: Replica) -> None:
@@ -349,6 +401,8 @@ class World(FakeEffects):
 
     def changed(self, replica: Replica, previous: ReplicaState) -> None:
         super().changed(replica, previous)
+        if replica.state is S.LOADED and (owner := self.server_of(replica)):
+            self.later(0.2, lambda: owner in self.servers and self.server_has(owner, self.servers[owner]))  # type: ignore[func-returns-value]
         if previous is S.DRAINING and replica.state is S.LOADED:
             assert not replica.claimed_by
         if replica.state is S.DRAINING and not self.removing and not replica.reason.startswith("replaced"):
@@ -361,6 +415,8 @@ class World(FakeEffects):
         charges, users = scheduler.ledger.charges, scheduler.ledger.users
         assert {owner for owner in charges if "/" not in owner} == set(self.alive), "a charge without a process"
         assert all(who and who <= set(self.alive) for who in users.values()), "what nobody uses is charged"
+        standing = {owner for owner in charges if owner.startswith(PREFIX) and owner not in users}
+        assert standing <= set(self.servers), "a server that is gone"
         for held in self.holders.values():
             if not held.over and not held.replica:
                 mine = {h.replica for h in self.open_leases() if held.holder and h.holder == held.holder}
@@ -378,6 +434,8 @@ def rules_of(random: Random) -> Rules:
         load_concurrency=random.choice([1, 2, 4]),
         policy=Policy(random.choice(POLICIES)),
         scaling=Scaling(up_after_seconds=1.0, pause_seconds=3.0, idle_seconds=10.0),
+        prediction=Prediction(bare_overhead_bytes=random.choice([0, 4, 15])),
+        families={name: name for name in random.choice([(), ("echo",), ("echo", "other")])},
     )
 
 
@@ -429,7 +487,9 @@ def random_case(random: Random, length: int = 40) -> Case:
         for _ in range(5)
     ]
     actions = [action() for _ in range(random.randint(5, length))]
-    return Case(sizes, workers, actions, rules_of(random), random.random() < 0.4, random.random() < 0.2)
+    rules, engines = rules_of(random), [random.choice(["echo", "other"]) for _ in sizes]
+    server_bytes = random.choice([1, 5, 20])
+    return Case(sizes, workers, actions, rules, engines, server_bytes, random.random() < 0.4, random.random() < 0.2)
 
 
 WEIGHTS = {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from fakes import FakeClock, FakeEffects, FakeWorker
-from modelmora_lifecycle.domain import HOST, MIB, StartMode, VersionFacts
+from modelmora.errors import NeverFits
+from modelmora_lifecycle.domain import HOST, MIB, Residency, StartMode, VersionFacts
 from modelmora_lifecycle.main import Settings, rules
 from modelmora_lifecycle.placement import PlacementOutcome
 from modelmora_lifecycle.prediction import Measured, Setup, setup_of
@@ -46,7 +49,6 @@ def test_the_first_load_reserves_its_fork_server_once(node: Node) -> None:
     node.run_for(2.0)
     node.server_has(280 * MIB)
     assert node.charges()[SERVER] == 280 * MIB
-    assert node.scheduler.ledger.standing == {HOST: 280 * MIB}
     second = node.want(version("b"))
     assert node.charges()[second] == OWN
 
@@ -161,6 +163,168 @@ def test_a_place_that_was_promised_beside_a_fork_server_stands_when_it_is_gone(n
     node.server_has(0)
     node.run_for(1.0)
     assert node.charges()[uid] > 0
+
+
+# Fork servers whose memory is needed.
+
+
+def other(name: str, memory_mib: int) -> VersionFacts:
+    return VersionFacts(name, "echo", declared={HOST: memory_mib * MIB})
+
+
+def warmed(node: Node) -> str:
+    """A model in memory, and the fork server it came from. 148 + 280 MiB."""
+    uid = node.want(version("a"))
+    node.run_for(5.0)
+    node.server_has(280 * MIB)
+    return uid
+
+
+def ends(node: Node) -> list[object]:
+    return [call[1] for call in node.of("end_server")]
+
+
+def test_a_fork_server_without_workers_ends_for_who_needs_its_memory(node: Node) -> None:
+    warmed(node)
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    assert node.charges() == {SERVER: 280 * MIB}
+    told = node.scheduler.explain(other("b", 900), 20, node.clock.now)
+    assert told.outcome is PlacementOutcome.FITS_AFTER_EVICTION
+    assert told.reason == "it fits once the fork server of torch is gone"
+    assert told.evictable == {HOST: 280 * MIB}
+    assert ends(node) == [], "it was only asked"
+    uid = node.want(other("b", 900))
+    assert ends(node) == [SERVER]
+    assert node.charges() == {SERVER: 280 * MIB}, "its memory is not free before it is gone"
+    decision = node.of("decided")[-1][1]
+    assert decision.reason == "makes room for b, as does the end of the fork server of torch"  # type: ignore[attr-defined]
+    node.run_for(0.2)
+    assert node.charges() == {uid: 900 * MIB}
+    assert ends(node) == [SERVER]
+
+
+def test_the_last_model_of_a_family_goes_with_its_fork_server(node: Node) -> None:
+    first = warmed(node)
+    told = node.scheduler.explain(other("b", 900), 20, node.clock.now)
+    assert told.reason == "it fits once others and the fork server of torch are gone"
+    assert told.evictable == {HOST: sum(node.charges().values())}
+    uid = node.want(other("b", 900))
+    assert ends(node) == [], "it has a worker"
+    assert ("stop", first, "a") in node.log
+    node.run_for(1.0)
+    assert ends(node) == [SERVER]
+    assert node.charges() == {uid: 900 * MIB}
+
+
+def test_no_fork_server_ends_where_models_alone_make_the_room(node: Node) -> None:
+    warmed(node)
+    node.want(other("b", 500))
+    node.run_for(5.0)
+    node.want(other("c", 150))
+    node.run_for(5.0)
+    assert set(node.charges()) >= {SERVER}
+    assert ends(node) == []
+
+
+def test_what_a_pinned_model_came_from_stays(node: Node) -> None:
+    warmed(node)
+    node.scheduler.set_residency("a", Residency(pinned=True), version("a"), node.clock.now)
+    node.want(other("b", 900))
+    error = node.of("refused")[-1][2]
+    assert isinstance(error, NeverFits)
+    both = sum(node.charges().values())
+    assert int(error.metadata["pinned_bytes"]) == both
+    assert int(error.metadata["evictable_bytes"]) == 1000 * MIB - both
+    assert ends(node) == []
+
+
+def test_a_load_does_not_end_the_fork_server_that_it_comes_from(node: Node) -> None:
+    warmed(node)
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    node.want(replace(version("b"), declared={HOST: 721 * MIB}))
+    error = node.of("refused")[-1][2]
+    assert isinstance(error, NeverFits)
+    assert int(error.metadata["budget_bytes"]) == 720 * MIB
+    assert ends(node) == []
+
+
+def test_no_worker_is_started_from_a_fork_server_that_is_to_end(node: Node) -> None:
+    first = warmed(node)
+    node.workers["a"] = FakeWorker(stop_seconds=3.0)
+    node.want(other("b", 850))
+    second = node.want(version("c"))
+    assert node.charges().keys() == {first, SERVER}
+    node.run_for(30.0)
+    started = [call[2] for call in node.of("start")]
+    assert started == ["a", "b", "c"]
+    assert node.charges().keys() == {second, SERVER}
+    assert node.charges()[SERVER] == 280 * MIB, "a new one, as large as the last"
+
+
+def test_a_fork_server_that_a_promised_load_comes_from_does_not_end(node: Node) -> None:
+    warmed(node)
+    node.workers["filler"] = FakeWorker(stop_seconds=3.0)
+    node.want(other("filler", 550))
+    node.run_for(5.0)
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    node.want(replace(version("b"), declared={HOST: 400 * MIB}))
+    assert node.of("stop")[-1][2] == "filler"
+    node.want(other("c", 600))
+    assert ends(node) == [], "b is promised a fork of it"
+    node.run_for(4.0)
+    assert "b" in [call[2] for call in node.of("start")]
+
+
+def test_who_waits_for_the_end_of_a_fork_server_is_not_overtaken_by_those_who_would_come_from_it(node: Node) -> None:
+    first = warmed(node)
+    now = node.clock.now
+    node.scheduler.want("holder", version("a"), priority=30, deadline=FOREVER, now=now)
+    node.scheduler.in_use("holder", 1, 0, 0.0, now)
+    node.want(other("b", 850))
+    for number in range(40):
+        node.want(version(f"small{number}"))
+        node.run_for(1.0)
+        if node.of("yielding"):
+            break
+    assert number in range(9, 12), "the work is as urgent as HIGH, the want as MEDIUM"
+    assert [call[2] for call in node.of("start")] == ["a"], "a fork would keep the server"
+    node.scheduler.release("holder", node.clock.now)
+    node.run_for(1.0)
+    assert first not in node.charges()
+    assert [call[2] for call in node.of("start")][1] == "b"
+
+
+def test_a_fork_server_that_nobody_uses_goes_before_any_model_when_memory_is_short(node: Node) -> None:
+    warmed(node)
+    node.want(other("b", 500))
+    node.run_for(5.0)
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    node.scheduler.observed({HOST: 300 * MIB}, node.clock.now)
+    assert ends(node) == [SERVER]
+    node.run_for(10.0)
+    assert "b" not in [call[2] for call in node.of("stop")]
+    assert ends(node) == [SERVER]
+    node.scheduler.observed({HOST: 600 * MIB}, node.clock.now)
+    node.run_for(1.0)
+    assert "b" in [call[2] for call in node.of("stop")]
+
+
+def test_a_fork_server_stays_when_nobody_waits_for_its_end_any_more(node: Node) -> None:
+    first = warmed(node)
+    node.scheduler.want("holder", version("a"), priority=20, deadline=FOREVER, now=node.clock.now)
+    node.scheduler.in_use("holder", 1, 0, 0.0, node.clock.now)
+    node.want(other("b", 900))
+    assert node.of("yielding")
+    node.scheduler.release("lease of b", node.clock.now)
+    node.want(version("c"))
+    assert ("start", f"r{int(node.scheduler.replicas()[-1].uid[1:])}", "c") in node.log
+    node.run_for(5.0)
+    assert ends(node) == []
+    assert first in node.charges()
 
 
 def test_a_node_knows_its_processors_and_who_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
