@@ -692,15 +692,20 @@ class Node:
     def decided(self, decision: Decision) -> None:
         if isinstance(decision.outcome, Plan):
             EVICTIONS.labels(decision.trigger.value).inc(len(decision.outcome.victims))
-        else:
-            facts = self.scheduler.facts(decision.version)
-            self._launcher.cool(keep=self._worker_rules.families.get(facts.engine, "") if facts else "")
         if decision.trigger is Trigger.PLACEMENT:
-            log.info("to place %s: %s", decision.version, decision.outcome)
+            told = f"{decision.reason}: {decision.outcome}" if decision.reason else decision.outcome
+            log.info("to place %s: %s", decision.version, told)
         else:
             log.info("%s (%s): %s", decision.reason, decision.trigger.value, decision.outcome)
         if self._journal is not None:
             self._journal.decided(decision)
+
+    def end_server(self, owner: str) -> None:
+        async def end() -> None:
+            await self._launcher.cool(owner.removeprefix(PREFIX))
+            await self._measure()
+
+        self._spawn(asyncio.create_task(end(), name=f"end of {owner}"))
 
     def _keep(self, replica: Replica) -> None:
         measured = self.scheduler.measurement(replica.version)

@@ -79,3 +79,28 @@ async def test_the_start_and_the_size_of_a_fork_server_are_learned_told_and_kept
             assert need - without == found[SERVER][0]
     finally:
         await connection.close()
+
+
+@pytest.mark.usefixtures("engine")
+async def test_a_model_that_fits_without_the_fork_server_of_others_gets_its_memory(
+    database_url: str, data_dir: Path
+) -> None:
+    async with rig(database_url, data_dir) as node:
+        version, big = await theirs(node), await node.echo("acme/big", memory_bytes=300 * MIB)
+
+        async def told() -> str:
+            return (await explain(node, big)).reason
+
+        await node.load(version)
+        await eventually(told, lambda reason: reason == "it fits once others and the fork server of cheap are gone")
+        await node.load(big)
+        (kept,) = await node.replicas()
+        assert kept.model_version == big
+        assert await node.charged() < 340 * MIB
+        await node.unload(big)
+        await node.load(version)
+        await eventually(told, lambda reason: "the fork server of cheap" in reason)
+        await node.unload(version)
+        assert await told() == "it fits once the fork server of cheap is gone"
+        await node.load(big)
+        assert await node.charged() < 340 * MIB
