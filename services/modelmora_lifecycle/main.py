@@ -526,9 +526,11 @@ class RegistryHold:
         self._task = asyncio.create_task(self._keep(), name=f"hold of {name}")
 
     async def acquired(self) -> None:
-        """In force, or the registry is away: what it cannot delete now, it will not delete behind our back, for the
-        hold is asked for again as soon as it is there. Raises VersionNotFound, ModelNotFound, VersionDrifted."""
-        await asyncio.shield(self._first)
+        """In force, or the registry is away or says nothing: what it cannot delete now, it will not delete behind our
+        back, for the hold is asked for as long as we have it. Raises VersionNotFound, ModelNotFound, VersionDrifted."""
+        await asyncio.wait((self._first,), timeout=_RPC_SECONDS)
+        self._settle()
+        await self._first
 
     async def golden(self) -> registry_pb2.GoldenInputs | None:
         return await asyncio.shield(self._golden)

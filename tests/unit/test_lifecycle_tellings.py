@@ -1,4 +1,4 @@
-"""What the node tells one holder, and tunings that begin while others end."""
+"""What the node tells one holder, tunings that begin while others end, and a registry that says nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 from collections import defaultdict
 
 import pytest
-from modelmora.errors import NodeCordoned
+from modelmora.errors import NodeCordoned, VersionNotFound
+from modelmora_lifecycle import main
 from modelmora_lifecycle.actor import LeaseEnd, Loading, Yielding
 from modelmora_lifecycle.domain import VersionFacts
 from modelmora_lifecycle.tuner import Tuner, TunerRules
@@ -70,3 +71,31 @@ async def test_a_tuning_that_begins_while_the_last_one_is_written_down_ends_with
         assert (await store.begun.get()).uid == second.uid
         await tuner.close()
     assert (await tuner.get(second.uid)).end_time
+
+
+class Silent:
+    """A registry that takes a hold and does not answer; until it says that there is no such version."""
+
+    def __init__(self) -> None:
+        self.says = asyncio.Event()
+        self.deleted = asyncio.get_running_loop().create_future()
+        self.on_deleted = self.deleted.set_result
+
+    async def keep_hold(self, *_: object) -> None:
+        await self.says.wait()
+        raise VersionNotFound
+
+    def forget(self, name: str) -> None: ...
+
+    def release_hold(self, hold_id: str) -> None: ...
+
+
+async def test_a_load_does_not_wait_for_ever_for_a_registry_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "_RPC_SECONDS", 0.01)
+    registry = Silent()
+    hold = main.RegistryHold(registry, "models/a/b/versions/1")  # type: ignore[arg-type]
+    async with asyncio.timeout(30):
+        await hold.acquired()
+        registry.says.set()  # a late no takes it out of memory
+        assert await registry.deleted == "models/a/b/versions/1"
+    hold.release()
