@@ -278,7 +278,8 @@ class Node:
         begin = end.want_time if not end.used or use_since is None else use_since
         end.used = True
         tried = "#" in end.version  # a candidate of a tuning: no caller has asked for it
-        if self._journal is None or tried or self.scheduler.facts(end.version) is None:
+        facts = self.scheduler.facts(end.version)
+        if self._journal is None or tried or facts is None:
             return
         now = time.monotonic()
         replica = end.replica and (self.replica(end.replica.uid) or end.replica)
@@ -289,7 +290,8 @@ class Node:
                 end.priority,
                 datetime.fromtimestamp(self.wall_time(begin), UTC),
                 now - use_since if use_since is not None else 0.0,
-                dict(measured.peak if measured else replica.peak if replica else {}),
+                # What a load reserves: a simulation adds nothing to it.
+                self.scheduler.rules.prediction.before_load(facts, measured),
                 (measured.typical_load_seconds if measured else None) or (replica.load_seconds if replica else 0.0),
             )
         )
