@@ -337,7 +337,7 @@ class Scheduler:
         lease = "explained"
         need = twin._need(twin._known.see(facts, twin._in_use_versions))
         twin.want(lease, facts, priority=priority, deadline=ENDLESS, now=now)
-        placement = twin._placement(facts, lease, notes, now, need, self.ledger)
+        placement = twin._placement(facts, lease, notes, now, need, self.ledger, priority)
         if placement.outcome is PlacementOutcome.FITS and self._of(facts.name, (ReplicaState.LOADING,)):
             return replace(placement, reason="it is being loaded")
         return placement
@@ -478,7 +478,8 @@ class Scheduler:
         for replica in there:
             self._send_away(replica, "unloaded by name", now, self.rules.drain_grace_seconds)
         for lease in waiters:
-            self._refuse(lease, LoadFailed(f"{version} was unloaded by name", retry_after_seconds=1.0))
+            error = LoadFailed(f"{version} was unloaded by name", retry_after_seconds=1.0, model_version=version)
+            self._refuse(lease, error)
         self._step(now)
         return [replica.uid for replica in there]
 
@@ -664,7 +665,8 @@ class Scheduler:
         asked = uid in self._ending
         self._ending.add(uid)  # there is nothing left to stop
         if replica.state is ReplicaState.LOADING:
-            self.load_failed(uid, LoadFailed(f"the worker ended while loading: {reason}"), now)
+            error = LoadFailed(f"the worker ended while loading: {reason}", model_version=replica.version)
+            self.load_failed(uid, error, now)
         elif replica.state in (ReplicaState.LOADED, ReplicaState.UNHEALTHY) or (
             replica.state is ReplicaState.DRAINING and not asked
         ):
@@ -1782,7 +1784,7 @@ class Scheduler:
         return twin, notes
 
     def _placement(
-        self, facts: VersionFacts, lease: str, notes: Notes, now: float, need: Vector, before: Ledger
+        self, facts: VersionFacts, lease: str, notes: Notes, now: float, need: Vector, before: Ledger, priority: float
     ) -> Placement:
         """What became of `lease`, for people. `need`, `before`: of a load of it, and the ledger, as things are."""
         known = self._known[facts.name]
@@ -1798,7 +1800,7 @@ class Scheduler:
         if decision is not None:
             judged = decision.verdicts()
         else:
-            asked = Need(need, before.free, self.ledger.ceiling, self.ledger.budget, 0.0)
+            asked = Need(need, before.free, self.ledger.ceiling, self.ledger.budget, priority)
             judged = verdicts(asked, self._candidates(set()), Plan(()), self.rules.policy, now)
         judged = tuple(v for v in judged if replica is None or v.candidate.uid != replica.uid)
         if replica is not None:
@@ -1837,10 +1839,14 @@ class Scheduler:
         if replica is not None and replica.state is ReplicaState.LOADING:
             return PlacementOutcome.FITS, "it fits in the memory that is free", ready_in
         if replica is not None and replica.uid in self._promised:
-            servers = f"the fork server of {_families(self._servers.leaving)}" if self._servers.leaving else ""
-            gone = any(self._goes(other) for other in self._replicas.values())
-            who = " and ".join(filter(None, ("others" if gone or not servers else "", servers)))
-            reason = f"it fits once {who} {'is' if who == servers else 'are'} gone"
+            claimed = any(other.claimed_by == replica.uid for other in self._replicas.values())
+            going = any(self._goes(other) for other in self._replicas.values())
+            who = ["others"] if claimed else ["what ends already"] if going else []
+            if self._servers.leaving:
+                who.append(f"the fork server of {_families(self._servers.leaving)}")
+            if not who:
+                return PlacementOutcome.FITS, "it fits in the memory that is free, once other loads are over", ready_in
+            reason = f"it fits once {' and '.join(who)} {'are' if claimed or len(who) > 1 else 'is'} gone"
             return PlacementOutcome.FITS_AFTER_EVICTION, reason, ready_in
         return PlacementOutcome.WAITS, self._known[version].note or "it waits", ready_in
 

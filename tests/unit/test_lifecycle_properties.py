@@ -262,7 +262,8 @@ class World(FakeEffects):
                 assert self.holders[lease].replica
                 assert placement.ready_in_seconds == 0
             case PlacementOutcome.FITS:
-                assert any(r.state is S.LOADING for r in replicas)
+                loading = [r for r in self.scheduler.replicas() if r.state is S.LOADING]
+                assert any(r.state is S.LOADING for r in replicas) or len(loading) >= self.rules.load_concurrency
             case PlacementOutcome.FITS_AFTER_EVICTION:
                 claimed = {r.uid for r in self.scheduler.replicas() if r.claimed_by in {x.uid for x in replicas}}
                 assert claimed == victims, "others go than was explained"

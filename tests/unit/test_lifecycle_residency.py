@@ -857,6 +857,38 @@ def test_explaining_says_what_would_happen_and_why() -> None:
     assert node.starts("b") == node.starts("s") == 0
 
 
+def test_who_is_as_urgent_is_not_said_to_be_more_so() -> None:
+    node = Node(FakeClock(), {HOST: 100})
+    for lease, facts in (("x", version("a", 60)), ("y", version("c", 30))):
+        node.want(lease, facts)
+        node.run_for(5.0)
+    node.use("y")
+
+    def reason(priority: int) -> str:
+        (verdict,) = node.scheduler.explain(version("a", 60), priority, node.clock.now).verdicts
+        return verdict.reason
+
+    assert reason(10) == "it serves requests of higher priority"
+    assert reason(20) == reason(30) == ""
+
+
+def test_what_is_waited_for_is_said_by_its_name() -> None:
+    node = Node(FakeClock(), {HOST: 100}, Rules(load_concurrency=1))
+    node.want("x", version("a", 60))
+    node.workers["b"] = node.workers["d"] = FakeWorker(load_seconds=50.0, stop_seconds=3.0)
+    node.run_for(5.0)
+    node.want("y", version("b", 30))
+
+    def told(name: str, memory: int) -> tuple[PlacementOutcome, str]:
+        placement = node.scheduler.explain(version(name, memory), 20, node.clock.now)
+        return placement.outcome, placement.reason
+
+    assert told("c", 10) == (PlacementOutcome.FITS, "it fits in the memory that is free, once other loads are over")
+    assert told("c", 60) == (PlacementOutcome.FITS_AFTER_EVICTION, "it fits once others are gone")
+    node.scheduler.release("y", node.clock.now)
+    assert told("c", 40) == (PlacementOutcome.FITS_AFTER_EVICTION, "it fits once what ends already is gone")
+
+
 def test_what_evictions_can_free_is_what_those_hold_that_may_go() -> None:
     node = Node(FakeClock(), {HOST: 100})
     for lease, size in (("old", 40), ("busy", 30), ("young", 10)):

@@ -505,9 +505,19 @@ def test_unloading_during_the_load_cancels_it(node: Node) -> None:
     with pytest.raises(VersionInUse):
         node.scheduler.unload("a", force=False, now=node.clock.now)
     node.scheduler.unload("a", force=True, now=node.clock.now)
-    assert isinstance(node.error_of("x"), LoadFailed)
+    error = node.error_of("x")
+    assert isinstance(error, LoadFailed)
+    assert error.metadata["model_version"] == "a"
     node.run_for(1.0)
     assert node.scheduler.replicas() == []
+
+
+def test_who_waits_for_a_worker_that_ends_while_loading_hears_of_which_version(node: Node) -> None:
+    node.want("x", version("a"))
+    node.crash(next(iter(node.alive)))
+    error = node.error_of("x")
+    assert isinstance(error, LoadFailed)
+    assert error.metadata["model_version"] == "a"
 
 
 def test_a_worker_that_took_more_than_it_declared_makes_idle_ones_go(node: Node) -> None:
