@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from integration.lifecycle_rig import MIB, Holder, Rig, alive, refused, rig, workers_of
+from integration.lifecycle_rig import MIB, Holder, Rig, alive, eventually, refused, rig, workers_of
 from modelmora.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -234,6 +234,22 @@ async def test_errors_end_the_stream(node: Rig) -> None:
     silent = node.leases.Acquire()
     await silent.write(pb.AcquireRequest(in_use=pb.InUse(in_flight=1)))
     await refused(silent.read(), InvalidArgument)
+
+
+async def test_who_waits_for_a_load_that_is_lost_hears_of_which_version(node: Rig) -> None:
+    killed, unloaded = [await node.echo(f"acme/{name}", load_seconds=600) for name in ("killed", "unloaded")]
+    for version in (killed, unloaded):
+        holder = await node.acquire(version)
+        await holder.hear("loading")
+        if version == unloaded:
+            await node.unload(version, force=True)
+        else:
+            (replica,) = await eventually(node.replicas, lambda found: found[0].pid > 0)
+            os.kill(replica.pid, signal.SIGKILL)
+        error = await refused(holder.hear("loaded"), LoadFailed)
+        assert error.metadata["model_version"] == version
+        assert error.retry_after_seconds
+        await holder.close()
 
 
 async def test_wants_that_cannot_be_meant_are_refused_at_the_field(node: Rig) -> None:
