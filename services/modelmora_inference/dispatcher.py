@@ -44,7 +44,7 @@ from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime.worker_channel import InferCall, WorkerChannel, error_from_entry
 
-from modelmora_inference.deadlines import Deadlines
+from modelmora_inference.deadlines import Deadlines, Lateness
 from modelmora_inference.domain import (
     Aging,
     Batch,
@@ -234,6 +234,7 @@ class Dispatcher:
         counts: Counts,
         budget: ByteBudget,
         weights: Mapping[str, float],
+        lateness: Lateness,
         forget: Callable[[Dispatcher], None],
     ) -> None:
         """`acquire` opens the lease stream (a stream-stream call); `forget` is told when nothing is left to do."""
@@ -250,7 +251,7 @@ class Dispatcher:
         self._counts = counts
         self._version_counts = counts.of(version)
         self._forget = forget
-        self._deadlines: Deadlines[Call] = Deadlines(self._expire)
+        self._deadlines: Deadlines[Call] = Deadlines(self._expire, lateness)
         self._loop = asyncio.get_running_loop()
         # Its tasks outlive the call that happens to start them, so they get neither its caller nor its trace.
         self._context = contextvars.Context()
@@ -1053,6 +1054,7 @@ class Dispatchers:
         self.counts = Counts()
         self.weights: dict[str, float] = dict(rules.weights)
         """Of tenants; 1 for those that are not named. May be changed at any time."""
+        self.lateness = Lateness()
         self.asked: dict[tuple[str, str], tuple[Dispatcher, Call]] = {}
         self._budget = ByteBudget(rules.max_total_bytes)
         self._acquire = acquire
@@ -1086,6 +1088,7 @@ class Dispatchers:
                 counts=self.counts,
                 budget=self._budget,
                 weights=self.weights,
+                lateness=self.lateness,
                 forget=self._forget,
             )
         dispatcher.submit(call, inputs)

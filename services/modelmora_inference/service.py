@@ -30,6 +30,7 @@ from modelmora_inference.checks import (
     wrong_call,
     wrong_texts,
 )
+from modelmora_inference.deadlines import early_seconds
 from modelmora_inference.dispatcher import Call, Dispatcher, Dispatchers
 from modelmora_inference.domain import (
     MAX_TIMEOUT_SECONDS,
@@ -51,9 +52,6 @@ REQUEST_ID_KEY = "x-request-id"
 READY_IN_KEY = "modelmora-ready-in"
 """Trailing metadata of a call that met a cold model: the estimate in seconds."""
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
-ANSWER_BEFORE_SECONDS = 0.02
-"""An expired call is answered so long before the caller's clock runs out (or a tenth of its time, if that is less): the
-answer should still find somebody who reads it."""
 
 _BYTES = inference_pb2.VECTOR_ENCODING_BYTES
 _ENCODINGS = frozenset(inference_pb2.VectorEncoding.values())
@@ -123,7 +121,7 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
     ) -> Any:
         """The answer of the version that a call means, or of its fallback."""
         seconds = deadline_seconds(context)
-        seconds -= min(ANSWER_BEFORE_SECONDS, seconds / 10)
+        seconds -= early_seconds(seconds, self._dispatchers.lateness.seconds(arrival))
         if request.HasField("timeout"):
             seconds = min(seconds, request.timeout.seconds + request.timeout.nanos / 1e9)
         deadline = arrival + min(seconds, MAX_TIMEOUT_SECONDS)

@@ -7,12 +7,15 @@ import urllib.request
 from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from integration.inference_rig import DIGEST, Rig, assert_right, rig, version_of
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2
+from modelmora_inference.deadlines import Lateness
+from modelmora_inference.dispatcher import Call, Dispatcher, Dispatchers
 from modelmora_worker.engines.echo import vector
 
 LOW, HIGH = common_pb2.PRIORITY_LOW, common_pb2.PRIORITY_HIGH
@@ -141,6 +144,20 @@ async def test_an_expired_call_is_answered_before_its_client_gives_up_and_costs_
     await running
     assert (await slow.queue()).in_flight == 0
     assert (await slow.worker.seen()).entries == 2
+
+
+async def test_a_call_is_given_less_time_while_timers_are_late(echo: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    submit = Dispatchers.submit
+
+    def note(self: Dispatchers, version: str, call: Call, inputs: Any) -> Dispatcher:
+        given.append(call.deadline - call.arrival)
+        return submit(self, version, call, inputs)
+
+    monkeypatch.setattr(Dispatchers, "submit", note)
+    monkeypatch.setattr(Lateness, "seconds", lambda self, now: 1.0)
+    await echo.right("a text", timeout=20)
+    assert given[0] < 19.9
 
 
 async def test_the_timeout_of_a_request_counts_when_it_is_earlier(slow: Rig) -> None:
