@@ -40,7 +40,7 @@ class Lateness:
 
 def early_seconds(call_seconds: float, late_seconds: float) -> float:
     """How long before the end of its time a call is answered at the latest: longer when timers are late, since then so
-    is the answer on its way (up to half of the expired calls heard from their own clock only); a tenth of its time at most.
+    is the answer on its way (up to half of the expired calls heard from their own clock only); at most a tenth of it.
     """
     return min(ANSWER_BEFORE_SECONDS + min(2 * late_seconds, MOST_LATE_SECONDS), call_seconds / 10)
 
