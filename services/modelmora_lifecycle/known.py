@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from modelmora.errors import ModelMoraError
 
 from modelmora_lifecycle.domain import HOST, VersionFacts
-from modelmora_lifecycle.ledger import Ledger, Vector, covers, largest, plus
+from modelmora_lifecycle.ledger import Ledger, Vector, covers, largest, least, minus, plus
 from modelmora_lifecycle.prediction import Measured, Pace, Prediction, Setup, Source, setup_of
 from modelmora_lifecycle.scaling import NO_PRESSURE, Pressure
 
@@ -68,12 +68,22 @@ class Known:
             self.load_seconds = self.measured.typical_load_seconds if self.measured else None
 
     def need(
-        self, prediction: Prediction, ledger: Ledger, server: Vector | None = None, forked: bool = False
+        self,
+        prediction: Prediction,
+        ledger: Ledger,
+        server: Vector | None = None,
+        forked: bool = False,
+        room: Vector | None = None,
     ) -> dict[str, int]:
         """Bytes to reserve for one more replica: its own, what it shares with nobody yet, and the `server` that it is
-        the first to need. `forked`: from a fork server, that one or another."""
+        the first to need. `forked`: from a fork server, that one or another. `room`: all that could be had for it; what
+        requests are expected to add may take up no more than that leaves."""
         shared = (memory for owner, memory in self.shared.items() if owner not in ledger.charges)
-        return plus(self.own(prediction, forked), *shared, server or {})
+        own, beside = self.own(prediction, forked), plus(*shared, server or {})
+        if room is not None:
+            least_own = largest(prediction.at_least(self.facts, self.measured, forked), self.outgrown)
+            own = largest(least_own, least(own, minus(room, beside)))
+        return plus(own, beside)
 
     def own(self, prediction: Prediction, forked: bool) -> dict[str, int]:
         """The part of `need` that is its own."""

@@ -158,20 +158,25 @@ class Prediction:
             return largest(self.expected(facts, None, forked), measured.loading)
         return largest(self.after_load(facts, measured), measured.loading)
 
+    def at_least(self, facts: VersionFacts, measured: Measured | None, forked: bool = False) -> dict[str, int]:
+        """The same without what requests add: with less no load can begin, with that it can answer."""
+        return self.before_load(facts, replace(measured, growth={}) if measured is not None else None, forked)
+
     def after_load(self, facts: VersionFacts, measured: Measured) -> dict[str, int]:
         """Bytes by device to charge once something was measured: with what requests add, and room above."""
-        taken = plus(self.expected(facts, measured), self.allowance(measured))
+        taken = plus(self.expected(facts, measured), self.allowance(facts, measured))
         return {
             device: max(facts.declared.get(device, 0), int(taken.get(device, 0) * self.growth_factor))
             for device in {**facts.declared, **taken}
         }
 
-    def allowance(self, measured: Measured) -> dict[str, int]:
+    def allowance(self, facts: VersionFacts, measured: Measured) -> dict[str, int]:
         """Bytes by device for what requests add: the growth that was seen, by the token, times the tokens that a batch
-        may have."""
+        may have. Who declares what it takes has said that of its largest batch too: then what was seen."""
         seen, largest_batch = measured.batch_tokens, measured.limits.max_batch_tokens
         factor = min(largest_batch / seen, self.batch_growth_limit) if 0 < seen < largest_batch else 1.0
-        return {device: int(b * factor) for device, b in measured.growth.items()}
+        growth = measured.growth.items()
+        return {device: int(b * (1.0 if facts.declared.get(device, 0) > 0 else factor)) for device, b in growth}
 
 
 def nonsense(memory: Mapping[str, int], exists: Vector) -> str:

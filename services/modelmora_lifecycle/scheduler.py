@@ -613,7 +613,7 @@ class Scheduler:
         )
         self._known.took(replica.engine, footprint.load_seconds)
         known.error, known.note, known.outgrown = None, "", {}
-        self.ledger = self.ledger.settle(uid, self.rules.prediction.after_load(known.facts, known.measuring()))
+        self._settle(uid, footprint.memory, self.rules.prediction.after_load(known.facts, known.measuring()))
         for owner, memory in known.shared.items():
             self.ledger = self.ledger.share(owner, memory, {uid, *self.ledger.users.get(owner, ())})
         if replica.start_mode is StartMode.SPAWNED:
@@ -701,8 +701,8 @@ class Scheduler:
         known.measure(known.measuring().in_use(minus(memory, replica.footprint), batch_tokens))
         self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
         taken = self.rules.prediction.after_load(known.facts, known.measuring())
-        charge = largest(self.ledger.charge_of(uid), memory, taken)
-        self.ledger = self.ledger.settle(uid, charge)
+        charge = largest(self.ledger.charge_of(uid), memory)
+        self._settle(uid, charge, largest(charge, taken))
         self._squeeze = Trigger.OVERDRAFT
         self._step(now)
 
@@ -1093,10 +1093,8 @@ class Scheduler:
         callers hear that at once: they would only learn that memory is busy, and it is their model that is too large
         for what there is."""
         version = replica.version
-        known, servers = self._known[version], self._servers_in_memory()
-        own = self._server(known)[0]
-        servers.pop(own, None)
-        room = minus(minus(self.ledger.budget, self._fixed(own)), pinned_bytes(self._with_servers(candidates, servers)))
+        known = self._known[version]
+        room = self._most(known, candidates)
         fits = covers(room, self._need(known))
         if fits:
             # Nobody knows how much more it wants: by what it has had alone it would come back for a little each time.
@@ -1245,10 +1243,12 @@ class Scheduler:
         """Whether a victim came back that was not needed: who is short of replicas has to be asked again then, or one
         of its version is loaded beside it."""
         known = self._known[replica.version]
-        owner, _ = self._server(known)
+        owner, server = self._server(known)
         # Who was promised its place when there was a fork server has nothing for a new one.
-        own = least(need, known.need(self.rules.prediction, self.ledger, forked=bool(owner)))
-        server = positive(minus(need, own))
+        least_own = known.need(self.rules.prediction, self.ledger, forked=bool(owner), room={})
+        if not covers(need, plus(least_own, server)):
+            server = {}
+        own = minus(need, server)
         if owner and owner not in self.ledger.charges:
             self._servers.starting(owner, now)
         self.ledger = self.ledger.reserve(replica.uid, own)
@@ -1302,7 +1302,23 @@ class Scheduler:
     def _need(self, known: Known) -> dict[str, int]:
         """Bytes by device to reserve for one more replica, and for the fork server that it would start."""
         owner, server = self._server(known)
-        return known.need(self.rules.prediction, self.ledger, server, bool(owner))
+        need = known.need(self.rules.prediction, self.ledger, server, bool(owner))
+        if covers(self.ledger.free, need):
+            return need
+        room = self._most(known, self._candidates(set()))
+        return known.need(self.rules.prediction, self.ledger, server, bool(owner), room)
+
+    def _most(self, known: Known, candidates: Sequence[Candidate]) -> dict[str, int]:
+        """The room for a load if all went that may; others' memory stays theirs."""
+        servers, own = self._servers_in_memory(), self._server(known)[0]
+        servers.pop(own, None)
+        return minus(minus(self.ledger.budget, self._fixed(own)), pinned_bytes(self._with_servers(candidates, servers)))
+
+    def _settle(self, uid: str, taken: Vector, expected: Vector) -> None:
+        """Charges what a worker takes, whatever there is; what it may come to take, as far as there is room. For what
+        nobody has yet nobody has to go."""
+        there = plus(self.ledger.charge_of(uid), positive(self.ledger.free))
+        self.ledger = self.ledger.settle(uid, largest(taken, least(expected, there)))
 
     def _server_seen(self, owner: str, memory: Vector) -> tuple[list[str], Vector]:
         """Whom to charge how much for a fork server: what was reserved for it stands while the first load from it goes

@@ -245,3 +245,14 @@ def test_nothing_is_charged_twice_and_nothing_is_left(steps: list[tuple[str, str
         ledger = ledger.release(owner)
     assert ledger.charges == {}
     assert ledger.users == {}
+
+
+def test_growth_is_reckoned_by_the_token_unless_the_owner_has_said_what_the_model_takes() -> None:
+    prediction, limits = Prediction(growth_factor=1.0), EngineLimits(max_batch_tokens=1000)
+    facts = VersionFacts("a", "echo", weight_bytes=1)
+    measured = Measured("a", setup_of(facts), limits, base={HOST: 100}, growth={HOST: 30, "cuda:0": 7}, batch_tokens=10)
+    assert prediction.after_load(facts, measured) == {HOST: 160, "cuda:0": 14}
+    declared = replace(facts, declared={HOST: 110})
+    assert prediction.after_load(declared, measured) == {HOST: 130, "cuda:0": 14}
+    assert prediction.at_least(facts, measured) == {HOST: 100}
+    assert prediction.at_least(declared, measured) == {HOST: 110}

@@ -628,9 +628,12 @@ def test_a_smaller_budget_makes_the_idle_go_and_in_time_the_busy(node: Node) -> 
 
 def test_who_takes_twice_what_it_declared_is_stopped_and_its_neighbours_stay(node: Node) -> None:
     node.want("x", version("leak", 40))
-    node.want("y", version("b", 40))
+    node.want("y", version("b", 45))
     node.run_for(5.0)
     node.use("x")
+    node.scheduler.measured(node.granted_to("x"), {HOST: 54}, node.clock.now)
+    assert node.states("b") == [S.LOADED]
+    assert node.scheduler.ledger.charged == {HOST: 100}, "with as much room above as there is"
     node.scheduler.measured(node.granted_to("x"), {HOST: 58}, node.clock.now)
     assert node.states("leak") == [S.LOADED]
     assert node.states("b") == [S.DRAINING], "a little more is not its fault"
@@ -658,6 +661,24 @@ def test_who_takes_twice_what_it_declared_while_loading_is_stopped(node: Node) -
     node.run_for(5.0)
     node.want("z", version("leak", 40))
     assert node.scheduler.explain(version("leak", 40), 20, node.clock.now).need == {HOST: 81}
+
+
+def test_what_requests_once_took_does_not_keep_a_model_out_for_ever(node: Node) -> None:
+    learned = Measured("a", setup_of(version("a")), base={HOST: 30}, growth={HOST: 500}, load_seconds=(1.0,))
+    node.scheduler.remember(learned)
+    node.scheduler.observed({HOST: 15}, node.clock.now)
+    node.keep(version("p", 20), pinned=True)
+    node.run_for(2.0)
+    assert node.scheduler.explain(version("a"), 20, node.clock.now).need == {HOST: 65}, "all but the pinned and others'"
+    node.want("x", version("a"))
+    assert node.scheduler.ledger.charged == {HOST: 85}
+    node.run_for(2.0)
+    assert node.granted_to("x")
+    node.want("y", version("b", 84))
+    assert isinstance(node.error_of("y"), NeverFits)
+    node.scheduler.remember(replace(learned, version="c", setup=setup_of(version("c")), base={HOST: 80}))
+    node.want("z", version("c"))
+    assert isinstance(node.error_of("z"), NeverFits), "right after its load it takes more than there is"
 
 
 def test_a_load_that_was_guessed_too_small_is_planned_again(node: Node) -> None:

@@ -165,6 +165,13 @@ def test_a_place_that_was_promised_beside_a_fork_server_stands_when_it_is_gone(n
     assert node.charges()[uid] > 0
 
 
+def test_what_requests_may_add_leaves_a_fork_server_its_place(node: Node) -> None:
+    facts = version("a")
+    node.scheduler.remember(Measured("a", setup_of(facts), base={HOST: 100 * MIB}, growth={HOST: 5000 * MIB}))
+    uid = node.want(facts)
+    assert node.charges() == {uid: 650 * MIB, SERVER: 350 * MIB}
+
+
 # Fork servers whose memory is needed.
 
 
