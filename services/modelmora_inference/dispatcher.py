@@ -128,6 +128,8 @@ class Call:
     """Name of the prompt that goes before the texts it embeds; empty: the model's default."""
     if_loaded: bool = False
     """Not worth a wait for a load: ModelLoading then."""
+    in_place: bool = False
+    """Asked in the place of another model: nothing is loaded for it. With `if_loaded`."""
     ready_in_seconds: float | None = None
     """It met a model that was not in memory: the estimate then, where there was one."""
     entries: list[Entry] = field(default_factory=list)
@@ -430,6 +432,7 @@ class Dispatcher:
                 log.info("no lease of %s: %s", self.version, error.message)
                 if not isinstance(error, errors.DeadlineExceeded):
                     self._trouble = error.message
+                self._dismiss()
             else:
                 failures = 0
                 self._trouble = ""
@@ -471,6 +474,14 @@ class Dispatcher:
                 call.ready_in_seconds = self.ready_in(now)
             if call.if_loaded:
                 call.end(error.copy())
+                self.withdraw(call)
+
+    def _dismiss(self) -> None:
+        """The model is gone: those it would have answered in the place of another are no reason to load it again."""
+        for call in {entry.call for entry in self.queue.waiting()}:
+            assert isinstance(call, Call)
+            if call.in_place:
+                call.end(errors.ModelLoading(model_version=self.version))
                 self.withdraw(call)
 
     def _is_final(self, error: errors.ModelMoraError, failures: int, seconds: float) -> bool:
@@ -525,6 +536,8 @@ class Dispatcher:
                 self._give_back(lease)
                 if self._leases:
                     self._pump()  # what it left goes to the others
+                else:
+                    self._dismiss()
                 await channel.close()
         finally:
             stream.cancel()

@@ -8,7 +8,7 @@ import sys
 import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelmora import errors
@@ -73,6 +73,8 @@ class _Asked:
     deadline: float
     request_id: str
     """Empty: nobody will ask."""
+    in_place: bool = False
+    """The fallback is asked."""
 
 
 class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
@@ -207,7 +209,7 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
             if other.name != main.name and await self._serves(other.name):
                 _tell_ready_in(asked.context, loading.retry_after_seconds)
                 try:
-                    return await asked.ask(asked, other, True)
+                    return await asked.ask(replace(asked, in_place=True), other, True)
                 except errors.ModelLoading:
                     pass  # it has just been evicted
             if request.cold_policy == _FAIL_FAST:
@@ -251,6 +253,7 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
             exact=request.precision == "exact",
             done=asyncio.get_running_loop().create_future(),
             if_loaded=if_loaded,
+            in_place=asked.in_place,
         )
         await self._run(asked, facts, call, request.texts)
         return _response(call, facts, request.encoding == _BYTES)

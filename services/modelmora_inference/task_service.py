@@ -158,6 +158,9 @@ class TaskRpcs:
             replicas=dispatcher.replicas if dispatcher is not None else 0,
             prompts=known.prompts if known is not None else {},
             default_prompt_name=known.default_prompt if known is not None else "",
+            max_image_bytes=known.max_image_bytes if known is not None else 0,
+            max_image_pixels=known.max_image_pixels if known is not None else 0,
+            max_resized_pixels=known.max_resized_pixels if known is not None else 0,
         )
 
 
@@ -189,6 +192,7 @@ def call_for(asked: Any, facts: VersionFacts, task_type: common_pb2.TaskType, if
         done=asyncio.get_running_loop().create_future(),
         task_type=task_type,
         if_loaded=if_loaded,
+        in_place=asked.in_place,
     )
 
 

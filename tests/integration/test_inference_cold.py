@@ -122,6 +122,26 @@ async def test_the_fallback_answers_while_the_model_is_cold(two: Rig) -> None:
     assert (answer.model_version, seconds) == (version_of("acme/echo"), None)
 
 
+async def test_a_call_in_the_place_of_another_model_brings_nothing_back_into_memory(two: Rig) -> None:
+    await two.right("warm")
+    lease = await two.lessor.lease(0)
+    with two.held():
+        busy = asyncio.create_task(two.right("busy"))
+        await two.running()
+        lease.ask_to_yield()
+        await two.heard(lease)
+        asked = asyncio.create_task(two.right("in its place", model="acme/small", fallback_model="acme/echo"))
+        await two.waiting(1)
+        evicted = two.lessor.loaded.pop(version_of("acme/echo"))
+        wants = len(two.lessor.wants)
+    await busy
+    answer = await asked
+    await evicted.control.close()
+    assert answer.model_version == version_of("acme/small")
+    assert {want.model_version for want in two.lessor.wants[wants:]} <= {version_of("acme/small")}
+    assert version_of("acme/echo") not in two.lessor.loaded
+
+
 async def test_who_goes_away_while_the_model_loads_loads_nothing(data_dir: Path) -> None:
     async with rig(data_dir, {"acme/echo": {}}, idle_keep_seconds=3600) as made:
         async with made.lessor.loads_wait(version_of("acme/echo")):
