@@ -26,6 +26,7 @@ from modelmora.common.v1 import common_pb2
 from modelmora.worker.v1 import worker_pb2
 from modelmora_runtime.framing import Connection, FrameServer, Limits
 
+from modelmora_worker import answers
 from modelmora_worker import pipeline as pipelines
 from modelmora_worker.engines import base
 
@@ -219,7 +220,8 @@ class WorkerService:
             log.info("loading %s with engine %s", load.model_version or "a model", row.name)
             try:
                 engine = base.open_engine(row)
-                footprints.append(engine.load(spec, progress))
+                embeds = load.task_type == common_pb2.TASK_TYPE_TXT2EMBED
+                footprints.append(answers.check_load(engine, engine.load(spec, progress), embeds=embeds))
                 if row.needs_files:
                     give_back()
             except ImportError as error:
@@ -227,12 +229,14 @@ class WorkerService:
             return engine
 
         def loaded(engine: base.Engine) -> None:
-            self._loaded = True
             self._engine = engine
             self._task_type = load.task_type
+            self._pipeline.row_length = _row_length(load.task_type, footprints[0])
             self._description.labels.extend(footprints[0].labels)
             self._description.prompts.update(footprints[0].prompts)
             self._description.default_prompt = footprints[0].default_prompt
+            for name in ("max_image_bytes", "max_image_pixels", "max_resized_pixels"):
+                setattr(self._description, name, getattr(footprints[0], name))
             reply = _load_reply(rows[0], footprints[0], load, self._memory)
             # The last of them, and no look at the others: it would copy each page that a name of a module is in, 8 MB.
             imported = list(islice(reversed(sys.modules), max(0, len(sys.modules) - modules_before)))
@@ -242,6 +246,7 @@ class WorkerService:
                 len(imported),
                 f": {', '.join(imported)}" if len(imported) <= 20 else "",
             )
+            self._loaded = True
             connection.send(request_id, worker_pb2.WorkerReply(load=reply).SerializeToString())
             session.jobs.pop(request_id, None)
 
@@ -581,6 +586,15 @@ def _load_reply(
     )
 
 
+def _row_length(task_type: common_pb2.TaskType, footprint: base.Footprint) -> int:
+    """Of the task's rows, in numbers; 0: any."""
+    if task_type == common_pb2.TASK_TYPE_TXT2EMBED:
+        return footprint.embedding_dimensions
+    if task_type == common_pb2.TASK_TYPE_CLASSIFICATION:
+        return len(footprint.labels)
+    return 1 if task_type == common_pb2.TASK_TYPE_RERANKING else 0
+
+
 def _profile(profile: base.Profile) -> common_pb2.EngineProfile:
     return common_pb2.EngineProfile(
         backend=profile.backend,
@@ -607,16 +621,18 @@ def _write(reply: worker_pb2.InferReply, done: pipelines.Done) -> None:
             reply.row_dimensions.append(0)
             reply.input_tokens.append(0)
             reply.truncated.append(False)
-        reply.errors.add(position=failure.position, reason=failure.error.reason, message=failure.error.message)
+        message = answers.text_of(failure.error.message)
+        reply.errors.add(position=failure.position, reason=failure.error.reason, message=message)
     for duration, seconds in ((reply.tokenise, done.tokenise_seconds), (reply.compute, done.compute_seconds)):
         duration.seconds, duration.nanos = divmod(round(seconds * 1e9), 10**9)
 
 
 def _error_reply(error: errors.ModelMoraError) -> worker_pb2.ErrorReply:
+    text = answers.text_of  # an engine may have made them
     return worker_pb2.ErrorReply(
         reason=error.reason,
-        message=error.message[:4096],
-        metadata=error.metadata,
+        message=text(error.message)[:4096],
+        metadata={text(key): text(value) for key, value in error.metadata.items()},
         status=error.status,
-        fields={violation.field: violation.description for violation in error.fields},
+        fields={text(violation.field): text(violation.description) for violation in error.fields},
     )

@@ -21,7 +21,7 @@ from modelmora import errors
 from modelmora.worker.v1 import worker_pb2
 from modelmora_lifecycle.domain import VersionFacts
 from modelmora_lifecycle.workers import probe_of
-from modelmora_worker.engines import base, image_files
+from modelmora_worker.engines import base, image_files, image_sizes
 from modelmora_worker.engines.images import ImagesEngine
 from PIL import Image
 from small_models import build, picture
@@ -148,6 +148,9 @@ def test_every_score_is_that_of_the_librarys_own_pipeline(load, folder, kind):
                 assert numpy.abs(likely[n] - reference(folder(kind), image, None)).max() < 1e-5, name
     assert numpy.ptp(numpy.array(wanted), axis=0).max() > 0.1, "the scores tell the images apart"
     assert list(engine.footprint.labels) == ["square", "circle", "line", "noise", "blank"]
+    footprint = engine.footprint
+    assert (footprint.max_image_bytes, footprint.max_image_pixels) == (MOST_BYTES, MOST_PIXELS)
+    assert footprint.max_resized_pixels == 4_000_000
 
 
 def test_sixteen_bits_of_grey_are_scaled_not_cut_off(load, folder):
@@ -279,6 +282,160 @@ def test_a_bad_image_fails_alone_with_what_is_wrong_with_it(load, folder):
     assert "takes image files" in error.message
 
 
+def thin(width: int, height: int) -> bytes:
+    return saved(Image.new("1", (width, height)), "PNG", optimize=True)
+
+
+def changed(folder: Path, to: Path, **settings: Any) -> Path:
+    """A model with other settings of its processor."""
+    shutil.copytree(folder, to)
+    file = to / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    return to
+
+
+@pytest.mark.parametrize("size", [(30_000, 1), (300_000, 1), (1, 300_000), (1, 30_000)])
+def test_an_image_that_the_processor_would_blow_up_is_refused_by_its_head_alone(load, folder, monkeypatch, size):
+    engine = load(folder("watcher"), max_image_pixels=32_000_000)
+    trap = thin(*size)
+    assert len(trap) < 1000
+    good = scores(engine, [FILES["a png"]])[0]
+    opened, real = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda file, **_: opened.append(file) or real(file, **_))
+    prepared = engine.prepare([entry(FILES["a png"]), entry(trap), entry(FILES["a png"])])
+    assert len(opened) == 2, "the two that are looked at"
+    ((position, error),) = prepared.failed
+    assert position == 1
+    assert isinstance(error, errors.InvalidArgument)
+    wide, high = (73 * edge if edge > 1 else 73 for edge in size)
+    assert f"{size[0]} × {size[1]} pixels, of which the model's processor makes {wide} × {high}" in error.message
+    (batch,) = prepared.micro_batches
+    assert batch.positions == [0, 2]
+    assert abs(numpy.frombuffer(engine.infer(batch).data, "<f4").reshape(2, -1) - good).max() < 1e-5
+
+
+def test_a_long_panorama_is_looked_at_as_the_library_does(load, folder):
+    panorama = picture(3, 4000, 200)
+    engine = load(folder("watcher"), max_image_pixels=32_000_000)
+    found = scores(engine, [saved(panorama, "PNG"), saved(panorama.transpose(Image.Transpose.ROTATE_90), "PNG")])
+    assert numpy.abs(found[0] - reference(folder("watcher"), panorama, None)).max() < 1e-4
+    assert len(found) == 2
+
+
+def test_what_the_processor_of_a_fixed_size_makes_in_between_is_bounded(load, folder, monkeypatch):
+    engine = load(folder("seer"), max_image_pixels=32_000_000)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
+    ((_, error),) = engine.prepare([entry(png(1, 32_000_000))]).failed
+    assert "makes 48 × 32000000; at most 32000000 in all" in error.message
+
+
+def test_an_image_is_held_against_the_bounds_as_it_stands_upright(load, folder):
+    """A head tells how it lies, and whether it is to be turned stands elsewhere."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(Image.new("L", (60_000, 1)), "JPEG", exif=exif)
+    ((_, error),) = (
+        load(folder("seer"), max_image_pixels=60_000, max_resized_pixels=70_000).prepare([entry(data)]).failed
+    )
+    assert "the image has 1 × 60000 pixels, of which the model's processor makes 48 × 60000" in error.message
+
+
+def test_a_model_that_sees_an_image_as_it_is_sees_no_large_one(load, folder, tmp_path):
+    engine = load(changed(folder("watcher"), tmp_path / "m", do_resize=False), max_image_pixels=32_000_000)
+    prepared = engine.prepare([entry(saved(Image.new("L", size), "PNG")) for size in ((2001, 2000), (100, 30))])
+    assert [position for position, _ in prepared.failed] == [0]
+    assert "makes 2001 × 2000; at most 4000000 in all" in prepared.failed[0][1].message
+    assert [batch.positions for batch in prepared.micro_batches] == [[1]]
+
+
+def test_images_that_are_computed_together_take_no_more_room_than_usual_ones(load, folder, tmp_path):
+    """Eight of the largest would take eight times what one does, and one is as large as eighty usual ones."""
+    engine = load(changed(folder("watcher"), tmp_path / "m", do_resize=False), micro_batch_entries=2)
+    sizes = [(224, 224), (300, 300), (100, 100), (300, 300), (224, 224), (100, 100), (100, 100)]
+    files = [saved(picture(n, *size), "PNG") for n, size in enumerate(sizes)]
+    batches = engine.prepare([entry(data) for data in files]).micro_batches
+    assert sorted(batch.positions for batch in batches) == [[0, 4], [1], [2, 5], [3], [6]]
+    assert scores(engine, files).keys() == set(range(len(sizes)))
+
+
+def test_an_image_of_a_shape_that_the_model_cannot_take_fails_alone(load, folder, tmp_path):
+    engine = load(changed(folder("seer"), tmp_path / "m", size={"height": 48, "width": 48}))
+    engine._processor.do_resize, engine._resizing = False, image_sizes.Resizing()
+    prepared = engine.prepare([entry(saved(picture(n, *size), "PNG")) for n, size in enumerate([(48, 48), (60, 40)])])
+    found = {tuple(batch.positions): engine.infer(batch) for batch in prepared.micro_batches}
+    assert not found[(0,)].failed
+    ((position, error),) = found[(1,)].failed
+    assert position == 1
+    assert isinstance(error, errors.InvalidArgument)
+    assert "cannot take an image of 60 × 40 pixels" in error.message
+
+
+def test_a_processor_that_nobody_knows_is_given_no_narrow_image(load, folder, monkeypatch):
+    monkeypatch.setattr("modelmora_worker.engines.image_sizes._PLAIN", frozenset())
+    engine = load(folder("seer"))
+    failed = engine.prepare([entry(thin(*size)) for size in ((330, 10), (10, 330), (320, 10))]).failed
+    assert [position for position, _ in failed] == [0, 1]
+    assert "over 32 times" in failed[0][1].message
+
+
+_PROCESSORS = {
+    "vit": {"size": {"height": 20, "width": 30}},
+    "clip": {"size": {"shortest_edge": 20}},
+    "bit": {"size": {"shortest_edge": 20}},
+    "deit": {},
+    "convnext": {"size": {"shortest_edge": 20}, "crop_pct": 0.7},
+    "convnext, warped": {"size": {"shortest_edge": 384}},
+    "poolformer": {"size": {"shortest_edge": 20}, "crop_pct": 0.9},
+    "poolformer, square": {"size": {"height": 20, "width": 20}, "crop_pct": 0.9},
+    "poolformer, fixed": {"size": {"height": 20, "width": 30}, "crop_pct": 0.9},
+    "levit": {"size": {"shortest_edge": 20}},
+    "textnet": {"size": {"shortest_edge": 20}},
+    "donut": {"size": {"height": 30, "width": 20}},
+    "mobilenet_v2": {"size": {"shortest_edge": 20}},
+    "mobilevit": {"size": {"shortest_edge": 20}},
+    "efficientnet": {},
+    "segformer": {},
+    "siglip": {},
+    "pvt": {},
+    "beit": {},
+    "perceiver": {},
+    "edges": {"size": {"shortest_edge": 20, "longest_edge": 40}},
+}
+
+
+@pytest.mark.parametrize("name", _PROCESSORS)
+def test_the_size_that_is_reckoned_is_the_one_that_the_librarys_processor_makes(monkeypatch, name):
+    """Seen at the one place where Pillow resizes for it."""
+    from modelmora_worker.engines.images import _resizing_of
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name as named
+
+    kind = {"edges": "vit"}.get(name, name.partition(",")[0])
+    kind = {"donut": "donut-swin"}.get(kind, kind)
+    processor = named(IMAGE_PROCESSOR_MAPPING_NAMES[kind]["pil"])(**_PROCESSORS[name])
+    resizing = _resizing_of(processor)
+    assert resizing is not None
+    made: list[tuple[int, int]] = []
+    real = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda image, size, **to: made.append(size) or real(image, size, **to))
+    pick = random.Random(7)
+    for _ in range(40):
+        width, height = (pick.choice([pick.randint(1, 9), pick.randint(1, 200)]) for _ in range(2))
+        made.clear()
+        reckoned = resizing.resized(width, height)
+        try:
+            processor(images=Image.new("RGB", (width, height)), return_tensors="pt")
+        except ValueError:  # nothing would be left of it, of a very narrow one
+            assert 0 in made[0] or min(width, height) < 5
+            continue
+        if name == "edges":
+            assert made[0][0] * made[0][1] <= 2 * max(1, reckoned[0]) * max(1, reckoned[1])
+        elif name == "perceiver":
+            assert made == [reckoned]
+        else:
+            assert made[0] == reckoned, (width, height)
+
+
 def test_heads_tell_the_size_that_pillow_finds():
     pick = random.Random(5)
     for n, kind in enumerate(image_files.FORMATS * 12):
@@ -306,7 +463,7 @@ def test_damaged_files_never_raise_anything_else():
                     data[at:at] = data[at : at + pick.randint(1, 40)]
             data = data or bytearray(1)
         try:
-            image = image_files.decoded(bytes(data), MOST_BYTES, MOST_PIXELS)
+            image = image_files.decoded(bytes(data), MOST_BYTES, MOST_PIXELS, lambda width, height: None)
         except errors.InvalidArgument:
             refused += 1
         else:

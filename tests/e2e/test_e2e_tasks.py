@@ -147,6 +147,7 @@ def test_a_reader_answers_from_a_context_longer_than_it_reads(platform: Up, impo
 def test_a_model_of_images_is_told_by_its_folder_and_answers_as_the_library_does(
     platform: Up, imported: Imported, model_root: Path, tmp_path: Path
 ) -> None:
+    from PIL import Image
     from transformers import pipeline
 
     model, pictures = imported("seer"), [picture(n, 60 + n, 50) for n in range(6)]
@@ -173,6 +174,14 @@ def test_a_model_of_images_is_told_by_its_folder_and_answers_as_the_library_does
         with pytest.raises(errors.InvalidArgument) as caught:
             client.predict(model, {"images": [files[0].read_bytes(), b"no image"]})
         assert [violation.field for violation in caught.value.fields] == ["inputs[0].tensor.data[1]"]
+        with Image.new("1", (1, 1_000_000)) as trap:
+            trap.save(tmp_path / "trap.png")
+        with pytest.raises(errors.InvalidArgument, match="the model's processor makes 48 × 1000000") as caught:
+            client.predict(model, {"images": [*(file.read_bytes() for file in [*files, tmp_path / "trap.png"])]})
+        assert [violation.field for violation in caught.value.fields] == ["inputs[0].tensor.data[6]"]
+        limits = client.describe_model(model)
+        told_limits = (limits.max_image_bytes, limits.max_image_pixels, limits.max_resized_pixels)
+        assert told_limits == (16 << 20, 32_000_000, 4_000_000)
         for call in (lambda: client.classify(model, "a text"), lambda: client.tokenize(model, "a text")):
             with pytest.raises(errors.TaskNotSupported, match="images"):
                 call()

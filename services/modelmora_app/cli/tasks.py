@@ -223,6 +223,9 @@ def describe(session: Session, model: str) -> None:
     )
     limits = [f"{told.max_input_tokens} tokens"] if told.max_input_tokens else []
     limits += [f"{told.max_texts} texts of {told.max_text_characters} characters in a call"]
+    if told.max_image_bytes:
+        limits += [f"images of {told.max_image_bytes:,} bytes and {told.max_image_pixels:,} pixels"]
+        limits += [f"{told.max_resized_pixels:,} once the model's processor has resized them"]
     click.echo(f"\n{show.short(told.model_version)}: at most {', '.join(limits)}")
     if told.labels:
         click.echo(f"labels: {', '.join(told.labels)}")

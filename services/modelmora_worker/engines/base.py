@@ -97,6 +97,10 @@ class Footprint:
     """Name → text, of a model that names some."""
     default_prompt: str = ""
     """Name of the one that is used when a text names none; empty: none is."""
+    max_image_bytes: int = 0
+    max_image_pixels: int = 0
+    max_resized_pixels: int = 0
+    """Of one image that the model's processor has resized; 0, like the two before: the model takes no images."""
 
 
 @dataclass(slots=True)
@@ -338,6 +342,13 @@ TABLE: Final[Mapping[str, EngineRow]] = {
                 "max_image_bytes": Option(int, "bytes of one file", default=16 << 20, minimum=64, maximum=_TERABYTE),
                 "max_image_pixels": Option(
                     int, "pixels of one image, as its head tells", default=32_000_000, minimum=1, maximum=10**9
+                ),
+                "max_resized_pixels": Option(
+                    int,
+                    "pixels that the model's processor may make of one image, before it crops; by default 4,000,000, "
+                    "or 16 times what it makes of a square where that is more",
+                    minimum=1,
+                    maximum=10**9,
                 ),
             },
             profiles=("torch/fp32",),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 from modelmora.errors import InvalidArgument
@@ -48,9 +49,9 @@ def size_of(data: bytes) -> tuple[str, int, int]:
     return kind, width, height
 
 
-def decoded(data: bytes, max_bytes: int, max_pixels: int) -> Any:
+def decoded(data: bytes, max_bytes: int, max_pixels: int, check: Callable[[int, int], None]) -> Any:
     """The picture, upright, as a Pillow image in RGB. Raises InvalidArgument for what is none, is too large, moves, or
-    cannot be shown in RGB.
+    cannot be shown in RGB. `check` may raise it too: it is given width and height, of the head and of the picture.
 
     Transparency is dropped, like in the pipelines of transformers; 16 bits of grey are scaled to 8.
     """
@@ -60,6 +61,7 @@ def decoded(data: bytes, max_bytes: int, max_pixels: int) -> Any:
         raise InvalidArgument(f"the image has {len(data)} bytes, at most {max_bytes}")
     kind, width, height = size_of(data)
     _check_pixels(width, height, max_pixels)
+    check(width, height)
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             _check_pixels(*image.size, max_pixels)  # frames of a GIF may reach beyond what its head says
@@ -68,6 +70,7 @@ def decoded(data: bytes, max_bytes: int, max_pixels: int) -> Any:
                 raise InvalidArgument(f"the image moves, it has {frames} frames; one is looked at")
             image.load()
             upright = ImageOps.exif_transpose(image)
+            check(*upright.size)
             if upright.mode.startswith("I;16"):
                 # Pillow would cut off all that is over 255, which is most of it.
                 upright = Image.fromarray(_high_bytes(upright))

@@ -1,8 +1,9 @@
 """Image classification by transformers on torch, fp32: image files in, scores of labels out.
 
-A file is sized by its head before anything of it is decoded (image_files.py), then brought to what the model sees by
-its own image processor, on the thread that tokenises texts for other engines. Images of one shape are computed
-together. What goes in counts one token for each 16 × 16 pixels that the model sees, whatever the file weighs.
+A file is sized by its head before anything of it is decoded (image_files.py), and so is what the model's own image
+processor would make of it (image_sizes.py), which then brings it to what the model sees, on the thread that tokenises
+texts for other engines. Images of one shape are computed together, as many as take no more room than a full batch of
+usual ones. What goes in counts one token for each 16 × 16 pixels that the model sees, whatever the file weighs.
 
 Only local files, only safetensors, no code from the model's folder.
 """
@@ -16,13 +17,12 @@ from typing import Any, Final
 
 from modelmora import errors
 
-from modelmora_worker.engines import base, image_files
+from modelmora_worker.engines import base, image_files, image_sizes
 from modelmora_worker.engines.sentence_transformers import check_folder, usable_cores
 from modelmora_worker.engines.transformers import check_spec, check_weights
 
 NAME: Final = "transformers_images"
 PIXELS_PER_TOKEN: Final = 256
-_USUAL_SIZE: Final = (224, 224)
 _LIBRARIES = ("torch", "transformers", "pillow")
 
 
@@ -38,6 +38,10 @@ class ImagesEngine:
         self._scale: Callable[[Any], Any] = lambda scores: scores
         """From what the model gives to probabilities."""
         self._options: Mapping[str, Any] = {}
+        self._resizing: image_sizes.Resizing | None = None
+        self._max_resized_pixels = 0
+        self._usual_shape: tuple[int, ...] = ()
+        """Of what the model sees of most images."""
 
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
         row = base.TABLE[NAME]
@@ -77,6 +81,8 @@ class ImagesEngine:
             self._model.float().eval()
             self._scale = _scale_of(config)
             tokens = self._warm_up()
+            self._resizing = _resizing_of(self._processor)
+            self._max_resized_pixels = options["max_resized_pixels"] or image_sizes.most_resized(self._resizing)
         except (
             OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError
         ) as error:  # fmt: skip
@@ -96,6 +102,9 @@ class ImagesEngine:
             max_batch_tokens=max(options["max_batch_tokens"] or entries * tokens, tokens),
             max_batch_entries=entries,
             labels=[str(config.id2label[n]) for n in range(config.num_labels)],
+            max_image_bytes=options["max_image_bytes"],
+            max_image_pixels=options["max_image_pixels"],
+            max_resized_pixels=self._max_resized_pixels,
         )
 
     def prepare(self, texts: Sequence[base.Text], exact: bool = False) -> base.Prepared:
@@ -113,16 +122,20 @@ class ImagesEngine:
                 prepared.failed.append((position, error))
         rows.sort(key=lambda row: tuple(row[1].shape))
         batch = base.MicroBatch([], [], [], [], exact)
+        most_entries = self._options["micro_batch_entries"]
+        most_tokens = most_entries * _tokens(self._usual_shape)
         for position, pixels, entry in rows:
+            tokens = _tokens(pixels.shape)
             if (
                 not batch.positions
-                or len(batch.positions) == self._options["micro_batch_entries"]
+                or len(batch.positions) == most_entries
+                or (len(batch.positions) + 1) * tokens > most_tokens
                 or batch.items[0][0].shape != pixels.shape
             ):
                 batch = base.MicroBatch([], [], [], [], exact)
                 prepared.micro_batches.append(batch)
             batch.positions.append(position)
-            batch.input_tokens.append(_tokens(pixels))
+            batch.input_tokens.append(tokens)
             batch.truncated.append(False)
             batch.items.append((pixels, entry))
         return prepared
@@ -130,7 +143,16 @@ class ImagesEngine:
     def infer(self, batch: base.MicroBatch) -> base.Rows:
         torch = self._torch
         with torch.inference_mode():
-            scores = self._model(pixel_values=torch.stack([pixels for pixels, _ in batch.items])).logits.float()
+            images = torch.stack([pixels for pixels, _ in batch.items])
+            try:
+                scores = self._model(pixel_values=images).logits.float()
+            except (ValueError, RuntimeError) as error:
+                if tuple(images.shape[1:]) == self._usual_shape or "allocate memory" in str(error):
+                    raise
+                wrong = errors.InvalidArgument(
+                    f"the model cannot take an image of {images.shape[3]} × {images.shape[2]} pixels: {error}"[:500]
+                )
+                return base.Rows(b"", [0] * len(batch.items), [(position, wrong) for position in batch.positions])
             raw = torch.tensor([entry.raw_scores for _, entry in batch.items]).unsqueeze(1)
             scores = torch.where(raw, scores, self._scale(scores))
         data = scores.contiguous().numpy().astype("<f4", copy=False).tobytes()
@@ -151,8 +173,15 @@ class ImagesEngine:
         """What the model sees of an image file: float32 [channels, height, width]. Raises InvalidArgument."""
         if not data:
             raise errors.InvalidArgument("there is no image; this model takes image files")
-        image = image_files.decoded(data, self._options["max_image_bytes"], self._options["max_image_pixels"])
-        return self._processed(image)
+        options = self._options
+        return self._processed(
+            image_files.decoded(data, options["max_image_bytes"], options["max_image_pixels"], self._check_resized)
+        )
+
+    def _check_resized(self, width: int, height: int) -> None:
+        most, between = self._max_resized_pixels, self._options["max_image_pixels"]
+        if why := image_sizes.too_large(self._resizing, width, height, most, between):
+            raise errors.InvalidArgument(why)
 
     def _processed(self, image: Any) -> Any:
         try:
@@ -164,14 +193,22 @@ class ImagesEngine:
 
     def _warm_up(self) -> int:
         """One pass, so that the first request does not pay for what is set up lazily; the tokens of a usual image."""
-        pixels = self._processed(image_files.blank(*_USUAL_SIZE))
+        pixels = self._processed(image_files.blank(*image_sizes.USUAL))
         with self._torch.inference_mode():
             self._model(pixel_values=pixels.unsqueeze(0))
-        return _tokens(pixels)
+        self._usual_shape = tuple(pixels.shape)
+        return _tokens(self._usual_shape)
 
 
-def _tokens(pixels: Any) -> int:
-    return max(1, int(pixels.shape[-1] * pixels.shape[-2]) // PIXELS_PER_TOKEN)
+def _tokens(shape: Sequence[int]) -> int:
+    return max(1, shape[-1] * shape[-2] // PIXELS_PER_TOKEN)
+
+
+def _resizing_of(processor: Any) -> image_sizes.Resizing | None:
+    names = ("do_resize", "crop_pct", "size_divisor")
+    settings = {name: getattr(processor, name, None) for name in names}
+    size = dict(getattr(processor, "size", None) or {})
+    return image_sizes.resizing_of(type(processor).__name__, {**settings, "size": size})
 
 
 def _scale_of(config: Any) -> Callable[[Any], Any]:

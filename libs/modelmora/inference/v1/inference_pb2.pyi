@@ -443,7 +443,7 @@ class DescribeModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class DescribeModelResponse(_message.Message):
-    __slots__ = ("model_version", "digest", "task_type", "inputs", "outputs", "labels", "max_input_tokens", "embedding_dimensions", "max_texts", "max_text_characters", "max_call_bytes", "replicas", "prompts", "default_prompt_name")
+    __slots__ = ("model_version", "digest", "task_type", "inputs", "outputs", "labels", "max_input_tokens", "embedding_dimensions", "max_texts", "max_text_characters", "max_call_bytes", "replicas", "prompts", "default_prompt_name", "max_image_bytes", "max_image_pixels", "max_resized_pixels")
     class PromptsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -465,6 +465,9 @@ class DescribeModelResponse(_message.Message):
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_PROMPT_NAME_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RESIZED_PIXELS_FIELD_NUMBER: _ClassVar[int]
     model_version: str
     digest: str
     task_type: _common_pb2.TaskType
@@ -479,7 +482,10 @@ class DescribeModelResponse(_message.Message):
     replicas: int
     prompts: _containers.ScalarMap[str, str]
     default_prompt_name: str
-    def __init__(self, model_version: _Optional[str] = ..., digest: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., inputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., max_input_tokens: _Optional[int] = ..., embedding_dimensions: _Optional[int] = ..., max_texts: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_call_bytes: _Optional[int] = ..., replicas: _Optional[int] = ..., prompts: _Optional[_Mapping[str, str]] = ..., default_prompt_name: _Optional[str] = ...) -> None: ...
+    max_image_bytes: int
+    max_image_pixels: int
+    max_resized_pixels: int
+    def __init__(self, model_version: _Optional[str] = ..., digest: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., inputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., max_input_tokens: _Optional[int] = ..., embedding_dimensions: _Optional[int] = ..., max_texts: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_call_bytes: _Optional[int] = ..., replicas: _Optional[int] = ..., prompts: _Optional[_Mapping[str, str]] = ..., default_prompt_name: _Optional[str] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_resized_pixels: _Optional[int] = ...) -> None: ...
 
 class TensorDescription(_message.Message):
     __slots__ = ("name", "datatype", "shape", "optional")

@@ -208,7 +208,7 @@ class InferReply(_message.Message):
     def __init__(self, positions: _Optional[_Iterable[int]] = ..., rows: _Optional[bytes] = ..., row_dimensions: _Optional[_Iterable[int]] = ..., input_tokens: _Optional[_Iterable[int]] = ..., truncated: _Optional[_Iterable[bool]] = ..., errors: _Optional[_Iterable[_Union[EntryError, _Mapping]]] = ..., tokenise: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compute: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., done: bool = ..., engine_profile: _Optional[_Union[_common_pb2.EngineProfile, _Mapping]] = ..., description: _Optional[_Union[EngineDescription, _Mapping]] = ...) -> None: ...
 
 class EngineDescription(_message.Message):
-    __slots__ = ("labels", "prompts", "default_prompt")
+    __slots__ = ("labels", "prompts", "default_prompt", "max_image_bytes", "max_image_pixels", "max_resized_pixels")
     class PromptsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -219,10 +219,16 @@ class EngineDescription(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RESIZED_PIXELS_FIELD_NUMBER: _ClassVar[int]
     labels: _containers.RepeatedScalarFieldContainer[str]
     prompts: _containers.ScalarMap[str, str]
     default_prompt: str
-    def __init__(self, labels: _Optional[_Iterable[str]] = ..., prompts: _Optional[_Mapping[str, str]] = ..., default_prompt: _Optional[str] = ...) -> None: ...
+    max_image_bytes: int
+    max_image_pixels: int
+    max_resized_pixels: int
+    def __init__(self, labels: _Optional[_Iterable[str]] = ..., prompts: _Optional[_Mapping[str, str]] = ..., default_prompt: _Optional[str] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_resized_pixels: _Optional[int] = ...) -> None: ...
 
 class EntryError(_message.Message):
     __slots__ = ("position", "reason", "message")
