@@ -253,7 +253,7 @@ def _bar(replica: Candidate, need: Need, now: float) -> str:
     if need.memory and not any(_reach(replica, device) for device in positive(need.memory)):
         return "it has nothing on the devices that are needed"
     if replica.resident_until > now:
-        return "its minimum residency is not over"
+        return f"its minimum residency is not over: {replica.resident_until - now:.1f} s left"
     if _ahead(replica, need):
         return "it serves requests of higher priority"
     return ""

@@ -998,7 +998,7 @@ class Scheduler:
         another day."""
         version, known = short.version, self._known[short.version]
         if isinstance(outcome, Impossible):
-            error = _never_fits(version, outcome)
+            error = _never_fits(version, outcome, bool(self._fixed(self._server(known)[0])))
             known.note = error.message
             if short.kind == "asked":
                 for lease in self._leases.waiters(version):
@@ -1849,7 +1849,9 @@ class Scheduler:
         if isinstance(error, NeverFits):
             return PlacementOutcome.NEVER_FITS, error.message, None
         if error is not None:
-            return PlacementOutcome.REFUSED, error.message, error.retry_after_seconds
+            failed = self._known[version]
+            reason = failed.note if failed.error is not None else error.message
+            return PlacementOutcome.REFUSED, reason, error.retry_after_seconds
         if lease in notes.grants:
             return PlacementOutcome.LOADED, "it is loaded", 0.0
         if replica is not None and replica.state is ReplicaState.LOADING:
@@ -1918,11 +1920,12 @@ def _families(owners: Iterable[str]) -> str:
     return " and ".join(owner.removeprefix(PREFIX) for owner in owners)
 
 
-def _never_fits(version: str, outcome: Impossible) -> NeverFits:
+def _never_fits(version: str, outcome: Impossible, beside_server: bool) -> NeverFits:
+    budget = f"{outcome.budget_bytes}{' that its fork server leaves' if beside_server else ''}"
+    pinned = f", of which {outcome.pinned_bytes} are pinned or a minimum of replicas" if outcome.pinned_bytes else ""
     return NeverFits(
-        f"{version} needs {outcome.need_bytes} bytes on {outcome.device}; evictions can make room for "
-        f"{outcome.evictable_bytes} at most, if other programs use nothing: the {outcome.budget_bytes} of the budget "
-        f"that its own fork server leaves, without the {outcome.pinned_bytes} that are pinned",
+        f"{version} needs {outcome.need_bytes} bytes on {outcome.device}, and evictions make room for "
+        f"{outcome.evictable_bytes} at most, even if no other program uses any: the budget is {budget}{pinned}",
         model_version=version,
         device=outcome.device,
         need_bytes=outcome.need_bytes,

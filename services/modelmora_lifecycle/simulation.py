@@ -71,7 +71,7 @@ def simulate(events: Sequence[AcquireEvent], policy: Policy, budget: Vector, rul
         if any(memory_bytes < 0 for memory_bytes in event.memory.values()):
             raise InvalidArgument.at(f"events[{index}].memory", "must not be negative")
         last = event.at_seconds
-    # The trace tells what was measured: nothing is to be added to it.
+    # The trace tells what a load reserves: nothing is to be added to it.
     prediction = replace(rules.prediction, growth_factor=1.0, bare_overhead_bytes=0)
     return _World(replace(rules, policy=policy, prediction=prediction), budget).play(events)
 

@@ -257,7 +257,7 @@ def test_ttl_goes_by_the_end_of_the_keep_alive() -> None:
         (candidate("a", pinned=True), "it is pinned, or one of the minimum number of replicas"),
         (candidate("a", evictable=False), "it is not loaded, or its memory is kept for another load"),
         (candidate("a", 0), "it has nothing on the devices that are needed"),
-        (candidate("a", until=NOW + 3), "its minimum residency is not over"),
+        (candidate("a", until=NOW + 3), "its minimum residency is not over: 3.0 s left"),
         (candidate("a", busy=30), "it serves requests of higher priority"),
         (candidate("a", busy=10), ""),
     ],

@@ -878,6 +878,15 @@ def test_explaining_says_what_would_happen_and_why() -> None:
     assert node.starts("b") == node.starts("s") == 0
 
 
+def test_explaining_a_failed_load_says_that_it_failed_and_why() -> None:
+    node = Node(FakeClock(), {HOST: 100})
+    node.workers["a"] = FakeWorker(fails=True)
+    node.want("x", version("a", 60))
+    node.run_for(1.2)
+    told = node.scheduler.explain(version("a", 60), 20, node.clock.now)
+    assert (told.outcome, told.reason) == (PlacementOutcome.REFUSED, "its load failed: no such luck")
+
+
 def test_who_is_as_urgent_is_not_said_to_be_more_so() -> None:
     node = Node(FakeClock(), {HOST: 100})
     for lease, facts in (("x", version("a", 60)), ("y", version("c", 30))):
@@ -922,7 +931,7 @@ def test_what_evictions_can_free_is_what_those_hold_that_may_go() -> None:
     assert barred == {"old": False, "busy": True, "young": True}
     assert (placement.free, placement.evictable) == ({HOST: 20}, {HOST: 40})
     never = node.scheduler.explain(version("n", 101), 20, node.clock.now)
-    assert "evictions can make room for 100 at most" in never.reason
+    assert "evictions make room for 100 at most" in never.reason
 
 
 @pytest.mark.parametrize(("declared", "told"), [({HOST: 30}, "declared"), ({}, "predicted")])
