@@ -1221,7 +1221,7 @@ class AsyncClient(Connection):
     async def _until(
         self, deadline: float, rpc: Callable[..., Awaitable[T]], request: Any, *, idempotent: bool = True
     ) -> T:
-        attempt = 0
+        attempt, began, before = 0, time.monotonic(), None
         while True:
             attempt += 1
             try:
@@ -1233,7 +1233,8 @@ class AsyncClient(Connection):
             else:
                 self._budget.succeeded()
                 return answer
-            await asyncio.sleep(self._pause_seconds(error, attempt, deadline))
+            await asyncio.sleep(self._pause_seconds(error, attempt, began, deadline, before))
+            before = error
 
     def _begin(self, rpc: Callable[..., T], request: Any, seconds: float, **options: Any) -> T:
         try:

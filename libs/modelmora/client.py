@@ -24,7 +24,7 @@ from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.observability.v1 import observability_pb2, observability_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 from modelmora.requests import Embeddings, EmbedOptions, TaskOptions
-from modelmora.retry import RetryBudget, RetryPolicy
+from modelmora.retry import RetryBudget, RetryPolicy, of_all_attempts
 from modelmora.status import error_from_rpc
 from modelmora.tensors import Prediction
 
@@ -99,12 +99,22 @@ class Connection:
     def _deadline(self, timeout: float | None) -> float:
         return time.monotonic() + (self.timeout if timeout is None else requests.check_timeout(timeout))
 
-    def _pause_seconds(self, error: errors.ModelMoraError, attempt: int, deadline: float) -> float:
-        """How long to wait before the next attempt, paid from the budget. Raises `error` when there is none."""
+    def _pause_seconds(
+        self,
+        error: errors.ModelMoraError,
+        attempt: int,
+        began: float,
+        deadline: float,
+        before: errors.ModelMoraError | None,
+    ) -> float:
+        """How long to wait before the next attempt, paid from the budget. Raises `error` when there is none, with what
+        came `before` it."""
         delay = self._retry.delay_seconds(
             error, attempt=attempt, remaining_seconds=deadline - time.monotonic(), chance=random.random()
         )
         if delay is None or not self._budget.take():
+            if before is not None:
+                error = of_all_attempts(error, attempts=attempt, seconds=deadline - began, before=before)
             raise error
         return delay
 
@@ -1292,7 +1302,7 @@ class Client(Connection):
         return self._until(self._deadline(timeout), rpc, request, idempotent=idempotent)
 
     def _until(self, deadline: float, rpc: Callable[..., T], request: Any, *, idempotent: bool = True) -> T:
-        attempt = 0
+        attempt, began, before = 0, time.monotonic(), None
         while True:
             attempt += 1
             try:
@@ -1304,7 +1314,8 @@ class Client(Connection):
             else:
                 self._budget.succeeded()
                 return answer
-            self._closed.wait(self._pause_seconds(error, attempt, deadline))
+            self._closed.wait(self._pause_seconds(error, attempt, began, deadline, before))
+            before = error
 
     def _begin(self, rpc: Callable[..., T], request: Any, seconds: float, **options: Any) -> T:
         try:

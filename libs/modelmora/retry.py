@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from modelmora.errors import (
     DatabaseUnavailable,
+    DeadlineExceeded,
     ModelLoading,
     ModelMoraError,
     ResourceExhausted,
@@ -59,6 +60,17 @@ def is_retryable(error: ModelMoraError) -> bool:
     if isinstance(error, Unavailable):
         return error.retry_after_seconds is not None or type(error) is Unavailable or isinstance(error, _ALWAYS_PASSING)
     return False
+
+
+def of_all_attempts(error: ModelMoraError, *, attempts: int, seconds: float, before: ModelMoraError) -> ModelMoraError:
+    """The error of the last attempt as that of the call, which was given `seconds`. The server knows the last attempt
+    only: of one that began late it says how little time that had, and nothing of what failed `before`."""
+    if not isinstance(error, DeadlineExceeded):
+        return error
+    words = f"no answer within {seconds:.3f} s; attempt {attempts - 1} failed: {before.message} ({before.reason}); "
+    made = type(error)(words + f"attempt {attempts}: {error.message}", fields=error.fields)
+    made.metadata = error.metadata
+    return made
 
 
 class RetryBudget:

@@ -267,6 +267,8 @@ class Dispatcher:
         """When it should be, as lifecycle said last."""
         self._trouble = ""
         """Why there was no worker the last time."""
+        self._told = ""
+        """Why the load has to wait, as lifecycle said last."""
         self._cordoned = False
         """Lifecycle said so when it asked us to yield, and has not said otherwise since."""
         self._asking: asyncio.Task[None] | None = None
@@ -408,7 +410,7 @@ class Dispatcher:
     # The life.
 
     def _begin(self) -> None:
-        self._loading, self._ready_time, self._trouble = False, None, ""
+        self._loading, self._ready_time, self._trouble, self._told = False, None, "", ""
         self._life = self._loop.create_task(self._live(), name=f"dispatch {self.version}", context=self._context)
         self._life.add_done_callback(self._ended)
 
@@ -588,6 +590,7 @@ class Dispatcher:
                     reason = message.revoked.reason if kind == "revoked" else "the lease ended"
                     raise errors.WorkerUnavailable(reason)
                 told = message.loading
+                self._told = told.reason if told.reason != "loading" else ""
                 seconds = told.estimate.ToNanoseconds() / 1e9 if told.HasField("estimate") else None
                 self._answer_cold(
                     errors.ModelLoading(told.reason or None, retry_after_seconds=seconds, model_version=self.version)
@@ -615,7 +618,7 @@ class Dispatcher:
         )
         profile = common_pb2.EngineProfile()
         profile.CopyFrom(loaded.engine_profile)
-        self._loading, self._ready_time, self._cordoned = False, None, False
+        self._loading, self._ready_time, self._cordoned, self._told = False, None, False, ""
         lease = _Lease(Worker(limits), channel, profile, loaded.replica, time.monotonic())
         self.queue.workers.append(lease.worker)
         self._leases.append(lease)
@@ -1033,9 +1036,16 @@ class Dispatcher:
             return
         now = time.monotonic()
         waiting = sum(entry.place is Place.WAITING for entry in call.entries)
-        where = f"{waiting} of {len(call.entries)} texts still waited" if waiting else "it was on the worker"
+        if waiting:
+            where = f"{waiting} of {len(call.entries)} texts still waited"
+        elif call.started or any(entry.place is Place.RUNNING for entry in call.entries):
+            where = "it was on the worker"
+        else:
+            where = "that was over before it began"
         if waiting and not self._leases:
-            where += " for the model to be loaded" + (f", which failed: {self._trouble}" if self._trouble else "")
+            why = f", which failed: {self._trouble}" if self._trouble else f" ({self._told})" if self._told else ""
+            name = self.version.removeprefix("models/").replace("/versions/", "@")
+            where += f" for the model to be loaded{why}; `modelmora explain {name}` says more"
         elif waiting and all(lease.yield_reason for lease in self._leases):
             where += f" while the model leaves memory: {self._leases[0].yield_reason}"
         self._counts.expired += 1

@@ -107,6 +107,8 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
         """Of the versions that are not loaded to embed."""
         self.estimate_seconds: float | None = None
         """What it says of the time until a cold version is loaded."""
+        self.reason = "loading"
+        """What it says of a load."""
         self._loads: set[asyncio.Task[Loaded]] = set()
         self._grants = asyncio.Event()
         self._grants.set()
@@ -190,7 +192,7 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
             load.add_done_callback(self._loads.discard)
             if first.want.if_loaded:
                 raise errors.ModelLoading(retry_after_seconds=self.estimate_seconds)
-            loading = lifecycle_pb2.Loading(reason="loading")
+            loading = lifecycle_pb2.Loading(reason=self.reason)
             if self.estimate_seconds is not None:
                 loading.estimate.FromNanoseconds(int(self.estimate_seconds * 1e9))
             await context.write(lifecycle_pb2.AcquireResponse(loading=loading))

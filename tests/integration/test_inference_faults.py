@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from integration.inference_rig import Rig, rig, version_of
 from modelmora import errors
+from modelmora.inference.v1 import inference_pb2
 
 
 @pytest.fixture
@@ -258,13 +259,31 @@ async def test_a_deadline_that_passes_after_a_failed_load_says_why_it_failed(ech
     await patient
 
 
+async def test_a_deadline_that_passes_while_a_load_waits_says_what_for(echo: Rig) -> None:
+    echo.lessor.reason = "waiting for memory: other programs use it"
+    async with echo.lessor.loads_wait(version_of("acme/echo")):
+        patient = asyncio.create_task(echo.right("patient"))
+        await echo.waiting(1)
+        with pytest.raises(errors.ModelLoading):  # what lifecycle says has been heard
+            await echo.embed("hasty", cold_policy=inference_pb2.COLD_POLICY_FAIL_FAST)
+        with pytest.raises(errors.DeadlineExceeded, match=r"loaded \(waiting for memory: other programs use it\)"):
+            await echo.embed("late", within=0.3)
+    await patient
+
+
+async def test_a_deadline_that_passes_before_anything_is_begun_says_so(echo: Rig) -> None:
+    await echo.right("warm")
+    with pytest.raises(errors.DeadlineExceeded, match="that was over before it began"):
+        await echo.embed("none at all", within=1e-9)
+
+
 async def test_a_deadline_that_passes_while_the_model_loads_says_so(data_dir: Path) -> None:
     async with rig(data_dir) as made:
         await made.queue()  # The registry has said which version this is: that costs nothing of the 0.3 s.
         async with made.lessor.loads_wait(version_of("acme/echo")):
             with pytest.raises(errors.DeadlineExceeded) as caught:
                 await made.embed("hasty", within=0.3)
-            assert "for the model to be loaded" in caught.value.message
+            assert "for the model to be loaded; `modelmora explain acme/echo@1` says more" in caught.value.message
             ended = await made.lessor.end_of(0)
             with pytest.raises(TimeoutError):  # it looks four times in a second whether anybody waits
                 await asyncio.wait_for(ended.wait(), 1)

@@ -191,6 +191,23 @@ def test_a_delay_beyond_the_deadline_is_not_waited_for(registry: Registry, call:
     assert len(registry.seen) == 1
 
 
+def test_a_deadline_that_passes_in_a_later_attempt_is_told_as_that_of_the_call(
+    registry: Registry, call: Callable[..., Any]
+) -> None:
+    def script(attempt: int, _: Any, context: grpc.ServicerContext) -> Any:
+        if attempt == 1:
+            fail(context, grpc.StatusCode.UNAVAILABLE, "LoadFailed", retry_ms=1)
+        fail(context, grpc.StatusCode.DEADLINE_EXCEEDED, "DeadlineExceeded")
+
+    registry.script = script
+    with pytest.raises(errors.DeadlineExceeded) as raised:
+        call("get_model", "a/b", timeout=60)
+    assert raised.value.message.startswith("no answer within ")
+    assert round(float(raised.value.message.split()[3])) == 60
+    assert raised.value.message.endswith(" s; attempt 1 failed: said so (LoadFailed); attempt 2: said so")
+    assert raised.value.metadata == {"model": "a/b"}
+
+
 def test_the_budget_of_a_client_ends_its_retries(server: tuple[str, Registry], registry: Registry) -> None:
     registry.script = lambda _, __, context: fail(context, grpc.StatusCode.UNAVAILABLE, "DatabaseUnavailable")
     with Client(server[0], retry=FAST) as client:
