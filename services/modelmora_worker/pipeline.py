@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from modelmora import errors
 
+from modelmora_worker import answers
 from modelmora_worker.engines import base
 
 log = logging.getLogger("worker")
@@ -37,6 +38,9 @@ _T = TypeVar("_T")
 
 EXIT_OUT_OF_MEMORY: Final = 70
 """Exit status after an engine ran out of memory: nobody knows what state it is in."""
+
+EXIT_THREAD_ENDED: Final = 71
+"""Exit status after a thread of the pipeline has ended by something that no engine should raise."""
 
 
 @dataclass(slots=True)
@@ -155,9 +159,11 @@ class Pipeline:
         self._since: list[float | None] = [None]
         """By track: when its micro-batch was begun."""
         self._stopping = False
+        self.row_length = 0
+        """So many numbers the engine's rows have where nobody asks for less; 0: any."""
         self._threads = [
-            threading.Thread(target=self._compute_loop, name="compute", daemon=True),
-            threading.Thread(target=self._prepare_loop, name="prepare", daemon=True),
+            threading.Thread(target=self._go_on, args=(self._compute_loop,), name="compute", daemon=True),
+            threading.Thread(target=self._go_on, args=(self._prepare_loop,), name="prepare", daemon=True),
         ]
         # Counted under the lock; read from any thread.
         self.batches = 0
@@ -213,6 +219,17 @@ class Pipeline:
             thread.join(timeout_seconds)
 
     # The threads.
+
+    def _go_on(self, loop: Callable[[], None]) -> None:
+        """A thread that ends before all do, as an engine that calls sys.exit has it, leaves jobs that nobody answers:
+        then the process ends, which everybody hears of."""
+        try:
+            loop()
+        finally:
+            if not self._stopping:
+                traceback.print_exc()
+                print("a thread of the worker has ended; so does the worker", file=sys.stderr, flush=True)
+                os._exit(EXIT_THREAD_ENDED)
 
     def _compute_loop(self) -> None:
         while True:
@@ -374,9 +391,7 @@ class Pipeline:
             elif isinstance(job, Streaming):
                 _called(partial(self._stream, job))
             else:
-                self._engine = _called(job.work)
-                self._make_tracks(getattr(self._engine, "tracks", 1))
-                job.loaded(self._engine)
+                _called(partial(self._load, job))
         except errors.ModelMoraError as error:
             broken = isinstance(job, Loading) and isinstance(error, errors.InternalError)
             job.fail(errors.LoadFailed(error.message) if broken else error)
@@ -388,10 +403,16 @@ class Pipeline:
         with self._lock:
             self._begun.discard(job)
 
+    def _load(self, job: Loading) -> None:
+        self._engine = job.work()
+        self._make_tracks(getattr(self._engine, "tracks", 1))
+        job.loaded(self._engine)
+
     def _make_tracks(self, count: int) -> None:
         self._tracks, self._since = count, [None] * count
         for track in range(1, count):
-            thread = threading.Thread(target=self._track_loop, args=(track,), name=f"track {track}", daemon=True)
+            loop = partial(self._track_loop, track)
+            thread = threading.Thread(target=self._go_on, args=(loop,), name=f"track {track}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
@@ -405,12 +426,13 @@ class Pipeline:
         try:
             with self._preparing:
                 if batch.rows_of is not None:
-                    batch.prepared = _ready(_called(partial(batch.rows_of, batch.texts)))
+                    rows_of = batch.rows_of
+                    batch.prepared = _called(lambda: _ready(rows_of(batch.texts), len(batch.texts)))
                 elif (each := getattr(self._engine, "prepare_each", None)) is not None:
                     wanted = partial(self._is_wanted, batch)
-                    batch.prepared = _called(partial(each, batch.texts, batch.exact, wanted))
+                    batch.prepared = self._checked(batch, partial(each, batch.texts, batch.exact, wanted))
                 else:
-                    batch.prepared = _called(partial(self._engine.prepare, batch.texts, batch.exact))
+                    batch.prepared = self._checked(batch, partial(self._engine.prepare, batch.texts, batch.exact))
         except errors.ModelMoraError as error:
             batch.fail(error)
             return False
@@ -420,6 +442,13 @@ class Pipeline:
             drop_oversized(batch.prepared, batch.token_bytes, batch.max_row_bytes)
         batch.tokenise_seconds = self._clock() - start
         return True
+
+    def _checked(self, batch: Batch, prepare: Callable[[], base.Prepared]) -> base.Prepared:
+        def prepared() -> base.Prepared:
+            made = prepare()
+            return answers.check_prepared(made, len(batch.texts), [failure.position for failure in batch.failed])
+
+        return _called(prepared)
 
     def _is_wanted(self, batch: Batch, position: int) -> bool:
         """Asked before each input that takes long to prepare. Raises Cancelled when the whole batch is withdrawn."""
@@ -463,10 +492,12 @@ class Pipeline:
         if batch.rows_of is not None:
             return base.Rows(b"".join(micro_batch.items), [len(row) // 4 for row in micro_batch.items])
         if batch.infer is not None:
-            return batch.infer(micro_batch)
-        if track is None:
-            return self._engine.infer(micro_batch)
-        return self._engine.infer(micro_batch, track)  # type: ignore[call-arg]
+            return answers.check_rows(batch.infer(micro_batch), micro_batch.positions)
+        on_track = () if track is None else (track,)
+        rows = self._engine.infer(micro_batch, *on_track)
+        own, texts = self.row_length, batch.texts
+        lengths = [texts[position].dimensions or own for position in micro_batch.positions] if own else ()
+        return answers.check_rows(rows, micro_batch.positions, lengths)
 
     def _answer(
         self,
@@ -537,9 +568,10 @@ def _called(engine_call: Callable[[], _T]) -> _T:
         raise errors.InternalError(f"{type(error).__name__}: {error}") from error
 
 
-def _ready(rows: Sequence[bytes]) -> base.Prepared:
+def _ready(rows: Sequence[bytes], count: int) -> base.Prepared:
     """Rows, of tokens 16 bytes each, as a batch of which nothing is left to compute."""
-    count = len(rows)
+    if len(rows) != count or not all(isinstance(row, bytes) and len(row) % 4 == 0 for row in rows):
+        raise errors.InternalError(f"the engine answered {count} texts with other than a row of 4-byte numbers each")
     batch = base.MicroBatch(list(range(count)), [len(row) // 16 for row in rows], [False] * count, list(rows))
     return base.Prepared([batch] if rows else [])
 
