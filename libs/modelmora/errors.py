@@ -363,7 +363,7 @@ class WorkerUnavailable(Unavailable):
 
 
 class RequestCrashedWorker(FailedPrecondition):
-    """This request alone made the worker crash twice; it will not be tried again."""
+    """This request, computed alone, twice ended its worker: by a crash, or by hanging. It will not be tried again."""
 
 
 class JobNotFound(NotFound):

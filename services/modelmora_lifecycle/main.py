@@ -143,6 +143,9 @@ class Settings(Section):
     growth_factor: float = Field(
         1.25, ge=1, le=100, description="A worker is stopped above so many times its declared or granted memory."
     )
+    fork_servers: bool = Field(
+        True, description="Workers are forked where their engine allows; false: each imports its libraries itself."
+    )
     fork_server_idle_seconds: float = Field(
         600.0, gt=0, le=31_536_000, description="A fork server that has had no worker for so long ends."
     )
@@ -191,7 +194,7 @@ async def open(settings: Settings, platform: Platform) -> AsyncIterator[Mounted]
         platform.health.set(MODELS, level, reason)  # type: ignore[arg-type]
         report("models")("degraded" if level == "unhealthy" else level, reason)
 
-    families = {name: card.family for name, card in platform.engines.items()}
+    families = {name: card.family for name, card in platform.engines.items() if settings.fork_servers}
     conversions = Conversions(platform.settings.data_dir / "conversions")
     node = Node(
         rules=rules(settings, families),
