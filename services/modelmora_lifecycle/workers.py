@@ -16,6 +16,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Protocol
@@ -168,6 +169,8 @@ class Worker:
         """Batches and entries computed, and inputs that it has begun to prepare, by the worker's own count."""
         self._dimensions = 0
         self._profile: common_pb2.EngineProfile | None = None
+        self._doubt = asyncio.Event()
+        """It has failed what the registry asked: it is probed at once."""
         self._problem = ""
         """What real requests have shown; empty: nothing is wrong."""
         self._private_bytes = 0
@@ -325,7 +328,7 @@ class Worker:
             await asyncio.gather(holding, return_exceptions=True)
         wrong = nonsense_limits(reply)
         if wrong:
-            raise NonsenseFootprint(f"the engine tells of {wrong}")
+            raise NonsenseFootprint(f"the engine tells of {wrong}; mend the engine: it is not tried again by itself")
         taken = sum(item.memory_bytes for item in reply.footprint if item.device == HOST)
         if self._facts.declared.get(HOST, 0) > 0 and taken > self._allowed_bytes:
             self._private_bytes = taken
@@ -390,6 +393,7 @@ class Worker:
             answer = await self._hold.record(made)
         except (ModelMoraError, TimeoutError) as error:
             log.warning("no fingerprint of %s: %s", self._facts.name, str(error) or "timeout")
+            self._doubt.set()
         else:
             difference = f"answers otherwise than it did: similarity {answer.similarity:.6f}"
             self._reports.recognised(self.uid, "" if answer.matches else difference)
@@ -442,7 +446,9 @@ class Worker:
             return
         pause = interval
         while True:
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._doubt.wait(), pause)
+            self._doubt.clear()
             start = time.monotonic()
             failure = await self._probe_once() and await self._probe_once()
             if failure != self._problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -48,11 +49,11 @@ GOOD = "[1,2,3,4]"
 
 
 @pytest.fixture
-async def control(data_dir: Path, tmp_path: Path) -> AsyncIterator[WorkerChannel]:
+async def control(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WorkerChannel]:
     install(tmp_path, "their_engine", ENGINE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     launcher = LocalLauncher(data_dir / "run", data_dir / "logs")
-    spec = LaunchSpec(replica_uid="x", engine="theirs", label="x", env={"PYTHONPATH": str(tmp_path)})
-    worker = await launcher.launch(spec, timeout_seconds=120)
+    worker = await launcher.launch(LaunchSpec("x", "theirs", "x"), timeout_seconds=120)
     channel = await WorkerChannel.connect(worker.endpoint, worker.control_key)
     yield channel
     await channel.close()
