@@ -79,7 +79,7 @@ class Embeddings:
         if sys.byteorder == "big":
             flat.byteswap()
         width = self.shape[1]
-        return [flat[start : start + width] for start in range(0, len(flat), width)]
+        return [flat[row * width : (row + 1) * width] for row in range(self.shape[0])]
 
 
 def build(cls: type[MessageT], /, *, _at: str = "", **fields: Any) -> MessageT:

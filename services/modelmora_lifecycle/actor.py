@@ -595,7 +595,7 @@ class Node:
         unstable = self.scheduler.unstable(time.monotonic())
         if unstable:
             names = ", ".join(f"{name} ({count} times in a row)" for name, count in sorted(unstable.items()))
-            wrong.append(f"keeps failing: {names}")
+            wrong.append(f"keeps failing: {names}; `modelmora explain MODEL` says why")
         if self.scheduler.cordoned is not None:
             wrong.append(f"cordoned: {self.scheduler.cordoned}")
         else:

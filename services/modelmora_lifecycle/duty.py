@@ -47,7 +47,8 @@ class Duty:
         """Unavailable when another process serves this node, or while that is not known."""
         await self.settle()
         if not self.on_duty:
-            raise Unavailable(self.reason, retry_after_seconds=1.0)
+            other = "; call that one: this one takes over when it ends" if self.standby else ""
+            raise Unavailable(self.reason + other, retry_after_seconds=1.0)
 
 
 class Servicer:

@@ -76,7 +76,13 @@ class OrdersServicer(Servicer):
         changes = read_node(request.node, _mask(request, _NODE_FIELDS), self._node.devices())
         await self._orders.change_node(lambda before: replace(before, **changes), request.node.revision)
         await self._node.settled()
-        return pb.UpdateNodeResponse(node=self._node_message(), warnings=self._orders.warnings)
+        node, there = self._node_message(), self._node.devices()
+        nothing = [
+            f"of the budget of {budget.device} nothing is in force: other programs use the memory"
+            for budget in node.budgets
+            if budget.device in there and not budget.effective_bytes
+        ]
+        return pb.UpdateNodeResponse(node=node, warnings=[*self._orders.warnings, *nothing])
 
     async def DrainNode(self, request: pb.DrainNodeRequest, context: Context) -> pb.DrainNodeResponse:
         await self._duty.check()

@@ -99,6 +99,7 @@ class LifecycleServicer(PlacementServicer, OrdersServicer, TuningServicer, lifec
     async def GetReplica(
         self, request: lifecycle_pb2.GetReplicaRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> lifecycle_pb2.GetReplicaResponse:
+        await self._duty.check()
         prefix, _, uid = request.name.partition("/")
         if prefix != "replicas" or not uid:
             raise InvalidArgument.at("name", "is not a replica's name like replicas/01890a5d-…")
@@ -110,6 +111,7 @@ class LifecycleServicer(PlacementServicer, OrdersServicer, TuningServicer, lifec
     async def ListReplicas(
         self, request: lifecycle_pb2.ListReplicasRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> lifecycle_pb2.ListReplicasResponse:
+        await self._duty.check()  # who stands by knows nothing of what is in memory on the node
         size, after = page_size(request.page_size), read_token(request.page_token)
         terms = read_filter(request.filter, {"state": {state.value for state in ReplicaState}, "model_version": ()})
 
@@ -126,6 +128,7 @@ class LifecycleServicer(PlacementServicer, OrdersServicer, TuningServicer, lifec
     async def WatchReplicas(
         self, request: lifecycle_pb2.WatchReplicasRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[lifecycle_pb2.WatchReplicasResponse]:
+        await self._duty.check()
         async for sight in self._node.watch(request.cursor, self._stopping):
             yield lifecycle_pb2.WatchReplicasResponse(
                 reset=sight.reset,
@@ -137,8 +140,7 @@ class LifecycleServicer(PlacementServicer, OrdersServicer, TuningServicer, lifec
     async def GetMemory(
         self, request: lifecycle_pb2.GetMemoryRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> lifecycle_pb2.GetMemoryResponse:
-        # What the budgets are is known once it is settled who serves this node; on standby none is in force.
-        await self._duty.settle()
+        await self._duty.check()
         await self._node.settled()
         ledger, existing = self._node.scheduler.ledger, self._node.devices()
         devices = []

@@ -222,6 +222,8 @@ def test_placement_is_explained_and_use_is_replayed(up: Up, tmp_path: Path) -> N
     assert [result["policy"] for result in results] == ["lru", "ttl"]
     assert all(result["acquires"] == len(events) for result in results)
     assert "MISSES" in modelmora(up, "simulate", "--trace", str(file)).stdout
+    file.write_text("")
+    assert modelmora(up, "simulate", "--trace", str(file)).stdout.startswith("nothing was replayed")
     assert modelmora(up, "decisions").exit_code == 0
     assert answer(up, "decisions", "--model", "demo/echo", "--outcome", "plan") == []
 

@@ -164,6 +164,10 @@ async def test_budgets_and_policy_change_at_once_and_outlive_a_restart(database_
         assert shared.node.budgets[0].share == 0.5
         # The answer has what is in force from now on, not what was before: more than the 400 MiB of the settings.
         assert shared.node.budgets[0].effective_bytes > 400 * MIB
+        assert not shared.warnings
+        tiny = await settings(node, budgets=[pb.DeviceBudget(device="host", share=0.001)])
+        assert tiny.node.budgets[0].effective_bytes == 0, "other programs have more than the rest"
+        assert list(tiny.warnings) == ["of the budget of host nothing is in force: other programs use the memory"]
         total = (await node.lifecycle.GetMemory(pb.GetMemoryRequest())).devices[0].total_bytes
         huge = await settings(node, budgets=[pb.DeviceBudget(device="host", memory_bytes=2 * total)])
         assert len(huge.warnings) == 1

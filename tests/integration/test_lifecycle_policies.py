@@ -172,6 +172,7 @@ async def test_a_crash_loop_turns_health_red_and_recovery_green(database_url: st
                     with suppress(ProcessLookupError):  # it is not told yet that the last one has ended
                         os.kill(replica.pid, signal.SIGKILL)
                 await asyncio.sleep(0.02)
+        assert "`modelmora explain MODEL` says why" in node.host.board.components()[MODELS].reason
         assert "keeps failing" in node.host.board.components()[MODELS].reason
         await eventually(lambda: asyncio.sleep(0, health()), lambda state: state == "healthy")
         assert len(await loaded(node, version)) == 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from integration.lifecycle_rig import MIB, Rig, rig
+from modelmora.errors import Unavailable
 from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
 from modelmora_lifecycle import duty as lifecycle_duty
 from modelmora_lifecycle.duty import Duty
@@ -51,7 +52,7 @@ async def test_memory_asked_for_right_after_the_start_has_its_devices_and_budget
         assert node.host.board.serves(DUTY) is True
 
 
-async def test_a_standby_tells_its_devices_and_is_not_called_until_it_takes_over(
+async def test_a_standby_tells_nothing_of_memory_and_is_not_called_until_it_takes_over(
     database_url: str, data_dir: Path
 ) -> None:
     database = Database(database_url, "lifecycle")
@@ -59,9 +60,14 @@ async def test_a_standby_tells_its_devices_and_is_not_called_until_it_takes_over
     assert other is not None
     try:
         async with rig(database_url, data_dir, node="here", memory_budget_bytes=400 * MIB) as node:
-            devices = {device.device: device for device in await memory(node)}
-            assert devices["host"].total_bytes > 0
-            assert devices["host"].budget_bytes == 0, "none is in force"
+            for asked in (
+                memory(node),
+                node.replicas(),
+                node.lifecycle.GetReplica(pb.GetReplicaRequest(name="replicas/1"), timeout=120),
+                node.lifecycle.WatchReplicas(pb.WatchReplicasRequest(), timeout=120).read(),
+            ):
+                with pytest.raises(Unavailable, match="another process serves node here; call that one"):
+                    await asked
             assert node.host.board.serves(DUTY) is False
             await other.release()
             async with asyncio.timeout(60):

@@ -78,6 +78,7 @@ def test_an_error_names_its_fields_and_what_to_do() -> None:
     assert "in 2.5 s" in show.error_lines(busy)[-1]
     assert "in 0.1 s" in show.error_lines(errors.QueueFull(retry_after_seconds=0.0267381))[-1]
     assert "modelmora up" in show.error_lines(errors.Unavailable("connection refused"))[-1]
+    assert len(show.error_lines(errors.Unavailable("standby", retry_after_seconds=1.0))) == 1, "a server has said so"
 
 
 def test_a_program_learns_when_to_try_again() -> None:

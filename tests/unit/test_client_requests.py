@@ -91,6 +91,12 @@ def test_without_numpy_rows_are_arrays_of_floats(monkeypatch: pytest.MonkeyPatch
     assert list(requests.embeddings_of([_answer([[5.0, 6.0]])], single=True).vectors) == [5.0, 6.0]
 
 
+def test_vectors_without_dimensions_are_as_many_as_their_texts() -> None:
+    answer = requests.embeddings_of([_answer([[], []])], single=False)
+    assert [list(row) for row in answer.rows()] == [[], []]
+    assert answer.vectors.shape == (2, 0)
+
+
 def test_answers_of_several_calls_are_put_together_in_order() -> None:
     first, second = _answer([[1.0], [2.0]], model_version="v"), _answer([[3.0]], model_version="v")
     first.timings.total.FromMilliseconds(1500)

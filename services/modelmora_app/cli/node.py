@@ -133,7 +133,7 @@ def _show_node(found: lifecycle_pb2.Node) -> None:
                 (
                     f"budget of {b.device}",
                     (show.size(b.memory_bytes) if b.memory_bytes else f"{b.share:.0%} of what exists")
-                    + (f", {show.size(b.effective_bytes)} in force" if b.effective_bytes else ""),
+                    + f", {show.size(b.effective_bytes) if b.effective_bytes else 'nothing'} in force",
                 )
                 for b in found.budgets
             ),

@@ -187,6 +187,9 @@ def simulate(session: Session, source: TextIO, policies: str | None, budget: int
     if session.as_json:
         show.print_json(results)
         return
+    if not any(item.acquires for item in results):
+        click.echo("nothing was replayed: the trace has no acquire events")
+        return
     show.table(
         ["policy", "acquires>", "misses>", "evictions>", "never fit>", "waited>", "waited p99>", "loaded>"],
         [

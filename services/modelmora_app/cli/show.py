@@ -58,7 +58,7 @@ def error_lines(error: ModelMoraError) -> list[str]:
     if error.reason in _ADVICE and "force" not in error.message:
         model = error.metadata.get("model_version")
         lines.append("  " + (_ADVICE[error.reason].replace("MODEL", short(model)) if model else _ADVICE[error.reason]))
-    elif error.reason == "Unavailable":
+    elif error.reason == "Unavailable" and error.retry_after_seconds is None:  # no word of a server's
         lines.append(
             "  Is the platform running? `modelmora up` starts it; --target or MODELMORA_TARGET says where it is."
         )
