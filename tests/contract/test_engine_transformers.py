@@ -13,6 +13,7 @@ import pytest
 from modelmora import errors
 from modelmora.worker.v1 import worker_pb2
 from modelmora_worker.engines import base
+from modelmora_worker.engines.tokens import encode
 from modelmora_worker.engines.transformers import TransformersEngine
 from small_models import LABELS, build, sentences
 
@@ -118,6 +119,34 @@ def test_pairs_and_single_texts_share_a_batch(load, folder):
     for n, one in enumerate(entries):
         (want,) = reference(folder("classifier"), [one.text], [one.pair] if one.pair else None)
         assert numpy.abs(found[n] - want).max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["reranker", "classifier"])
+def test_what_is_cut_is_what_the_library_cuts(folder, kind):
+    """Of texts alone and of pairs, whichever of both is the longer, and by how much."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder(kind)))
+    text = {count: "river daß 東京 [SEP] </s> don't city 🙂 " * count for count in (1, 2, 3, 5, 12)}
+    pairs = [(one, other) for one in text.values() for other in text.values()]
+    for side in ("right", "left"):
+        tokenizer.truncation_side = side
+        for limit in range(5, 64, 3):
+            for first, second in (
+                ([one for one, _ in pairs], [other for _, other in pairs]),
+                (list(text.values()), None),
+            ):
+                want = tokenizer(
+                    first, second, truncation="longest_first", max_length=limit, return_attention_mask=False
+                )
+                whole = tokenizer(first, second, verbose=False)["input_ids"]
+                found = encode(tokenizer, first, second, [limit] * len(first))
+                assert [count for _, count in found] == [len(ids) for ids in whole]
+                assert [row for row, _ in found] == [
+                    dict(zip(want, row, strict=True)) for row in zip(*want.values(), strict=True)
+                ]
+                uncut = encode(tokenizer, first, second, [0] * len(first))
+                assert [row["input_ids"] for row, _ in uncut] == whole
 
 
 def test_what_may_not_be_cut_fails_alone_and_so_does_a_query_without_a_text(load):

@@ -31,7 +31,7 @@ from modelmora_worker.engines.lean_import import import_library
 from modelmora_worker.engines.packed import PackedPipeline
 from modelmora_worker.engines.padded import PaddedPipeline, rounded
 from modelmora_worker.engines.read_once import tokenizer_files
-from modelmora_worker.engines.tokens import rows_of, texts_of
+from modelmora_worker.engines.tokens import encode, rows_of, texts_of
 
 PASS_TOKENS: Final = 28
 """Fixed cost of a forward pass in tokens: 5 ms against 6,200 tokens a second, MiniLM on two cores."""
@@ -178,10 +178,8 @@ class SentenceTransformersEngine:
     def prepare(self, texts: Sequence[base.Text], exact: bool = False) -> base.Prepared:
         prepared = base.Prepared()
         limit = self._max_input_tokens
-        encoded = self._encode(texts)
         rows: list[tuple[int, bool, Any, base.Text]] = []
-        for position, (entry, tokens) in enumerate(zip(texts, encoded, strict=True)):
-            count = len(tokens["input_ids"])
+        for position, (entry, (tokens, count)) in enumerate(zip(texts, self._encode(texts), strict=True)):
             if entry.prompt and entry.prompt not in self._prompts:
                 prepared.failed.append((position, base.unknown_prompt(entry.prompt, self._prompts)))
             elif count > limit and not entry.truncate:
@@ -189,10 +187,8 @@ class SentenceTransformersEngine:
                 prepared.failed.append((position, error))
             elif entry.dimensions > self._dimensions:
                 prepared.failed.append((position, base.too_many_dimensions(entry.dimensions, self._dimensions)))
-            elif count > limit:
-                rows.append((position, True, self._truncated(self._prompted(entry)), entry))
             else:
-                rows.append((position, False, tokens, entry))
+                rows.append((position, count > limit, tokens, entry))
         for group in self._groups(rows):
             self._cut(group, exact, prepared)
         return prepared
@@ -324,22 +320,16 @@ class SentenceTransformersEngine:
     def _prompted(self, entry: base.Text) -> str:
         return self._prompts.get(entry.prompt or self._default_prompt, "") + entry.text
 
-    def _encode(self, texts: Sequence[base.Text]) -> list[Any]:
-        """Tokens of each text with its prompt, whole, without padding."""
+    def _encode(self, texts: Sequence[base.Text]) -> list[tuple[dict[str, Any], int]]:
+        """Tokens of each text with its prompt, without padding, and how many there are of the whole."""
         if not texts:
             return []
         prompted = [self._prompted(entry) for entry in texts]
+        limits = [self._max_input_tokens if entry.truncate else 0 for entry in texts]
         if self._static:
-            found = self._tokenizer.encode_batch(prompted, add_special_tokens=False)
-            return [{"input_ids": encoding.ids} for encoding in found]
-        found = self._tokenizer(
-            prompted,
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+            ids = [encoding.ids for encoding in self._tokenizer.encode_batch(prompted, add_special_tokens=False)]
+            return [({"input_ids": row[: limit or None]}, len(row)) for row, limit in zip(ids, limits, strict=True)]
+        return encode(self._tokenizer, prompted, None, limits)
 
     def _truncated(self, text: str) -> Any:
         if self._static:

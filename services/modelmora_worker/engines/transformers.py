@@ -38,7 +38,7 @@ from modelmora_worker.engines.sentence_transformers import (
     share,
     usable_cores,
 )
-from modelmora_worker.engines.tokens import rows_of, texts_of
+from modelmora_worker.engines.tokens import encode, rows_of, texts_of
 
 MIN_INPUT_TOKENS: Final = 16
 OVERLAP_TOKENS: Final = 128
@@ -135,14 +135,11 @@ class TransformersEngine:
         prepared = base.Prepared()
         limit = self._max_input_tokens
         rows: list[tuple[int, bool, Any, base.Text]] = []
-        for position, (entry, tokens) in enumerate(zip(texts, self._encode(texts), strict=True)):
-            count = len(tokens["input_ids"])
+        for position, (entry, (tokens, count)) in enumerate(zip(texts, self._encode(texts), strict=True)):
             if self._task == "reranking" and not entry.pair:
                 prepared.failed.append((position, errors.InvalidArgument("there is no text to rank")))
-            elif count <= limit:
-                rows.append((position, False, tokens, entry))
-            elif entry.truncate:
-                rows.append((position, True, self._truncated(entry.text, entry.pair), entry))
+            elif count <= limit or entry.truncate:
+                rows.append((position, count > limit, tokens, entry))
             else:
                 what = "query and text have" if self._task == "reranking" else "the text has"
                 error = errors.TextTooLong(f"{what} {count} tokens, the model takes {limit}")
@@ -245,22 +242,20 @@ class TransformersEngine:
         self._independent = config.num_labels == 1 or config.problem_type == "multi_label_classification"
         return [str(config.id2label[n]) for n in range(config.num_labels)] if self._task == "classification" else []
 
-    def _encode(self, texts: Sequence[base.Text]) -> list[Any]:
-        """Tokens of each text, or pair of texts, whole, without padding."""
+    def _encode(self, texts: Sequence[base.Text]) -> list[tuple[dict[str, Any], int]]:
+        """Tokens of each text, or pair of texts, without padding, and how many there are of the whole."""
         found: list[Any] = [None] * len(texts)
         for paired in (False, True):
             chosen = [n for n, entry in enumerate(texts) if bool(entry.pair) is paired]
             if chosen:
-                tokens = self._tokenizer(
+                rows = encode(
+                    self._tokenizer,
                     [texts[n].text for n in chosen],
                     [texts[n].pair for n in chosen] if paired else None,
-                    truncation=False,
-                    padding=False,
-                    return_attention_mask=False,
-                    verbose=False,
+                    [self._max_input_tokens if texts[n].truncate else 0 for n in chosen],
                 )
-                for n, values in zip(chosen, zip(*tokens.values(), strict=True), strict=True):
-                    found[n] = dict(zip(tokens, values, strict=True))
+                for n, row in zip(chosen, rows, strict=True):
+                    found[n] = row
         return found
 
     def _truncated(self, text: str, pair: str) -> Any:
