@@ -144,7 +144,7 @@ class LifecycleServicer(PlacementServicer, OrdersServicer, TuningServicer, lifec
         await self._node.settled()
         ledger, existing = self._node.scheduler.ledger, self._node.devices()
         devices = []
-        for device in sorted({*ledger.budget, *existing}):
+        for device in sorted(ledger.budget):
             charges = [
                 lifecycle_pb2.MemoryCharge(
                     owner=owner if "/" in owner else f"replicas/{owner}",
