@@ -6,6 +6,9 @@ to a third (torch) more, and one that is taken for something else holds up none 
 next batch while another still computes the last of this one.
 
 Batches of a higher rank go first, from the next micro-batch on; then the other goes on. Nothing is computed twice.
+Long texts are prepared slice by slice: between two slices more urgent batches go first too, and what nobody waits for
+any more is left out. One text is never cut, so a slice takes what its longest text does: 0.3 s for 100,000 letters
+without a space and a byte-level BPE, the worst that we know.
 
 `load`, `stream`, `close`, and what has no track of `infer`, are called on the compute thread with nothing beside them
 (OpenMP pools and some engines belong to the thread that made them); it is the first track too. While it has nothing to
@@ -36,6 +39,10 @@ log = logging.getLogger("worker")
 
 _T = TypeVar("_T")
 
+SLICE_CHARACTERS: Final = 65_536
+"""So much of a batch is prepared at a time, or one text. Ordinary batches have less: 8192 tokens are 40,000 or so."""
+ENTRY_CHARACTERS: Final = 64
+"""What a text costs beside its characters, in characters."""
 EXIT_OUT_OF_MEMORY: Final = 70
 """Exit status after an engine ran out of memory: nobody knows what state it is in."""
 
@@ -76,7 +83,9 @@ class Batch:
     rank: int = 0
     cancelled: bool = False
     dropped: set[int] = field(default_factory=set)
-    prepared: base.Prepared | None = None
+    prepared: base.Prepared = field(default_factory=base.Prepared)
+    looked_at: int = 0
+    """So many of its texts are prepared, or nobody waits for them any more."""
     tokenise_seconds: float = 0.0
     exact: bool = False
     """To be computed with the exact profile."""
@@ -144,6 +153,9 @@ class Pipeline:
         self._inbox: deque[Job] = deque()
         self._ready: deque[Batch] = deque()
         self._ahead_of: Batch | None = None
+        """What the prepare thread prepares."""
+        self._readying = False
+        """The compute thread prepares a batch, or waits for the end of a slice to do so."""
         self._open: deque[Batch] = deque()
         """Batches of which a micro-batch waits for a track."""
         self._begun: set[Job] = set()
@@ -173,7 +185,7 @@ class Pipeline:
         self.compute_seconds = 0.0
         """Of the whole worker, see `Done`."""
         self.looked_at = 0
-        """Inputs whose preparation was begun, where each takes long. By whichever thread prepares."""
+        """Inputs whose preparation was begun, where it takes long. By whichever thread prepares."""
 
     def start(self) -> None:
         for thread in self._threads:
@@ -300,7 +312,7 @@ class Pipeline:
             ready = self._prepare(job)
             with self._lock:
                 self._ahead_of = None
-                if ready:
+                if ready and not self._goes_on(job):
                     _queue(self._ready, job)
                 self._work.notify()
                 self._call_for_help()
@@ -309,7 +321,7 @@ class Pipeline:
         """Something computes, nothing as urgent is prepared yet, and a batch comes next. Needs the lock."""
         if not (self._busy and self._inbox and isinstance(self._inbox[0], Batch)):
             return False
-        return not self._ready or self._ready[0].rank < self._inbox[0].rank
+        return not self._readying and (not self._ready or self._ready[0].rank < self._inbox[0].rank)
 
     def _call_to_prepare(self) -> None:
         """Wakes the prepare thread where there is something for it. Woken for nothing it wants the interpreter while a
@@ -342,6 +354,7 @@ class Pipeline:
                 return None
         if first is self._inbox:
             self._begun.add(job)
+            self._readying = isinstance(job, Batch)
             return self._inbox.popleft()
         taken = self._take()
         if self._tracks > 1 and not self._alone:
@@ -370,7 +383,6 @@ class Pipeline:
 
     def _open_up(self, batch: Batch) -> None:
         """Needs the lock."""
-        assert batch.prepared is not None
         self._begun.add(batch)
         batch.failed += [Failure(*pair) for pair in batch.prepared.failed]
         # Where all have failed, a micro-batch of none is what answers.
@@ -384,10 +396,13 @@ class Pipeline:
         """On the compute thread: readies a batch; does another job."""
         try:
             if isinstance(job, Batch):
-                if self._prepare(job):
-                    with self._lock:
+                ready = self._prepare(job)
+                with self._lock:
+                    self._readying = False
+                    self._begun.discard(job)
+                    if ready and not self._goes_on(job):
                         self._open_up(job)
-                    return
+                return
             elif isinstance(job, Streaming):
                 _called(partial(self._stream, job))
             else:
@@ -417,38 +432,65 @@ class Pipeline:
             thread.start()
 
     def _prepare(self, batch: Batch) -> bool:
-        """Prepares; False: there is nothing left to compute and the batch is answered."""
-        if batch.cancelled:
-            batch.fail(errors.Cancelled())
-            return False
-        assert self._engine is not None
-        start = self._clock()
+        """Prepares its next slice; False: there is nothing left to compute and the batch is answered."""
         try:
             with self._preparing:
-                if batch.rows_of is not None:
-                    rows_of = batch.rows_of
-                    batch.prepared = _called(lambda: _ready(rows_of(batch.texts), len(batch.texts)))
-                elif (each := getattr(self._engine, "prepare_each", None)) is not None:
-                    wanted = partial(self._is_wanted, batch)
-                    batch.prepared = self._checked(batch, partial(each, batch.texts, batch.exact, wanted))
+                start = self._clock()
+                if batch.cancelled:
+                    raise errors.Cancelled()
+                if batch.rows_of is None and hasattr(self._engine, "prepare_each"):
+                    self._prepare_each(batch)
                 else:
-                    batch.prepared = self._checked(batch, partial(self._engine.prepare, batch.texts, batch.exact))
+                    self._prepare_slice(batch, start)
+                batch.tokenise_seconds += self._clock() - start
         except errors.ModelMoraError as error:
             batch.fail(error)
             return False
         except MemoryError as error:
             _die_out_of_memory(error)
-        if batch.prepared is not None and batch.token_bytes:
-            drop_oversized(batch.prepared, batch.token_bytes, batch.max_row_bytes)
-        batch.tokenise_seconds = self._clock() - start
         return True
 
-    def _checked(self, batch: Batch, prepare: Callable[[], base.Prepared]) -> base.Prepared:
+    def _prepare_each(self, batch: Batch) -> None:
         def prepared() -> base.Prepared:
-            made = prepare()
+            wanted = partial(self._is_wanted, batch)
+            made = self._engine.prepare_each(batch.texts, batch.exact, wanted)  # type: ignore[union-attr]
             return answers.check_prepared(made, len(batch.texts), [failure.position for failure in batch.failed])
 
-        return _called(prepared)
+        batch.looked_at = len(batch.texts)
+        batch.prepared = _called(prepared)
+
+    def _prepare_slice(self, batch: Batch, now: float) -> None:
+        begun = batch.looked_at
+        positions, failed, batch.looked_at = next_slice(batch.texts, begun, batch.deadlines, batch.dropped, now)
+        batch.failed += [Failure(*pair) for pair in failed]
+        if begun:  # one that is prepared at once is no sign that anything is done
+            self.looked_at += batch.looked_at - begun
+        whole = len(positions) == len(batch.texts)
+        texts = batch.texts if whole else [batch.texts[position] for position in positions]
+        if not texts:
+            return
+        prepared = _called(partial(self._prepared, batch, texts))
+        if not whole:
+            for micro_batch in prepared.micro_batches:
+                micro_batch.positions = [positions[at] for at in micro_batch.positions]
+            prepared.failed = [(positions[at], error) for at, error in prepared.failed]
+        if batch.token_bytes:
+            drop_oversized(prepared, batch.token_bytes, batch.max_row_bytes)
+        batch.prepared.micro_batches += prepared.micro_batches
+        batch.prepared.failed += prepared.failed
+
+    def _prepared(self, batch: Batch, texts: Sequence[base.Text]) -> base.Prepared:
+        if batch.rows_of is not None:
+            return _ready(batch.rows_of(texts), len(texts))
+        assert self._engine is not None
+        return answers.check_prepared(self._engine.prepare(texts, batch.exact), len(texts))
+
+    def _goes_on(self, batch: Batch) -> bool:
+        """Whether there is more of it to prepare: then it is queued again, before all of its rank. Needs the lock."""
+        if batch.looked_at >= len(batch.texts):
+            return False
+        _queue(self._inbox, batch, first=True)
+        return True
 
     def _is_wanted(self, batch: Batch, position: int) -> bool:
         """Asked before each input that takes long to prepare. Raises Cancelled when the whole batch is withdrawn."""
@@ -576,12 +618,33 @@ def _ready(rows: Sequence[bytes], count: int) -> base.Prepared:
     return base.Prepared([batch] if rows else [])
 
 
-def _queue(jobs: deque[Any], job: Job) -> None:
-    """Puts a job behind all of its rank. There are few."""
+def _queue(jobs: deque[Any], job: Job, first: bool = False) -> None:
+    """Puts a job behind all of its rank, or before them. There are few."""
     place = len(jobs)
-    while place and jobs[place - 1].rank < job.rank:
+    while place and (jobs[place - 1].rank < job.rank or (first and jobs[place - 1].rank == job.rank)):
         place -= 1
     jobs.insert(place, job)
+
+
+def next_slice(
+    texts: Sequence[base.Text], begin: int, deadlines: Sequence[float], dropped: set[int], now: float
+) -> tuple[list[int], list[tuple[int, errors.ModelMoraError]], int]:
+    """What of a batch to prepare next, from `begin` on: positions; those for which nobody waits any more, with why; and
+    where the slice after this begins."""
+    positions: list[int] = []
+    failed: list[tuple[int, errors.ModelMoraError]] = []
+    characters = 0
+    for position in range(begin, len(texts)):
+        error = _why_dead(position, deadlines, dropped, now)
+        if error is not None:
+            failed.append((position, error))
+            continue
+        text = texts[position]
+        characters += ENTRY_CHARACTERS + len(text.text) + len(text.pair) + len(text.token_ids)
+        if positions and characters > SLICE_CHARACTERS:
+            return positions, failed, position
+        positions.append(position)
+    return positions, failed, len(texts)
 
 
 def drop_dead(batch: base.MicroBatch, deadlines: Sequence[float], dropped: set[int], now: float) -> list[Failure]:

@@ -276,6 +276,7 @@ class WorkerService:
                 fail(errors.TaskNotSupported(f"the engine does not {what}"))
                 return
         computes = infer.operation == worker_pb2.OPERATION_TOKEN_VECTORS
+        what = "tokens" if infer.operation == worker_pb2.OPERATION_TOKENIZE else "rows"
         describe = infer.describe
         deadlines: list[float] = []
         if any(text.HasField("timeout") for text in infer.texts):
@@ -296,7 +297,7 @@ class WorkerService:
             message = reply.SerializeToString()
             if len(message) > MAX_ANSWER_BYTES:  # the wire would end the connection, and with it what others asked
                 raise errors.MessageTooLarge(
-                    f"the vectors of {len(reply.infer.positions)} texts have {len(message)} bytes, at most "
+                    f"the {what} of {len(reply.infer.positions)} texts have {len(message)} bytes, at most "
                     f"{MAX_ANSWER_BYTES} are sent at a time",
                     limit_bytes=MAX_ANSWER_BYTES,
                 )

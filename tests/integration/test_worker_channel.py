@@ -313,7 +313,7 @@ async def test_an_answer_that_no_message_holds_ends_its_batch_and_no_other(threa
     request.options.update({"dimensions": 500})
     await control.load(request, timeout_seconds=60)
     two = control.infer(worker_pb2.InferRequest(texts=[worker_pb2.TextEntry(text=text) for text in "ab"]))
-    with pytest.raises(errors.MessageTooLarge, match="the vectors of 2 texts"):
+    with pytest.raises(errors.MessageTooLarge, match="the rows of 2 texts"):
         await within(anext(two), 60)
     reply = await within(anext(infer(control)), 60)
     assert reply.done

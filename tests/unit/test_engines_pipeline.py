@@ -12,9 +12,20 @@ from typing import Any
 import pytest
 from modelmora import errors
 from modelmora_worker.engines import base
-from modelmora_worker.pipeline import Batch, Done, Loading, Pipeline, Streaming
+from modelmora_worker.pipeline import SLICE_CHARACTERS, Batch, Done, Loading, Pipeline, Streaming
 
 WAIT = 20.0
+
+
+class Words(str):
+    """A text of a batch."""
+
+    pair = ""
+    token_ids = ()
+
+    @property
+    def text(self) -> str:
+        return str(self)
 
 
 class SteppedEngine:
@@ -91,7 +102,7 @@ class Rig:
         def answer(done: Done) -> None:
             self.answers.put((texts, done))
 
-        batch = Batch(texts, (), answer, self.fail(texts), rank=rank)
+        batch = Batch([Words(text) for text in texts], (), answer, self.fail(texts), rank=rank)
         self.pipeline.submit(batch)
         return batch
 
@@ -269,6 +280,135 @@ def test_a_batch_withdrawn_while_its_inputs_are_prepared_ends_before_the_next_of
     slow.engine.go.put(None)
     assert isinstance(slow.answer()[1], errors.Cancelled)
     assert slow.engine.events.empty()
+
+
+class SlicingEngine(SteppedEngine):
+    """`prepare` waits for `slices`, and is never called twice at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slices: queue.Queue[None] = queue.Queue()
+        self.preparing = threading.Lock()
+
+    def prepare(self, texts: Sequence[Any], exact: bool = False) -> base.Prepared:
+        assert self.preparing.acquire(blocking=False)
+        prepared = super().prepare([text[0] for text in texts], exact)
+        self.slices.get(timeout=WAIT)
+        self.preparing.release()
+        return prepared
+
+
+@pytest.fixture
+def sliced() -> Iterator[Rig]:
+    made = Rig(SlicingEngine)
+    yield made
+    for _ in range(100):
+        made.engine.slices.put(None)
+        made.engine.go.put(None)
+    made.pipeline.stop(timeout_seconds=WAIT)
+
+
+LONG = SLICE_CHARACTERS
+
+
+def test_long_texts_are_prepared_slice_by_slice_and_every_row_keeps_its_place(sliced):
+    batch = sliced.batch(*(letter * (LONG // 2 - 100) for letter in "abcde"))
+    for slice_ in ("ab", "cd", "e"):
+        assert sliced.engine.next()[:2] == ("prepare", list(slice_))
+        sliced.engine.slices.put(None)
+    assert sliced.pipeline.looked_at == 3, "others see that it goes on"
+    for letter in "abcde":
+        assert sliced.engine.next()[:2] == ("infer", letter)
+        sliced.engine.go.put(None)
+    done = [sliced.answer()[1] for _ in range(5)]
+    assert [one.batch.positions for one in done] == [[0], [1], [2], [3], [4]]
+    assert [one.last for one in done] == [False] * 4 + [True]
+    assert batch.prepared.failed == []
+
+
+def test_a_batch_of_one_slice_is_no_sign_of_progress(sliced):
+    """A worker that hangs prepares the question whether it is well."""
+    sliced.batch("a", "b")
+    assert sliced.engine.next()[:2] == ("prepare", ["a", "b"])
+    assert sliced.pipeline.looked_at == 0
+
+
+def test_a_batch_of_a_higher_rank_waits_for_one_slice_of_another(sliced):
+    sliced.batch("a" * LONG, "b" * LONG, "c" * LONG)
+    assert sliced.engine.next() == ("prepare", ["a"], "compute")
+    sliced.batch("h", rank=1)
+    sliced.batch("m")
+    sliced.engine.slices.put(None)
+    assert sliced.engine.next()[:2] == ("prepare", ["h"])
+    sliced.engine.slices.put(None)
+    # While it is computed the other goes on, before what came after it.
+    assert sorted(sliced.engine.next()[:2] for _ in range(2)) == [("infer", "h"), ("prepare", ["b"])]
+
+
+def test_an_idle_thread_that_has_taken_an_urgent_batch_gets_the_tokenizer_after_the_slice(sliced):
+    pipeline = sliced.pipeline
+    sliced.batch("x")
+    sliced.engine.slices.put(None)
+    assert [sliced.engine.next()[:2] for _ in range(2)] == [("prepare", ["x"]), ("infer", "x")]
+    sliced.batch("a" * LONG, "b" * LONG)
+    assert sliced.engine.next() == ("prepare", ["a"], "prepare")
+    sliced.engine.go.put(None)
+    assert sliced.answer()[1].last
+    sliced.batch("h", rank=1)
+    sliced.batch("m")
+    until(lambda: pipeline._readying)
+    with pipeline._lock:
+        assert not pipeline._worth_preparing(), "two threads would race for it, and the one that has it wins"
+    sliced.engine.slices.put(None)
+    assert sliced.engine.next() == ("prepare", ["h"], "compute")
+
+
+def test_between_two_slices_it_is_asked_who_still_waits(sliced):
+    batch = sliced.batch(*(letter * LONG for letter in "abcd"))
+    assert sliced.engine.next()[:2] == ("prepare", ["a"])
+    batch.dropped.add(1)
+    batch.deadlines = [float("inf"), float("inf"), 0.0, float("inf")]
+    sliced.engine.slices.put(None)
+    assert sliced.engine.next()[:2] == ("prepare", ["d"])
+    sliced.engine.slices.put(None)
+    for letter in "ad":
+        assert sliced.engine.next()[:2] == ("infer", letter)
+        sliced.engine.go.put(None)
+    first, last = sliced.answer()[1], sliced.answer()[1]
+    assert [(failure.position, failure.error.reason) for failure in first.failed] == [
+        (1, "Cancelled"),
+        (2, "DeadlineExceeded"),
+    ]
+    assert (first.batch.positions, last.batch.positions, last.last) == ([0], [3], True)
+
+
+def test_a_batch_withdrawn_while_its_texts_are_prepared_ends_after_the_slice(sliced):
+    batch = sliced.batch("a" * LONG, "b" * LONG)
+    assert sliced.engine.next()[:2] == ("prepare", ["a"])
+    sliced.pipeline.withdraw(batch)
+    sliced.engine.slices.put(None)
+    assert isinstance(sliced.answer()[1], errors.Cancelled)
+    assert sliced.engine.events.empty()
+    until(lambda: not sliced.pipeline.in_flight)
+
+
+def test_rows_that_need_no_computing_are_answered_slice_by_slice(sliced):
+    told: queue.Queue[Any] = queue.Queue()
+    asked = []
+
+    def rows_of(texts: Sequence[Any]) -> list[bytes]:
+        asked.append([text[0] for text in texts])
+        return [text[0].encode() * 16 for text in texts]
+
+    texts = [Words(letter * LONG) for letter in "abc"]
+    sliced.pipeline.submit(Batch(texts, (), told.put, told.put, rows_of=rows_of))
+    done = [told.get(timeout=WAIT) for _ in range(3)]
+    assert asked == [["a"], ["b"], ["c"]]
+    assert [(one.batch.positions, one.rows.data, one.last) for one in done] == [
+        ([0], b"a" * 16, False),
+        ([1], b"b" * 16, False),
+        ([2], b"c" * 16, True),
+    ]
 
 
 def test_an_engine_that_raises_fails_its_batch_and_goes_on(rig):
@@ -487,7 +627,7 @@ def test_rows_that_cannot_be_answered_fail_their_batch_and_nothing_else(rig):
     def refuse(done: Done) -> None:
         raise ValueError("not a row")
 
-    rig.pipeline.submit(Batch(("a", "b"), (), refuse, rig.fail("a")))
+    rig.pipeline.submit(Batch((Words("a"), Words("b")), (), refuse, rig.fail("a")))
     rig.engine.go.put(None)
     assert rig.answer()[1].message == "ValueError: not a row"
     rig.batch("c")
