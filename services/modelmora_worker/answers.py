@@ -17,6 +17,7 @@ from modelmora_worker.engines import base
 
 _MOST_TRACKS: Final = 1024
 _LIMITS: Final = ("max_input_tokens", "embedding_dimensions", "max_batch_tokens", "max_batch_entries")
+_IMAGE_LIMITS: Final = ("max_image_bytes", "max_image_pixels", "max_resized_pixels")
 
 
 def check_load(engine: base.Engine, told: object, *, embeds: bool) -> base.Footprint:
@@ -39,10 +40,10 @@ def nonsense(told: object, *, embeds: bool = False) -> str:
     for device, memory_bytes in told.memory_bytes.items():
         if not (_is_text(device) and device):
             return f"{reprlib.repr(memory_bytes)} bytes on a device without a name ({reprlib.repr(device)})"
-        if not _is_within(memory_bytes, -(2**63), 2**63 - 1):
+        if not _is_within(memory_bytes, 0, 2**63 - 1):
             return f"{reprlib.repr(memory_bytes)} bytes on {device}"
-    for name in _LIMITS:
-        if not _is_within(value := getattr(told, name), 0, 2**31 - 1):
+    for name in (*_LIMITS, *_IMAGE_LIMITS):
+        if not _is_within(value := getattr(told, name), 0, 2**31 - 1 if name in _LIMITS else 2**63 - 1):
             return f"{name} {reprlib.repr(value)}"
     if embeds and not told.embedding_dimensions:
         return "embedding_dimensions 0, though it embeds"
