@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelmora import errors
@@ -10,7 +10,7 @@ from modelmora.common.v1 import common_pb2
 from modelmora.errors import FieldViolation
 from modelmora.inference.v1 import inference_pb2
 
-from modelmora_inference.domain import MAX_TEXT_CHARACTERS, MAX_TEXTS, MAX_TIMEOUT_SECONDS, Priority
+from modelmora_inference.domain import MAX_TEXT_CHARACTERS, MAX_TEXTS, MAX_TIMEOUT_SECONDS, Priority, VersionFacts
 
 MAX_REQUEST_ID_CHARACTERS = 200
 MAX_PROMPT_NAME_CHARACTERS = 200
@@ -26,6 +26,12 @@ PRIORITIES = {
     common_pb2.PRIORITY_MEDIUM: Priority.MEDIUM,
     common_pb2.PRIORITY_HIGH: Priority.HIGH,
 }
+_CALLS: Mapping[int, str] = {
+    common_pb2.TASK_TYPE_TXT2EMBED: "Embed",
+    common_pb2.TASK_TYPE_RERANKING: "Rerank",
+    common_pb2.TASK_TYPE_CLASSIFICATION: "Classify",
+    common_pb2.TASK_TYPE_QUESTION_ANSWERING: "AnswerQuestion",
+}
 _COLD_POLICIES = frozenset(inference_pb2.ColdPolicy.values())
 
 
@@ -33,6 +39,17 @@ def invalid(violations: Sequence[FieldViolation]) -> errors.InvalidArgument:
     return errors.InvalidArgument(
         "; ".join(f"{violation.field}: {violation.description}" for violation in violations), fields=violations
     )
+
+
+def wrong_task(facts: VersionFacts, wanted: int) -> errors.TaskNotSupported:
+    """For a call of one task to a version that does another."""
+    task, call = task_word(facts.task_type), "Predict" if facts.takes_images else _CALLS.get(facts.task_type)
+    way = f"; {call} is the call for it" if call else ""
+    return errors.TaskNotSupported(f"{facts.name} does {task}, not {task_word(wanted)}{way}", model_version=facts.name)
+
+
+def task_word(number: int) -> str:
+    return common_pb2.TaskType.Name(number).removeprefix("TASK_TYPE_").lower()
 
 
 def wrong_texts(field: str, texts: Sequence[str], max_call_bytes: int, beside: str = "") -> list[FieldViolation]:

@@ -20,7 +20,7 @@ from modelmora.inference.v1 import inference_pb2 as pb
 from modelmora.worker.v1 import worker_pb2
 
 from modelmora_inference import predict, tasks
-from modelmora_inference.checks import MAX_VIOLATIONS
+from modelmora_inference.checks import MAX_VIOLATIONS, wrong_task
 from modelmora_inference.domain import VersionFacts
 
 T = TypeVar("T", bound=Message)
@@ -119,10 +119,7 @@ def check_task(kind: str, facts: VersionFacts) -> None:
     """Raises TaskNotSupported where a version does something else."""
     wanted = _TASK_TYPES.get(kind)
     if wanted is not None and facts.task_type != wanted:
-        does, word = (
-            common_pb2.TaskType.Name(number).removeprefix("TASK_TYPE_").lower() for number in (facts.task_type, wanted)
-        )
-        raise errors.TaskNotSupported(f"{facts.name} does {does}, not {word}", model_version=facts.name)
+        raise wrong_task(facts, wanted)
     if kind == "classify" and facts.takes_images:
         raise errors.TaskNotSupported(f"{facts.name} takes images; a job that predicts does that")
 

@@ -27,7 +27,9 @@ from modelmora_inference.checks import (
     MAX_REQUEST_ID_CHARACTERS,
     PRIORITIES,
     invalid,
+    task_word,
     wrong_call,
+    wrong_task,
     wrong_texts,
 )
 from modelmora_inference.deadlines import early_seconds
@@ -201,7 +203,7 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         main = self._catalog.known(request.model) or await self._find(request.model, asked.deadline)
         other = await self._find(asked.fallback_model, asked.deadline, "fallback_model")
         if other.task_type != main.task_type:
-            tasks = f"{_task(other)}, not {_task(main)}"
+            tasks = f"{task_word(other.task_type)}, not {task_word(main.task_type)}"
             raise errors.TaskNotSupported(f"fallback_model: {other.name} does {tasks}", model_version=other.name)
         try:
             return await self._ask_resolved(asked, True)
@@ -236,7 +238,7 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
     async def _embed(self, asked: _Asked, facts: VersionFacts, if_loaded: bool) -> inference_pb2.EmbedResponse:
         request = asked.request
         if facts.task_type != common_pb2.TASK_TYPE_TXT2EMBED:
-            raise errors.TaskNotSupported(f"{facts.name} does {_task(facts)}, not txt2embed", model_version=facts.name)
+            raise wrong_task(facts, common_pb2.TASK_TYPE_TXT2EMBED)
         dispatcher = self._dispatchers.get(facts.name)
         widest = facts.embedding_dimensions or (dispatcher.embedding_dimensions if dispatcher else 0)
         if widest and request.dimensions > widest:
@@ -402,10 +404,6 @@ def _request_id(request: Any, context: Any) -> str:
 def _tell_ready_in(context: Any, seconds: float | None) -> None:
     if seconds is not None:
         context.set_trailing_metadata(((READY_IN_KEY, f"{seconds:.3f}"),))
-
-
-def _task(facts: VersionFacts) -> str:
-    return common_pb2.TaskType.Name(facts.task_type).removeprefix("TASK_TYPE_").lower()
 
 
 def _runs_it(caller: Caller) -> bool:

@@ -143,7 +143,11 @@ class JobStore:
                 earlier = (await connection.execute(sa.select(_job).where(same))).first()
                 if earlier is not None:
                     if earlier.request_digest != request_digest:
-                        raise RequestIdReused(request_id=job.request_id, job=earlier.uid)
+                        raise RequestIdReused(
+                            f"this request_id was used with other content, by jobs/{earlier.uid}",
+                            request_id=job.request_id,
+                            job=earlier.uid,
+                        )
                     return _job_of(earlier)
             await self._check_bounds(connection, job)
             await connection.execute(sa.insert(_job).values(request_digest=request_digest, **_all_values(job)))

@@ -22,7 +22,7 @@ from modelmora_runtime.auth import current_caller
 from modelmora_runtime.interceptors import deadline_seconds
 
 from modelmora_inference import tasks
-from modelmora_inference.checks import invalid, wrong_call, wrong_texts
+from modelmora_inference.checks import invalid, wrong_call, wrong_task, wrong_texts
 from modelmora_inference.dispatcher import Call, Dispatchers
 from modelmora_inference.domain import MAX_TEXT_CHARACTERS, MAX_TEXTS, VersionFacts
 from modelmora_inference.predict import read, tensors_of, written, wrong_predict
@@ -172,11 +172,7 @@ def wrong_tokenize(request: pb.TokenizeRequest, max_call_bytes: int) -> list[Fie
 def call_for(asked: Any, facts: VersionFacts, task_type: common_pb2.TaskType, if_loaded: bool) -> Call:
     """A call for a version, which must do the task. Raises TaskNotSupported."""
     if facts.task_type != task_type:
-        does, wanted = (
-            common_pb2.TaskType.Name(number).removeprefix("TASK_TYPE_").lower()
-            for number in (facts.task_type, task_type)
-        )
-        raise errors.TaskNotSupported(f"{facts.name} does {does}, not {wanted}", model_version=facts.name)
+        raise wrong_task(facts, task_type)
     request = asked.request
     return Call(
         priority=asked.priority,

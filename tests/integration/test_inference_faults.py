@@ -312,7 +312,7 @@ async def test_a_version_that_is_gone_is_looked_up_anew(echo: Rig) -> None:
 
 async def test_a_model_that_does_something_else_is_refused(echo: Rig) -> None:
     echo.resolver.task_type = 3
-    with pytest.raises(errors.TaskNotSupported):
+    with pytest.raises(errors.TaskNotSupported, match="not txt2embed; Classify is the call for it"):
         await echo.embed("one")
     assert echo.lessor.wants == []
 

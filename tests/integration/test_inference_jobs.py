@@ -296,7 +296,7 @@ async def test_a_request_id_makes_one_job_and_another_content_is_refused(data_di
     async with jobs(data_dir, database_url) as there:
         made = await asyncio.gather(*(there.create("a", "b", request_id="one") for _ in range(8)))
         assert len({job.uid for job in made}) == 1
-        with pytest.raises(errors.RequestIdReused):
+        with pytest.raises(errors.RequestIdReused, match=made[0].name):
             await there.create("a", "c", request_id="one")
         assert (await there.create("a", "b", request_id="two")).uid != made[0].uid
 
