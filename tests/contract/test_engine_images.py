@@ -294,6 +294,13 @@ def changed(folder: Path, to: Path, **settings: Any) -> Path:
     return to
 
 
+def test_the_images_of_a_batch_are_shared_by_all_tracks(load, folder):
+    engine = load(folder("watcher"))
+    engine.tracks = 2
+    batches = engine.prepare([entry(FILES["a png"])] * 8).micro_batches
+    assert [len(batch.positions) for batch in batches] == [4, 4]
+
+
 @pytest.mark.parametrize("size", [(30_000, 1), (300_000, 1), (1, 300_000), (1, 30_000)])
 def test_an_image_that_the_processor_would_blow_up_is_refused_by_its_head_alone(load, folder, monkeypatch, size):
     engine = load(folder("watcher"), max_image_pixels=32_000_000)
@@ -309,9 +316,11 @@ def test_an_image_that_the_processor_would_blow_up_is_refused_by_its_head_alone(
     assert isinstance(error, errors.InvalidArgument)
     wide, high = (73 * edge if edge > 1 else 73 for edge in size)
     assert f"{size[0]} × {size[1]} pixels, of which the model's processor makes {wide} × {high}" in error.message
-    (batch,) = prepared.micro_batches
-    assert batch.positions == [0, 2]
-    assert abs(numpy.frombuffer(engine.infer(batch).data, "<f4").reshape(2, -1) - good).max() < 1e-5
+    assert [position for batch in prepared.micro_batches for position in batch.positions] == [0, 2]
+    for batch in prepared.micro_batches:
+        assert (
+            abs(numpy.frombuffer(engine.infer(batch).data, "<f4").reshape(len(batch.positions), -1) - good).max() < 1e-5
+        )
 
 
 def test_a_long_panorama_is_looked_at_as_the_library_does(load, folder):

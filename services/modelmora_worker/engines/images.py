@@ -18,7 +18,7 @@ from typing import Any, Final
 from modelmora import errors
 
 from modelmora_worker.engines import base, image_files, image_sizes
-from modelmora_worker.engines.sentence_transformers import check_folder, usable_cores
+from modelmora_worker.engines.sentence_transformers import MOST_TRACKS, check_folder, usable_cores
 from modelmora_worker.engines.transformers import check_spec, check_weights
 
 NAME: Final = "transformers_images"
@@ -42,6 +42,7 @@ class ImagesEngine:
         self._max_resized_pixels = 0
         self._usual_shape: tuple[int, ...] = ()
         """Of what the model sees of most images."""
+        self._threads = self.tracks = 1
 
     def load(self, spec: base.EngineSpec, progress: Callable[[str, int, int], None]) -> base.Footprint:
         row = base.TABLE[NAME]
@@ -62,7 +63,9 @@ class ImagesEngine:
 
         transformers.utils.logging.disable_progress_bar()
         self._torch = torch
-        torch.set_num_threads(spec.cpu_threads or usable_cores())
+        self._threads = spec.cpu_threads or usable_cores()
+        self.tracks = min(self._threads, MOST_TRACKS)
+        torch.set_num_threads(self._threads)
         progress("weights", 0, weights_bytes)
         local = {"local_files_only": True, "trust_remote_code": False}
         try:
@@ -122,8 +125,8 @@ class ImagesEngine:
                 prepared.failed.append((position, error))
         rows.sort(key=lambda row: tuple(row[1].shape))
         batch = base.MicroBatch([], [], [], [], exact)
-        most_entries = self._options["micro_batch_entries"]
-        most_tokens = most_entries * _tokens(self._usual_shape)
+        most_tokens = self._options["micro_batch_entries"] * _tokens(self._usual_shape)
+        most_entries = min(self._options["micro_batch_entries"], -(-len(rows) // self.tracks))
         for position, pixels, entry in rows:
             tokens = _tokens(pixels.shape)
             if (
@@ -140,8 +143,13 @@ class ImagesEngine:
             batch.items.append((pixels, entry))
         return prepared
 
-    def infer(self, batch: base.MicroBatch) -> base.Rows:
+    def open_tracks(self) -> None:
+        """There is nothing to make ready: torch has its weights once."""
+
+    def infer(self, batch: base.MicroBatch, track: int | None = None) -> base.Rows:
         torch = self._torch
+        if self.tracks > 1:
+            torch.set_num_threads(self._threads if track is None else self._threads // self.tracks)
         with torch.inference_mode():
             images = torch.stack([pixels for pixels, _ in batch.items])
             try:
