@@ -594,7 +594,7 @@ class Node:
         wrong = []
         unstable = self.scheduler.unstable(time.monotonic())
         if unstable:
-            names = ", ".join(f"{name} ({count} times in a row)" for name, count in sorted(unstable.items()))
+            names = ", ".join(f"{n} ({count} times in a row: {why})" for n, (count, why) in sorted(unstable.items()))
             wrong.append(f"keeps failing: {names}; `modelmora explain MODEL` says why")
         if self.scheduler.cordoned is not None:
             wrong.append(f"cordoned: {self.scheduler.cordoned}")

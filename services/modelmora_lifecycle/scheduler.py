@@ -280,10 +280,10 @@ class Scheduler:
         """How many leases a replica has, and how many of them are busy."""
         return self._leases.count_held(uid), self._leases.count_busy(uid)
 
-    def unstable(self, now: float) -> dict[str, int]:
-        """Versions that keep failing, with how often in a row; not those that nobody tries any more."""
+    def unstable(self, now: float) -> dict[str, tuple[int, str]]:
+        """Versions that keep failing, with how often in a row and why; not those that nobody tries any more."""
         return {
-            name: known.failures
+            name: (known.failures, known.error.message if known.error is not None else "its worker keeps crashing")
             for name, known in self._known
             if known.failures >= 3 and now < known.retry_at + self.rules.backoff_limit_seconds
         }

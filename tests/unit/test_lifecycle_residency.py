@@ -173,7 +173,7 @@ def test_a_preload_is_tried_again_until_it_was_loaded(node: Node) -> None:
     # The backoff of what is pinned: 1, 2, 4 and 8 s, up to a limit.
     assert node.starts("a") == 5
     assert "no such luck" in node.scheduler.unkept()["a"]
-    assert node.scheduler.unstable(node.clock.now) == {"a": 5}
+    assert node.scheduler.unstable(node.clock.now) == {"a": (5, "no such luck")}
     node.run_until(begin + 400.0)
     assert 15 <= node.starts("a") <= 18
     node.workers["a"] = FakeWorker()

@@ -372,7 +372,7 @@ def test_a_version_that_nobody_tries_any_more_is_not_called_unstable(node: Node)
     for number in range(3):
         node.want(f"w{number}", version("a"))
         node.run_for(10.0)
-    assert node.scheduler.unstable(node.clock.now) == {"a": 3}
+    assert node.scheduler.unstable(node.clock.now) == {"a": (3, "no such luck")}
     node.run_for(node.rules.backoff_limit_seconds)
     assert node.scheduler.unstable(node.clock.now) == {}
 
@@ -430,7 +430,7 @@ def test_a_crash_loop_backs_off_and_the_waiter_is_still_served(node: Node) -> No
         delays.append(node.clock.now - asked - 1.0)
         node.crash(node.granted_to(f"x{turn}") or "")
     assert delays == [0.0, 0.0, 0.25, 0.5, 1.0, 2.0]
-    assert node.scheduler.unstable(node.clock.now) == {"a": 6}
+    assert node.scheduler.unstable(node.clock.now) == {"a": (6, "its worker keeps crashing")}
     node.want("y", version("a"))
     node.run_for(6.0)
     uid = node.granted_to("y") or ""
