@@ -74,15 +74,18 @@ class Known:
         server: Vector | None = None,
         forked: bool = False,
         room: Vector | None = None,
+        available: Vector | None = None,
     ) -> dict[str, int]:
         """Bytes to reserve for one more replica: its own, what it shares with nobody yet, and the `server` that it is
-        the first to need. `forked`: from a fork server, that one or another. `room`: all that could be had for it; what
-        requests are expected to add may take up no more than that leaves."""
+        the first to need. `forked`: from a fork server, that one or another. `room`: all that could be had for it, if
+        others went; what requests added before may take up no more than that leaves. `available`: without anybody's
+        going; room above what was ever seen is taken from that alone."""
         shared = (memory for owner, memory in self.shared.items() if owner not in ledger.charges)
         own, beside = self.own(prediction, forked), plus(*shared, server or {})
         if room is not None:
             least_own = largest(prediction.at_least(self.facts, self.measured, forked), self.outgrown)
-            own = largest(least_own, least(own, minus(room, beside)))
+            usual = least(prediction.usual(self.facts, self.measured, forked), minus(room, beside))
+            own = largest(least_own, usual, least(own, minus(available or {}, beside)))
         return plus(own, beside)
 
     def own(self, prediction: Prediction, forked: bool) -> dict[str, int]:

@@ -143,7 +143,10 @@ def decision_message(row: Mapping[str, Any]) -> pb.EvictionDecision:
     inputs = row["inputs"]
     need, answer = inputs["need"], inputs["answer"]
     verdicts = inputs.get("verdicts", ())
-    could_go = [verdict["candidate"]["charge"] for verdict in verdicts if not verdict["reason"]]
+    may_go = [verdict["candidate"] for verdict in verdicts if not verdict["reason"]]
+    stay = {owner for verdict in verdicts if verdict["reason"] for owner in verdict["candidate"].get("shares", ())}
+    shares = {owner: share for item in may_go for owner, share in item.get("shares", {}).items() if owner not in stay}
+    could_go = [*(item["charge"] for item in may_go), *shares.values()]
     reason = inputs.get("reason") or answer.get("reason", "")
     if row["outcome"] == "impossible":
         reason = (

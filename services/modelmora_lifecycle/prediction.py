@@ -158,9 +158,15 @@ class Prediction:
             return largest(self.expected(facts, None, forked), measured.loading)
         return largest(self.after_load(facts, measured), measured.loading)
 
+    def usual(self, facts: VersionFacts, measured: Measured | None, forked: bool = False) -> dict[str, int]:
+        """The same without room above what was seen."""
+        if measured is None or not measured.base:
+            return self.before_load(facts, measured, forked)
+        return largest(facts.declared, measured.peak, measured.loading)
+
     def at_least(self, facts: VersionFacts, measured: Measured | None, forked: bool = False) -> dict[str, int]:
-        """The same without what requests add: with less no load can begin, with that it can answer."""
-        return self.before_load(facts, replace(measured, growth={}) if measured is not None else None, forked)
+        """The same without what requests add: with less no load can end."""
+        return self.usual(facts, replace(measured, growth={}) if measured is not None else None, forked)
 
     def after_load(self, facts: VersionFacts, measured: Measured) -> dict[str, int]:
         """Bytes by device to charge once something was measured: with what requests add, and room above."""

@@ -335,7 +335,7 @@ class Scheduler:
         twin, notes = self._imagine()
         twin._decided.pop(facts.name, None)
         lease = "explained"
-        need = twin._need(twin._known.see(facts, twin._in_use_versions))
+        need = twin._need(twin._known.see(facts, twin._in_use_versions), self.ledger.free)
         twin.want(lease, facts, priority=priority, deadline=ENDLESS, now=now)
         placement = twin._placement(facts, lease, notes, now, need, self.ledger, priority)
         if placement.outcome is PlacementOutcome.FITS and self._of(facts.name, (ReplicaState.LOADING,)):
@@ -925,13 +925,13 @@ class Scheduler:
                 continue
             there = next(iter(self._of(version, (ReplicaState.UNLOADED,))), None)
             if there is not None and there.uid in self._promised:
-                need = least(self._promised[there.uid], self._need(known))
+                need = least(self._promised[there.uid], self._need(known, self._promised[there.uid]))
                 if self._may_start(known, need) and self._start(there, need, now):
                     return
                 continue
-            need = self._need(known)
             server = self._server(known)[0]
             available = least(room, minus(rest, self.ledger.charge_of(server)) if server in awaited else rest)
+            need = self._need(known, available)
             if covers(available, need):
                 room, rest = minus(room, need), minus(rest, need)
                 self._waiting_on.discard(version)
@@ -1050,12 +1050,14 @@ class Scheduler:
             if replica.state in _IN_MEMORY and self._runs_away(replica, short):
                 self._stop_runaway(replica, short, now)
                 return
-        short = self._end_unused_servers(short)
+        short = self._end_unused_servers(short, now)
         if not short:
             return
-        candidates = self._candidates(set())
+        servers = {o: users for o, users in self._servers_in_memory().items() if o not in self._needed_servers()}
+        candidates = self._with_servers(self._candidates(set()), servers)
         idle = relief(short, candidates, self.rules.policy, now)
-        enough = covers(self.ledger.freed_by(idle), short)
+        ends = self._servers_for(positive(minus(short, self.ledger.freed_by(idle))), servers, set(idle))
+        enough = covers(plus(self.ledger.freed_by(idle), *(self.ledger.charges[owner] for owner in ends)), short)
         if not enough:
             for replica in reversed(self.replicas()):
                 grown = positive(minus(self.ledger.charge_of(replica.uid), replica.granted))
@@ -1070,6 +1072,8 @@ class Scheduler:
                 self._wakes.append(yield_time)
         else:
             going = relief(short, candidates, self.rules.policy, now, busy=True)
+            ends = self._servers_for(positive(minus(short, self.ledger.freed_by(going))), servers, set(going))
+        self._servers.leaving |= dict.fromkeys(ends, False)
         if going:
             self._tell_why(self._overdraft_trigger, going, _SQUEEZES[self._overdraft_trigger], now, short)
         for uid in going:
@@ -1077,16 +1081,25 @@ class Scheduler:
             self._drain(self._replicas[uid], reason, now, grace=self.rules.holder_grace_seconds)
             self._leaving.add(uid)
 
-    def _end_unused_servers(self, short: Vector) -> dict[str, int]:
+    def _end_unused_servers(self, short: Vector, now: float) -> dict[str, int]:
         """Fork servers that nobody uses go before any model does. What is short all the same."""
-        counted_on = {self._server(self._known[self._replicas[uid].version])[0] for uid in self._promised}
-        for owner, users in self._servers_in_memory().items():
-            memory = self.ledger.charges[owner]
-            if not users and owner not in {*counted_on, *self._servers.leaving} and memory.keys() & short.keys():
-                self._servers.leaving[owner] = False
-                self._changes += 1
-                short = positive(minus(short, memory))
-        return dict(short)
+        kept = self._needed_servers()
+        unused = {owner: users for owner, users in self._servers_in_memory().items() if not users and owner not in kept}
+        ends = self._servers_for(short, unused, set())
+        if ends:
+            trigger = self._overdraft_trigger
+            reason = (
+                f"{_SQUEEZES[trigger]}: the fork server of {_families(ends)} ends, from which nothing in memory came"
+            )
+            self._tell_why(trigger, (), reason, now, short)
+            self._servers.leaving |= dict.fromkeys(ends, False)
+            self._changes += 1
+        return positive(minus(short, plus(*(self.ledger.charges[owner] for owner in ends))))
+
+    def _needed_servers(self) -> set[str]:
+        """Fork servers that promised loads come from, and those that leave already."""
+        promised = (self._known[self._replicas[uid].version] for uid in self._promised)
+        return {*self._servers.leaving, *(self._server(known)[0] for known in promised)}
 
     def _stop_grown(self, replica: Replica, short: Vector, candidates: Sequence[Candidate], now: float) -> None:
         """A load that turned out larger is planned again. Where no eviction can make the room that it needs, its
@@ -1095,7 +1108,7 @@ class Scheduler:
         version = replica.version
         known = self._known[version]
         room = self._most(known, candidates)
-        fits = covers(room, self._need(known))
+        fits = covers(room, self._need(known, {}))
         if fits:
             # Nobody knows how much more it wants: by what it has had alone it would come back for a little each time.
             more = {device: int(self.rules.regrant_factor * taken) for device, taken in replica.peak.items()}
@@ -1299,14 +1312,15 @@ class Scheduler:
             return owner, self._servers.start_seconds(owner, default)
         return owner, self._servers.ready_in(owner, default, now)
 
-    def _need(self, known: Known) -> dict[str, int]:
-        """Bytes by device to reserve for one more replica, and for the fork server that it would start."""
+    def _need(self, known: Known, available: Vector) -> dict[str, int]:
+        """Bytes by device to reserve for one more replica, and for the fork server that it would start. `available`:
+        what there is without anybody's going."""
         owner, server = self._server(known)
         need = known.need(self.rules.prediction, self.ledger, server, bool(owner))
-        if covers(self.ledger.free, need):
+        if covers(available, need):
             return need
         room = self._most(known, self._candidates(set()))
-        return known.need(self.rules.prediction, self.ledger, server, bool(owner), room)
+        return known.need(self.rules.prediction, self.ledger, server, bool(owner), room, available)
 
     def _most(self, known: Known, candidates: Sequence[Candidate]) -> dict[str, int]:
         """The room for a load if all went that may; others' memory stays theirs."""
@@ -1567,7 +1581,8 @@ class Scheduler:
         if servers and short.kind != "scaled" and not isinstance(outcome, Plan):
             unused = [self.ledger.charges[owner] for owner, users in servers.items() if not users]
             candidates = self._with_servers(candidates, servers)
-            outcome = plan(replace(asked, available=plus(available, *unused)), candidates, self.rules.policy, now)
+            asked = replace(asked, available=plus(available, *unused))
+            outcome = plan(asked, candidates, self.rules.policy, now)
             if not isinstance(outcome, Impossible):
                 missing = positive(minus(minus(need, available), self.ledger.freed_by(outcome.victims)))
                 ends = self._servers_for(missing, servers, set(outcome.victims))
@@ -1575,7 +1590,7 @@ class Scheduler:
         if ends and isinstance(outcome, Plan):
             reason = f"makes room for {version}, as does the end of the fork server of {_families(ends)}"
         # What stays the same is told once, not at every look.
-        told = (type(outcome), outcome.victims if not isinstance(outcome, Impossible) else ())
+        told = (type(outcome), outcome.reason if isinstance(outcome, Wait) else "")
         if self._decided.get(version) != told or isinstance(outcome, Plan):
             policy = self.rules.policy
             self._effects.decided(Decision(version, asked, candidates, outcome, policy, now, reason=reason))

@@ -8,7 +8,7 @@ import pytest
 from fakes import FakeClock, FakeEffects, FakeWorker
 from modelmora.errors import MemoryBusy, OutOfMemory
 from modelmora_lifecycle.domain import HOST, MIB, EngineProfile, ReplicaState, Residency, VersionFacts
-from modelmora_lifecycle.eviction import Decision, Plan, Policy, Trigger
+from modelmora_lifecycle.eviction import Decision, Plan, Policy, Trigger, Wait
 from modelmora_lifecycle.scheduler import Rules
 
 FOREVER = float("inf")
@@ -106,6 +106,18 @@ def test_an_overdraft_names_its_cause_and_everyone_who_was_looked_at(node: Node,
     assert [v.candidate.version for v in decision.verdicts()] == ["a", "b"]
     assert [v.victim for v in decision.verdicts()] == [True, False]
     assert decision.reason
+
+
+def test_the_same_wait_is_told_once_whoever_would_go_for_it(node: Node) -> None:
+    for name in ("a", "b", "c"):
+        node.load(version(name, 30), busy=True)
+    node.scheduler.want("x", version("big", 95), priority=10, deadline=FOREVER, now=node.clock.now)
+    for _ in range(20):
+        for name in ("a", "b", "c"):
+            node.use(name, 0)
+            node.run_for(0.01)
+            node.use(name, 1)
+    assert [type(decision.outcome) for decision in node.told()] == [Wait]
 
 
 def test_who_goes_is_told_what_was_predicted_measured_and_allowed_and_what_to_do(node: Node) -> None:

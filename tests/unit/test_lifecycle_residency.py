@@ -19,6 +19,7 @@ from modelmora.errors import (
 )
 from modelmora_lifecycle.domain import (
     HOST,
+    EngineLimits,
     EngineProfile,
     Footprint,
     Health,
@@ -676,9 +677,37 @@ def test_what_requests_once_took_does_not_keep_a_model_out_for_ever(node: Node) 
     assert node.granted_to("x")
     node.want("y", version("b", 84))
     assert isinstance(node.error_of("y"), NeverFits)
-    node.scheduler.remember(replace(learned, version="c", setup=setup_of(version("c")), base={HOST: 80}))
+    node.scheduler.remember(replace(learned, version="c", setup=setup_of(version("c")), base={HOST: 81}))
     node.want("z", version("c"))
     assert isinstance(node.error_of("z"), NeverFits), "right after its load it takes more than there is"
+
+
+def test_a_model_that_fitted_once_fits_again(node: Node) -> None:
+    node.workers["a"] = FakeWorker(memory={HOST: 96})
+    node.want("x", version("a", 95))
+    node.run_for(2.0)
+    assert node.granted_to("x")
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    node.want("y", version("a", 95))
+    assert node.scheduler.ledger.charged == {HOST: 100}, "all there is, and no 10 % more than it ever took"
+    node.run_for(2.0)
+    assert node.granted_to("y")
+
+
+def test_nobody_goes_for_memory_that_was_never_taken(node: Node) -> None:
+    node.want("y", version("b", 55))
+    node.run_for(5.0)
+    limits, facts = EngineLimits(max_batch_tokens=1000), VersionFacts("a", "echo")
+    seen = Measured("a", setup_of(facts), limits, base={HOST: 30}, growth={HOST: 10}, batch_tokens=10)
+    node.scheduler.remember(seen)
+    node.want("x", facts)
+    assert node.states("b") == [S.LOADED]
+    assert node.scheduler.ledger.charged == {HOST: 100}, "as much of what it may come to take as there is"
+    node.run_for(5.0)
+    node.scheduler.remember(replace(seen, version="c", setup=setup_of(replace(facts, name="c"))))
+    node.want("z", replace(facts, name="c"))
+    assert node.states("b") == [S.DRAINING], "what it did take it is given"
 
 
 def test_a_load_that_was_guessed_too_small_is_planned_again(node: Node) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from fakes import FakeClock, FakeEffects, FakeWorker
 from modelmora.errors import NeverFits
 from modelmora_lifecycle.domain import HOST, MIB, Residency, StartMode, VersionFacts
+from modelmora_lifecycle.eviction import Plan, Trigger
 from modelmora_lifecycle.main import Settings, rules
 from modelmora_lifecycle.placement import PlacementOutcome
+from modelmora_lifecycle.placement_service import decision_message
 from modelmora_lifecycle.prediction import Measured, Setup, setup_of
 from modelmora_lifecycle.scheduler import Rules
+from modelmora_lifecycle.store import decision_row
 from modelmora_runtime import machine
 
 FOREVER = float("inf")
@@ -318,6 +322,45 @@ def test_a_fork_server_that_nobody_uses_goes_before_any_model_when_memory_is_sho
     node.scheduler.observed({HOST: 600 * MIB}, node.clock.now)
     node.run_for(1.0)
     assert "b" in [call[2] for call in node.of("stop")]
+
+
+def test_a_smaller_budget_counts_on_the_fork_server_that_goes_with_its_last_model(node: Node) -> None:
+    node.want(other("small", 200))
+    node.run_for(5.0)
+    warmed(node)
+    node.scheduler.configure(node.rules, {HOST: 300 * MIB}, node.clock.now)
+    node.run_for(1.0)
+    assert [call[2] for call in node.of("stop")] == ["a"]
+    assert ends(node) == [SERVER]
+    assert node.scheduler.ledger.overdraft == {}
+    node.want(other("b", 10))
+    node.run_for(2.0)
+    assert "b" in [call[2] for call in node.of("start")]
+
+
+def test_a_fork_server_that_ends_for_want_of_memory_is_a_decision(node: Node) -> None:
+    warmed(node)
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    node.scheduler.configure(node.rules, {HOST: 100 * MIB}, node.clock.now)
+    (decision,) = [call[1] for call in node.of("decided")]
+    assert decision.trigger is Trigger.BUDGET  # type: ignore[attr-defined]
+    assert decision.outcome == Plan(())  # type: ignore[attr-defined]
+    assert decision.need.memory == {HOST: 180 * MIB}  # type: ignore[attr-defined]
+    assert decision.reason == (  # type: ignore[attr-defined]
+        "the budget is smaller now: the fork server of torch ends, from which nothing in memory came"
+    )
+
+
+def test_what_a_decision_could_free_has_the_fork_server_of_who_may_go(node: Node) -> None:
+    uid = warmed(node)
+    node.want(other("b", 900))
+    decision = node.of("decided")[-1][1]
+    row = decision_row(decision)  # type: ignore[arg-type]
+    message = decision_message({**row, "uid": "u", "create_time": datetime.now(UTC)})
+    (device,) = message.devices
+    assert device.evictable_bytes == node.charges()[uid] + 280 * MIB
+    assert device.free_bytes + device.evictable_bytes == 1000 * MIB
 
 
 def test_a_fork_server_stays_when_nobody_waits_for_its_end_any_more(node: Node) -> None:
