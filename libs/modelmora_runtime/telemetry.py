@@ -187,7 +187,8 @@ async def _flush(export: _Export) -> None:
 
     threading.Thread(target=close, name="last spans", daemon=True).start()
     try:
-        await asyncio.wait_for(sent.wait(), _FLUSH_SECONDS)
+        async with asyncio.timeout(_FLUSH_SECONDS):
+            await sent.wait()
     except TimeoutError:
         log.warning("the trace collector did not take the last spans")
 

@@ -447,7 +447,8 @@ class Worker:
         pause = interval
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._doubt.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._doubt.wait()
             self._doubt.clear()
             start = time.monotonic()
             failure = await self._probe_once() and await self._probe_once()

@@ -143,7 +143,8 @@ class Holds:
 
     async def _settle(self, timeout_seconds: float = 1.0) -> None:
         try:
-            await asyncio.wait_for(self._settled.wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                await self._settled.wait()
         except TimeoutError:
             pass
 

@@ -64,6 +64,8 @@ def check_prepared(prepared: object, count: int, left_out: Sequence[int] = ()) -
         rows += batch.positions
         if not len(batch.positions) == len(batch.input_tokens) == len(batch.truncated) == len(batch.items):
             raise errors.InternalError("the engine has prepared a micro-batch whose lists differ in length")
+        if min(batch.input_tokens, default=0) < 0:
+            raise errors.InternalError(f"the engine counts {reprlib.repr(batch.input_tokens)} tokens")
     if sorted(rows) != list(range(count)):
         raise errors.InternalError(f"of {count} rows the engine has prepared {reprlib.repr(rows)}")
     _check_failed(prepared.failed)

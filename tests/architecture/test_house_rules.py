@@ -76,6 +76,18 @@ def test_no_class_or_file_has_a_name_that_says_nothing() -> None:
     assert found == []
 
 
+def test_nothing_waits_in_a_way_that_swallows_its_cancellation() -> None:
+    """`asyncio.wait_for` of Python 3.11 returns what it waited for when both come at once, and who cancelled waits for
+    ever; `asyncio.timeout` does not."""
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in source_files(ROOT)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "asyncio.wait_for(" in line
+    ]
+    assert found == []
+
+
 def broad_excepts(path: Path) -> list[int]:
     """Lines that catch everything. BaseException that is raised again (to clean up) catches nothing."""
     lines = []

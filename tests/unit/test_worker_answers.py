@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from modelmora import errors
-from modelmora_worker.answers import check_rows, nonsense
+from modelmora_worker.answers import check_prepared, check_rows, nonsense
 from modelmora_worker.engines import base
 
 FOOTPRINT = base.Footprint({"host": 10}, base.Profile("theirs", "fp32"), 512, 4, 1024, 32)
@@ -86,3 +86,17 @@ def test_rows_that_are_not_finite_or_too_long_fail_alone(numpy: bool, monkeypatc
 def test_rows_that_cannot_be_told_apart_fail_whole(rows: object, said: str) -> None:
     with pytest.raises(errors.InternalError, match=said):
         check_rows(rows, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        (base.MicroBatch([0, 1], [3, -1], [False] * 2, [None] * 2), "the engine counts [3, -1] tokens"),
+        (base.MicroBatch([0, 1], [3], [False] * 2, [None] * 2), "differ in length"),
+        (base.MicroBatch([0, 0], [3, 3], [False] * 2, [None] * 2), "of 2 rows the engine has prepared [0, 0]"),
+    ],
+)
+def test_what_cannot_have_been_prepared_fails_whole(batch: base.MicroBatch, said: str) -> None:
+    with pytest.raises(errors.InternalError) as raised:
+        check_prepared(base.Prepared([batch]), 2)
+    assert said in raised.value.message
