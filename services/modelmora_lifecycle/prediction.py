@@ -169,12 +169,12 @@ class Prediction:
         return self.usual(facts, replace(measured, growth={}) if measured is not None else None, forked)
 
     def after_load(self, facts: VersionFacts, measured: Measured) -> dict[str, int]:
-        """Bytes by device to charge once something was measured: with what requests add, and room above."""
+        """Bytes by device to charge once something was measured: with what requests add, and room above unless it is
+        within what was declared."""
         taken = plus(self.expected(facts, measured), self.allowance(facts, measured))
-        return {
-            device: max(facts.declared.get(device, 0), int(taken.get(device, 0) * self.growth_factor))
-            for device in {**facts.declared, **taken}
-        }
+        said = facts.declared
+        above = {device: int(b * self.growth_factor) for device, b in taken.items() if b > said.get(device, 0)}
+        return largest(said, above)
 
     def allowance(self, facts: VersionFacts, measured: Measured) -> dict[str, int]:
         """Bytes by device for what requests add: the growth that was seen, by the token, times the tokens that a batch

@@ -1075,7 +1075,10 @@ class Scheduler:
             ends = self._servers_for(positive(minus(short, self.ledger.freed_by(going))), servers, set(going))
         self._servers.leaving |= dict.fromkeys(ends, False)
         if going:
-            self._tell_why(self._overdraft_trigger, going, _SQUEEZES[self._overdraft_trigger], now, short)
+            reason = _SQUEEZES[self._overdraft_trigger]
+            if ends:
+                reason += f"; the fork server of {_families(ends)} goes too"
+            self._tell_why(self._overdraft_trigger, going, reason, now, short, candidates)
         for uid in going:
             reason = self._overdrawn(self._replicas[uid], short)
             self._drain(self._replicas[uid], reason, now, grace=self.rules.holder_grace_seconds)
@@ -1091,10 +1094,12 @@ class Scheduler:
             reason = (
                 f"{_SQUEEZES[trigger]}: the fork server of {_families(ends)} ends, from which nothing in memory came"
             )
-            self._tell_why(trigger, (), reason, now, short)
+            freed = plus(*(self.ledger.charges[owner] for owner in ends))
+            self._tell_why(trigger, (), reason, now, short, available=freed)
             self._servers.leaving |= dict.fromkeys(ends, False)
             self._changes += 1
-        return positive(minus(short, plus(*(self.ledger.charges[owner] for owner in ends))))
+            return positive(minus(short, freed))
+        return dict(short)
 
     def _needed_servers(self) -> set[str]:
         """Fork servers that promised loads come from, and those that leave already."""
@@ -1619,14 +1624,23 @@ class Scheduler:
         return ends
 
     def _tell_why(
-        self, trigger: Trigger, going: Sequence[str], reason: str, now: float, short: Vector = _NOTHING
+        self,
+        trigger: Trigger,
+        going: Sequence[str],
+        reason: str,
+        now: float,
+        short: Vector = _NOTHING,
+        candidates: Sequence[Candidate] | None = None,
+        available: Vector = _NOTHING,
     ) -> None:
         """Tells that these go though nothing is to be placed, as things are before they do. `short`: the bytes that
-        they have to free; empty where memory is not the reason, and nobody else is looked at then."""
+        they have to free; empty where memory is not the reason, and nobody else is looked at then. `candidates`: who is
+        looked at, if not all as they are. `available`: what comes back beside them."""
         alone = self._replicas[going[0]] if len(going) == 1 else None
-        looked_at = [self._candidate(alone, set())] if alone is not None and not short else self._candidates(set())
+        looked_at = [self._candidate(alone, set())] if alone is not None and not short else candidates
+        looked_at = self._candidates(set()) if looked_at is None else looked_at
         busy = tuple(candidate.uid for candidate in looked_at if candidate.busy and candidate.uid in going)
-        need = Need(short, {}, self.ledger.ceiling, self.ledger.budget)
+        need = Need(short, available, self.ledger.ceiling, self.ledger.budget)
         version = alone.version if alone is not None else ""
         outcome = Plan(tuple(going), busy)
         self._effects.decided(Decision(version, need, looked_at, outcome, self.rules.policy, now, trigger, reason))

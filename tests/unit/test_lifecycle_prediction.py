@@ -256,3 +256,11 @@ def test_growth_is_reckoned_by_the_token_unless_the_owner_has_said_what_the_mode
     assert prediction.after_load(declared, measured) == {HOST: 130, "cuda:0": 14}
     assert prediction.at_least(facts, measured) == {HOST: 100}
     assert prediction.at_least(declared, measured) == {HOST: 110}
+
+
+def test_who_keeps_to_what_was_declared_is_charged_that_and_no_more() -> None:
+    prediction = Prediction()
+    facts = VersionFacts("a", "echo", declared={HOST: 320})
+    within = Measured("a", setup_of(facts), base={HOST: 290}, growth={HOST: 7})
+    assert prediction.after_load(facts, within) == {HOST: 320}
+    assert prediction.after_load(facts, replace(within, growth={HOST: 40})) == {HOST: 363}

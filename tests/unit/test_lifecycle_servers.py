@@ -333,6 +333,11 @@ def test_a_smaller_budget_counts_on_the_fork_server_that_goes_with_its_last_mode
     assert [call[2] for call in node.of("stop")] == ["a"]
     assert ends(node) == [SERVER]
     assert node.scheduler.ledger.overdraft == {}
+    decision = node.of("decided")[-1][1]
+    assert decision.reason == "the budget is smaller now; the fork server of torch goes too"  # type: ignore[attr-defined]
+    message = decision_message({**decision_row(decision), "uid": "u", "create_time": datetime.now(UTC)})  # type: ignore[arg-type]
+    (device,) = message.devices
+    assert device.free_bytes + device.evictable_bytes >= device.need_bytes
     node.want(other("b", 10))
     node.run_for(2.0)
     assert "b" in [call[2] for call in node.of("start")]
@@ -347,6 +352,7 @@ def test_a_fork_server_that_ends_for_want_of_memory_is_a_decision(node: Node) ->
     assert decision.trigger is Trigger.BUDGET  # type: ignore[attr-defined]
     assert decision.outcome == Plan(())  # type: ignore[attr-defined]
     assert decision.need.memory == {HOST: 180 * MIB}  # type: ignore[attr-defined]
+    assert decision.need.available == {HOST: 280 * MIB}  # type: ignore[attr-defined]
     assert decision.reason == (  # type: ignore[attr-defined]
         "the budget is smaller now: the fork server of torch ends, from which nothing in memory came"
     )

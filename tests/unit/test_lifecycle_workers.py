@@ -106,3 +106,21 @@ async def test_a_worker_is_not_sick_because_we_have_stood_still() -> None:
     async with asyncio.timeout(30):
         assert (await heard.first).state is HealthState.UNHEALTHY
     pulse.cancel()
+
+
+async def test_a_probe_that_is_called_for_and_cancelled_at_once_ends() -> None:
+    """The worker was killed while the registry's questions were asked: both happen in one turn of the loop."""
+    rules = WorkerRules(probe_interval_seconds=60.0, probe_timeout_seconds=1.0)
+    worker = Worker("r", VersionFacts("models/a/b/versions/1", "echo"), {}, None, None, rules, Heard())  # type: ignore[arg-type]
+    worker._dimensions = 4
+    probe = asyncio.create_task(worker._probe())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    worker._doubt.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    probe.cancel()
+    done, _ = await asyncio.wait((probe,), timeout=5)
+    probe.cancel()
+    assert done
+    assert probe.cancelled()
