@@ -10,9 +10,11 @@ Every event ends in `_step`, which repeats until nothing changes:
     2. forget    what nobody waits for any more: loads are cancelled, victims that are not yet stopped are revived
     3. grant     waiters of a LOADED replica get it: a loaded model is never behind one that loads
     4. place     versions that are short of replicas, by aged priority, then arrival:
-                 start if it fits now; else claim a whole victim set; else wait, and let the rest of memory be used
-    5. relieve   workers took more than was predicted, or were idle too long: idle ones go
-    6. wind down draining replicas: idle leases are taken, busy ones have been asked to yield, then the process is ended
+                 start if it fits now; else claim a whole victim set, and with it fork servers that then have no worker,
+                 where models alone cannot make the room; else wait, and let the rest of memory be used
+    5. relieve   workers took more than was predicted, or were idle too long: unused fork servers go, then idle ones
+    6. wind down draining replicas: idle leases are taken, busy ones have been asked to yield, then the process is ended;
+                 a fork server that is to go is ended once its last worker is reaped
 
 A version is short of replicas for one of three reasons, and has the rights that go with it (`_Shortage`):
 
