@@ -13,8 +13,8 @@ Every event ends in `_step`, which repeats until nothing changes:
                  start if it fits now; else claim a whole victim set, and with it fork servers that then have no worker,
                  where models alone cannot make the room; else wait, and let the rest of memory be used
     5. relieve   workers took more than was predicted, or were idle too long: unused fork servers go, then idle ones
-    6. wind down draining replicas: idle leases are taken, busy ones have been asked to yield, then the process is ended,
-                 and a fork server that is to go once its last worker is reaped
+    6. wind down draining replicas: idle leases are taken, busy ones have been asked to yield, then the process ends,
+                 and so does a fork server that is to go, once its last worker is reaped
 
 A version is short of replicas for one of three reasons, and has the rights that go with it (`_Shortage`):
 
