@@ -67,6 +67,8 @@ IDLE_AFTER_SECONDS = 0.1
 """So long after the last batch the lease is called idle: two messages for each lone call would cost more than it."""
 TELL_WAITING_SECONDS = 1.0
 """So often lifecycle hears what waits."""
+ASK_PAUSE_SECONDS = 1.0
+"""A version is asked for, for who comes later, so often at most."""
 LAST_WORD_SECONDS = 1.0
 """When the worker's connection is gone, so long lifecycle may take to say why."""
 GATHER_SECONDS = 0.002
@@ -98,6 +100,8 @@ class Rules:
     """A lease without entries is kept so long; it may be taken from us at any moment of it."""
     load_attempts: int = 3
     """Loads that may fail in a row before those who wait hear of it."""
+    asks_again_seconds: float = 3.0
+    """Who ran out of time before the load he waited for had begun keeps his turn for so long, in case he asks again."""
     patience_seconds: float = 10.0
     """So long the lifecycle service may be away before those who wait hear of it."""
 
@@ -128,8 +132,9 @@ class Call:
     """Name of the prompt that goes before the texts it embeds; empty: the model's default."""
     if_loaded: bool = False
     """Not worth a wait for a load: ModelLoading then."""
-    in_place: bool = False
-    """Asked in the place of another model: nothing is loaded for it. With `if_loaded`."""
+    loads_nothing: bool = False
+    """It is asked in the place of another model, or has another in its place: nothing is loaded for it. With
+    `if_loaded`."""
     ready_in_seconds: float | None = None
     """It met a model that was not in memory: the estimate then, where there was one."""
     entries: list[Entry] = field(default_factory=list)
@@ -434,7 +439,6 @@ class Dispatcher:
                 log.info("no lease of %s: %s", self.version, error.message)
                 if not isinstance(error, errors.DeadlineExceeded):
                     self._trouble = error.message
-                self._dismiss()
             else:
                 failures = 0
                 self._trouble = ""
@@ -476,14 +480,6 @@ class Dispatcher:
                 call.ready_in_seconds = self.ready_in(now)
             if call.if_loaded:
                 call.end(error.copy())
-                self.withdraw(call)
-
-    def _dismiss(self) -> None:
-        """The model is gone: those it would have answered in the place of another are no reason to load it again."""
-        for call in {entry.call for entry in self.queue.waiting()}:
-            assert isinstance(call, Call)
-            if call.in_place:
-                call.end(errors.ModelLoading(model_version=self.version))
                 self.withdraw(call)
 
     def _is_final(self, error: errors.ModelMoraError, failures: int, seconds: float) -> bool:
@@ -538,8 +534,6 @@ class Dispatcher:
                 self._give_back(lease)
                 if self._leases:
                     self._pump()  # what it left goes to the others
-                else:
-                    self._dismiss()
                 await channel.close()
         finally:
             stream.cancel()
@@ -561,12 +555,13 @@ class Dispatcher:
         until = max([entry.deadline for entry in waiting], default=now)
         seconds = max(until - now, self._rules.idle_keep_seconds)
         priority = max([entry.priority for entry in waiting], default=Priority.MEDIUM)
-        if_loaded = further or all(entry.call.if_loaded for entry in waiting)  # type: ignore[attr-defined]
+        calls: list[Call] = [entry.call for entry in waiting]  # type: ignore[misc]
         want = lifecycle_pb2.Want(
             model_version=self.version,
             priority=common_pb2.Priority.Name(priority),
             holder=self._holder,
-            if_loaded=if_loaded,
+            if_loaded=further or all(call.if_loaded for call in calls),
+            load_nothing=further or all(call.loads_nothing for call in calls),
         )
         want.deadline.FromNanoseconds(time.time_ns() + int(seconds * 1e9))
         return want
@@ -597,11 +592,12 @@ class Dispatcher:
                 )
                 reading = self._read(stream)
             now = time.monotonic()
+            keep_seconds = self._rules.asks_again_seconds if self._told else self._rules.idle_keep_seconds
             if len(self.queue):
                 empty_since, self._deserted = None, False
             elif empty_since is None:
                 empty_since = now
-            elif self._deserted or now - empty_since >= self._rules.idle_keep_seconds:
+            elif self._deserted or now - empty_since >= keep_seconds:
                 # Who ran out of time, or would not wait, asks again soon; who went away does not.
                 reading.cancel()
                 return None
@@ -1084,6 +1080,8 @@ class Dispatchers:
         self._by_version: dict[str, Dispatcher] = {}
         self._described: dict[str, worker_pb2.EngineDescription] = {}
         """Of versions that are not in use any more, the last that were."""
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        """For versions that are to be loaded for who comes later."""
         self._closing = False
 
     def __iter__(self) -> Iterator[Dispatcher]:
@@ -1118,8 +1116,36 @@ class Dispatchers:
         self._by_version[version] = dispatcher  # not before: who is refused leaves nothing that nobody would forget
         return dispatcher
 
+    def load_later(self, version: str, priority: Priority) -> None:
+        """Asks that a version be loaded for who comes later; nobody hears what becomes of it."""
+        if self._closing or version in self._asking:
+            return
+        task = asyncio.create_task(
+            self._ask_for(version, priority), name=f"ask for {version}", context=contextvars.Context()
+        )
+        self._asking[version] = task
+        task.add_done_callback(lambda _: self._asking.pop(version, None))
+
+    async def _ask_for(self, version: str, priority: Priority) -> None:
+        want = lifecycle_pb2.Want(model_version=version, priority=common_pb2.Priority.Name(priority), if_loaded=True)
+        stream = self._acquire()
+        try:
+            async with asyncio.timeout(self.rules.patience_seconds):
+                await stream.write(lifecycle_pb2.AcquireRequest(want=want))
+                await stream.read()
+        except errors.ModelLoading:
+            pass
+        except (errors.ModelMoraError, TimeoutError) as error:
+            log.info("%s is not loaded for later: %s", version, error)
+        finally:
+            stream.cancel()
+        await asyncio.sleep(ASK_PAUSE_SECONDS)
+
     async def close(self) -> None:
         self._closing = True
+        for task in (asking := list(self._asking.values())):
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
         # All at once: each may wait for a worker that does not answer.
         await asyncio.gather(*(dispatcher.close() for dispatcher in self))
         self._by_version.clear()

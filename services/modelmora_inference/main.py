@@ -74,6 +74,12 @@ class Settings(Section):
     max_batches: int = Field(2, ge=1, le=16, description="Batches on a worker at a time, at most what the lease says.")
     split_tokens: int = Field(256, ge=1, description="Less work than this is not split into two batches.")
     idle_keep_seconds: float = Field(30, gt=0, le=3600, description="How long a lease without requests is kept.")
+    asks_again_seconds: float = Field(
+        3,
+        gt=0,
+        le=3600,
+        description="How long a call that ran out of time before the load of its model began keeps its turn.",
+    )
     load_attempts: int = Field(3, ge=1, le=100, description="Failed loads in a row until those who wait hear of it.")
     patience_seconds: float = Field(
         10, ge=0, le=600, description="How long lifecycle may be away until those who wait hear of it."
@@ -121,6 +127,7 @@ class Settings(Section):
             aging=Aging(self.aging_medium_seconds, self.aging_low_seconds, self.fairness_seconds),
             batches=BatchLimits(self.max_batch_entries, self.max_batch_tokens, self.max_batches, self.split_tokens),
             idle_keep_seconds=self.idle_keep_seconds,
+            asks_again_seconds=self.asks_again_seconds,
             load_attempts=self.load_attempts,
             patience_seconds=self.patience_seconds,
         )

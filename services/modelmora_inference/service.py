@@ -75,8 +75,8 @@ class _Asked:
     deadline: float
     request_id: str
     """Empty: nobody will ask."""
-    in_place: bool = False
-    """The fallback is asked."""
+    loads_nothing: bool = False
+    """Nothing is loaded for it: the fallback is asked, or may be."""
 
 
 class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_grpc.InferenceServiceServicer):
@@ -198,25 +198,31 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         )
 
     async def _ask_or_fall_back(self, asked: _Asked) -> Any:
-        """While the model is cold its fallback answers, if that is in memory."""
+        """While the model is cold its fallback answers, if that is in memory. The model is loaded for later calls once
+        that is done: who goes away before has loaded nothing."""
         request = asked.request
         main = self._catalog.known(request.model) or await self._find(request.model, asked.deadline)
         other = await self._find(asked.fallback_model, asked.deadline, "fallback_model")
         if other.task_type != main.task_type:
             tasks = f"{task_word(other.task_type)}, not {task_word(main.task_type)}"
             raise errors.TaskNotSupported(f"fallback_model: {other.name} does {tasks}", model_version=other.name)
+        careful = replace(asked, loads_nothing=True)
         try:
-            return await self._ask_resolved(asked, True)
+            return await self._ask_resolved(careful, True)
         except errors.ModelLoading as loading:
             if other.name != main.name and await self._serves(other.name):
                 _tell_ready_in(asked.context, loading.retry_after_seconds)
                 try:
-                    return await asked.ask(replace(asked, in_place=True), other, True)
+                    answer = await asked.ask(careful, other, True)
                 except errors.ModelLoading:
                     pass  # it has just been evicted
-            if request.cold_policy == _FAIL_FAST:
-                raise
-        return await self._ask_resolved(asked, False)
+                except errors.ModelMoraError:
+                    self._dispatchers.load_later(main.name, asked.priority)
+                    raise
+                else:
+                    self._dispatchers.load_later(main.name, asked.priority)
+                    return answer
+        return await self._ask_resolved(asked, request.cold_policy == _FAIL_FAST)
 
     async def _serves(self, version: str) -> bool:
         dispatcher = self._dispatchers.get(version)
@@ -255,7 +261,7 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
             exact=request.precision == "exact",
             done=asyncio.get_running_loop().create_future(),
             if_loaded=if_loaded,
-            in_place=asked.in_place,
+            loads_nothing=asked.loads_nothing,
         )
         await self._run(asked, facts, call, request.texts)
         return _response(call, facts, request.encoding == _BYTES)

@@ -193,7 +193,7 @@ def call_for(asked: Any, facts: VersionFacts, task_type: common_pb2.TaskType, if
         done=asyncio.get_running_loop().create_future(),
         task_type=task_type,
         if_loaded=if_loaded,
-        in_place=asked.in_place,
+        loads_nothing=asked.loads_nothing,
     )
 
 

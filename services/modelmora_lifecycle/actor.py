@@ -241,13 +241,28 @@ class Node:
     # What edges ask for.
 
     def open_lease(
-        self, facts: VersionFacts, priority: int, deadline: float, *, holder: str = "", if_loaded: bool = False
+        self,
+        facts: VersionFacts,
+        priority: int,
+        deadline: float,
+        *,
+        holder: str = "",
+        if_loaded: bool = False,
+        load_nothing: bool = False,
     ) -> LeaseEnd:
         """A lease that waits for `facts` until `deadline` (monotonic). Close it in any case."""
         end = self._new_end(facts.name, priority)
+        end.used = load_nothing  # for the trace it counts once it is at work
         self._post(
             lambda now: self.scheduler.want(
-                end.uid, facts, priority=priority, deadline=deadline, now=now, holder=holder, if_loaded=if_loaded
+                end.uid,
+                facts,
+                priority=priority,
+                deadline=deadline,
+                now=now,
+                holder=holder,
+                if_loaded=if_loaded,
+                load_nothing=load_nothing,
             )
         )
         return end

@@ -358,13 +358,14 @@ class Scheduler:
         visit: bool = False,
         holder: str = "",
         if_loaded: bool = False,
+        load_nothing: bool = False,
     ) -> str:
         """A caller wants a version until `deadline`. The answer is the uid of the replica it waits for or got; empty
         when it was refused.
 
         `visit`: only to have it loaded. `holder`: leases of one holder go to different replicas; one that has every
         replica already waits for a further one. `if_loaded`: ModelLoading instead of waiting; the version is loaded all
-        the same, for who comes later."""
+        the same, for who comes later, but with `load_nothing` all is left as it is."""
         if lease in self._leases:
             raise ValueError(f"lease {lease} exists")
         known = self._see(facts)
@@ -380,16 +381,18 @@ class Scheduler:
         if deadline <= now:
             self._effects.refused(lease, DeadlineExceeded("the deadline had passed before the lease was asked for"))
             return ""
-        known.dismissed = False
         asked = Lease(lease, facts.name, priority, deadline, now, pin, visit, holder)
         if if_loaded and self._serving(asked) is None:
-            later = self._want_later(facts.name, priority, now + self.rules.later_seconds, now)
-            self._step(now)
-            if self._serving(asked) is None:
-                seconds = _retry_after(self.ready_in(facts.name, now))
+            heir = self._imagine()[0] if load_nothing else self
+            heir._known[facts.name].dismissed = False
+            later = heir._want_later(facts.name, priority, now + self.rules.later_seconds, now)
+            heir._step(now)
+            if load_nothing or self._serving(asked) is None:
+                seconds = _retry_after(heir.ready_in(facts.name, now))
                 loading = ModelLoading(retry_after_seconds=seconds, model_version=facts.name)
                 self._effects.refused(lease, later.refusal or loading)
                 return ""
+        known.dismissed = False
         joins = self._only_joins(asked)
         self._wait(asked)
         if joins:

@@ -189,7 +189,16 @@ class LifecycleLeaseServicer(Servicer, lifecycle_pb2_grpc.LifecycleLeaseServiceS
         if len(want.holder) > 200:
             raise InvalidArgument.at("want.holder", "is longer than 200 characters")
         priority = want.priority or common_pb2.PRIORITY_MEDIUM
-        end = self._node.open_lease(facts, priority, deadline, holder=want.holder, if_loaded=want.if_loaded)
+        if want.load_nothing and not want.if_loaded:
+            raise InvalidArgument.at("want.load_nothing", "only with if_loaded")
+        end = self._node.open_lease(
+            facts,
+            priority,
+            deadline,
+            holder=want.holder,
+            if_loaded=want.if_loaded,
+            load_nothing=want.load_nothing,
+        )
         ear = asyncio.create_task(self._hear(request_iterator, end), name="ear of a lease")
         told = None
         try:

@@ -186,6 +186,8 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
             raise self.refuse_with.pop(0)
         await self._grants.wait()
         worker = self._free(version, holder)
+        if worker is None and first.want.load_nothing:
+            raise errors.ModelLoading(retry_after_seconds=self.estimate_seconds)
         if worker is None:
             load = asyncio.create_task(self._load(version))
             self._loads.add(load)

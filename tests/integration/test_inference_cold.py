@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.inference_rig import Rig, assert_right, rig, version_of
+from integration.inference_rig import Rig, assert_right, held, rig, version_of
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2
@@ -32,13 +32,18 @@ async def ready_in(made: Rig, *texts: str, **fields: Any) -> tuple[inference_pb2
     return answer, None if told is None else float(told)
 
 
+async def is_loaded(made: Rig) -> None:
+    """Returns once the model is in memory."""
+    version = version_of("acme/echo")
+    await made.until(lambda _: version in made.lessor.loaded and made.lessor.loaded[version].alive)
+
+
 async def test_a_call_that_would_not_wait_fails_at_once_and_the_load_goes_on(two: Rig) -> None:
     with pytest.raises(errors.ModelLoading) as caught:
         await two.embed("hasty", cold_policy=FAIL_FAST)
     assert caught.value.retry_after_seconds == 2.5
     assert two.lessor.wants[0].if_loaded
-    while not (loaded := two.lessor.loaded.get(version_of("acme/echo"))) or not loaded.alive:
-        await asyncio.gather(*two.lessor._loads)
+    await is_loaded(two)
     await two.right("hasty again", cold_policy=FAIL_FAST)
     assert two.lessor.launches == 1
     await two.right("and once more", cold_policy=FAIL_FAST)
@@ -117,7 +122,7 @@ async def test_the_fallback_answers_while_the_model_is_cold(two: Rig) -> None:
     assert_right(answer, ("in its place",))
     assert answer.model_version == version_of("acme/small")
     assert seconds == 2.5
-    await asyncio.gather(*two.lessor._loads)
+    await is_loaded(two)
     answer, seconds = await ready_in(two, "itself", fallback_model="acme/small")
     assert (answer.model_version, seconds) == (version_of("acme/echo"), None)
 
@@ -138,7 +143,8 @@ async def test_a_call_in_the_place_of_another_model_brings_nothing_back_into_mem
     answer = await asked
     await evicted.control.close()
     assert answer.model_version == version_of("acme/small")
-    assert {want.model_version for want in two.lessor.wants[wants:]} <= {version_of("acme/small")}
+    real = [want for want in two.lessor.wants[wants:] if not want.load_nothing]
+    assert {want.model_version for want in real} <= {version_of("acme/small")}
     assert version_of("acme/echo") not in two.lessor.loaded
 
 
@@ -157,6 +163,51 @@ async def test_who_goes_away_while_the_model_loads_loads_nothing(data_dir: Path)
             await asyncio.wait_for(ended.wait(), 60)
         await made.right("z")
         assert len(made.lessor.ends) == 2
+
+
+async def test_who_goes_away_before_the_fallback_has_answered_loads_nothing(two: Rig) -> None:
+    await two.right("warm", model="acme/small")
+    with held(two.lessor.loaded[version_of("acme/small")].process.pid):
+        request = inference_pb2.EmbedRequest(model="acme/echo", texts=["x"], fallback_model="acme/small")
+        asked = two.stub.Embed(request, timeout=60)
+        small = inference_pb2.GetQueueRequest(model="acme/small")
+        async with asyncio.timeout(60):
+            while not (await two.stub.GetQueue(small, timeout=30)).queues[0].in_flight:
+                pass
+        asked.cancel()
+    await two.right("still there", model="acme/small")
+    assert [want.model_version for want in two.lessor.wants if not want.load_nothing] == [version_of("acme/small")]
+    assert two.lessor.launches == 1
+
+
+async def test_a_model_is_loaded_for_later_also_when_its_fallback_fails(two: Rig) -> None:
+    await two.right("warm", model="acme/small")
+    with pytest.raises(errors.InvalidArgument):
+        await two.embed("x", "y", dimensions=99_999, fallback_model="acme/small")
+    await is_loaded(two)
+
+
+async def test_who_ran_out_of_time_keeps_his_turn_for_a_while(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {}}, idle_keep_seconds=3600, asks_again_seconds=0.5) as made:
+        made.lessor.reason = "waiting for memory"
+        async with made.lessor.loads_wait(version_of("acme/echo")):
+            with pytest.raises(errors.DeadlineExceeded):
+                await made.embed("x", timeout=0.3)
+            ended = await made.lessor.end_of(0)
+            assert not ended.is_set()
+            await asyncio.wait_for(ended.wait(), 60)
+        await made.right("z")
+        assert len(made.lessor.ends) == 2
+
+
+async def test_a_load_that_has_begun_goes_on_for_who_asks_again(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {}}, idle_keep_seconds=3600, asks_again_seconds=0.01) as made:
+        async with made.lessor.loads_wait(version_of("acme/echo")):
+            with pytest.raises(errors.DeadlineExceeded):
+                await made.embed("x", timeout=0.3)
+            await asyncio.sleep(1.0)
+        await made.right("z")
+        assert len(made.lessor.ends) == 1
 
 
 async def test_a_fallback_that_was_let_go_but_is_in_memory_still_answers(data_dir: Path) -> None:

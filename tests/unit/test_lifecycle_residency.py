@@ -54,11 +54,18 @@ class Node(FakeEffects):
         priority: int = 20,
         holder: str = "",
         if_loaded: bool = False,
+        load_nothing: bool = False,
         deadline: float = FOREVER,
     ) -> str:
-        now = self.clock.now
         return self.scheduler.want(
-            lease, facts, priority=priority, deadline=deadline, now=now, holder=holder, if_loaded=if_loaded
+            lease,
+            facts,
+            priority=priority,
+            deadline=deadline,
+            now=self.clock.now,
+            holder=holder,
+            if_loaded=if_loaded,
+            load_nothing=load_nothing,
         )
 
     def use(self, lease: str, in_flight: int = 1, waiting: int = 0, oldest: float = 0.0) -> None:
@@ -797,6 +804,26 @@ def test_who_would_not_wait_is_told_when_and_the_version_is_loaded_for_later(nod
     assert node.states("a") == [S.LOADED]
     node.want("y", version("a"), if_loaded=True)
     assert node.granted_to("y")
+
+
+def test_who_would_have_nothing_loaded_is_told_the_same_and_nothing_moves(node: Node) -> None:
+    node.scheduler.remember(Measured("a", setup_of(version("a")), base={HOST: 30}, load_seconds=(4.0, 40.0, 6.0)))
+    node.want("other", version("b", 90))
+    node.run_for(5.0)
+    node.scheduler.release("other", node.clock.now)
+    said = len(node.log)
+    node.want("x", version("a"), if_loaded=True, load_nothing=True)
+    error = node.error_of("x")
+    assert isinstance(error, ModelLoading)
+    assert error.retry_after_seconds is not None
+    assert error.retry_after_seconds >= 6.0
+    node.run_for(200.0)
+    assert [call for call in node.log[said:] if call[0] != "refused"] == []
+    assert (node.states("a"), node.states("b")) == ([], [S.LOADED])
+    node.want("y", version("a", 101), if_loaded=True, load_nothing=True)
+    assert isinstance(node.error_of("y"), NeverFits)
+    node.want("z", version("b", 90), if_loaded=True, load_nothing=True)
+    assert node.granted_to("z")
 
 
 def test_who_would_not_wait_hears_also_that_it_never_fits(node: Node) -> None:

@@ -118,13 +118,13 @@ def test_everything_that_decides_a_row_is_in_its_key() -> None:
         assert len(key) == 32
         assert key not in seen, f"{name} is {seen.get(key)}"
         seen[key] = name
-    others = call(priority=Priority.HIGH, arrival=5.0, deadline=6.0, if_loaded=True, in_place=True)
+    others = call(priority=Priority.HIGH, arrival=5.0, deadline=6.0, if_loaded=True, loads_nothing=True)
     (same,) = keys(FACTS, FP32, others, texts)
     assert seen[same] == "plain", "how urgently somebody asks decides nothing"
 
 
 DECIDES = {"normalize", "truncate", "dimensions", "exact", "task_type", "operation", "prompt", "tenant"}
-DECIDES_NOTHING = {"priority", "arrival", "deadline", "done", "input_field", "options_at", "if_loaded", "in_place"}
+DECIDES_NOTHING = {"priority", "arrival", "deadline", "done", "input_field", "options_at", "if_loaded", "loads_nothing"}
 ANSWER = {
     *("ready_in_seconds", "entries", "rows", "input_tokens", "truncated", "missing", "started", "tokenise_seconds"),
     *("compute_seconds", "profile", "failed_index", "description", "seen", "held", "owner", "positions"),

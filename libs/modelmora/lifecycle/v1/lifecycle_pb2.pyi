@@ -714,18 +714,20 @@ class AcquireRequest(_message.Message):
     def __init__(self, want: _Optional[_Union[Want, _Mapping]] = ..., in_use: _Optional[_Union[InUse, _Mapping]] = ...) -> None: ...
 
 class Want(_message.Message):
-    __slots__ = ("model_version", "priority", "deadline", "holder", "if_loaded")
+    __slots__ = ("model_version", "priority", "deadline", "holder", "if_loaded", "load_nothing")
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
     HOLDER_FIELD_NUMBER: _ClassVar[int]
     IF_LOADED_FIELD_NUMBER: _ClassVar[int]
+    LOAD_NOTHING_FIELD_NUMBER: _ClassVar[int]
     model_version: str
     priority: _common_pb2.Priority
     deadline: _timestamp_pb2.Timestamp
     holder: str
     if_loaded: bool
-    def __init__(self, model_version: _Optional[str] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holder: _Optional[str] = ..., if_loaded: bool = ...) -> None: ...
+    load_nothing: bool
+    def __init__(self, model_version: _Optional[str] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holder: _Optional[str] = ..., if_loaded: bool = ..., load_nothing: bool = ...) -> None: ...
 
 class InUse(_message.Message):
     __slots__ = ("in_flight", "waiting_entries", "oldest_wait")
