@@ -69,6 +69,8 @@ TELL_WAITING_SECONDS = 1.0
 """So often lifecycle hears what waits."""
 ASK_PAUSE_SECONDS = 1.0
 """A version is asked for, for who comes later, so often at most."""
+ANSWER_SECONDS = 10.0
+"""So long lifecycle may take to answer what nobody waits for."""
 LAST_WORD_SECONDS = 1.0
 """When the worker's connection is gone, so long lifecycle may take to say why."""
 GATHER_SECONDS = 0.002
@@ -266,6 +268,8 @@ class Dispatcher:
         self._further: dict[str, asyncio.Task[None]] = {}
         """Leases beyond the first, by the replica that we were invited to."""
         self._life: asyncio.Task[None] | None = None
+        self._careful = False
+        """The lease was asked for with `load_nothing`."""
         self._loading = False
         """Lifecycle said that the version is not in memory."""
         self._ready_time: float | None = None
@@ -432,7 +436,8 @@ class Dispatcher:
             try:
                 await self._lease()  # 1
             except errors.ModelLoading as loading:
-                self._answer_cold(loading)
+                # Who came meanwhile and would have it loaded for later is asked for once more.
+                self._answer_cold(loading, only_careful=self._careful)
                 continue
             except errors.ModelMoraError as raised:
                 error = raised
@@ -465,8 +470,9 @@ class Dispatcher:
                     self._answer_cold(errors.ModelLoading(words, retry_after_seconds=wait, model_version=self.version))
                 await asyncio.sleep(pause)
 
-    def _answer_cold(self, error: errors.ModelLoading) -> None:
-        """The version is not in memory: those who would not wait for it hear so."""
+    def _answer_cold(self, error: errors.ModelLoading, *, only_careful: bool = False) -> None:
+        """The version is not in memory: those who would not wait for it hear so, or `only_careful` those for whom
+        nothing is to be loaded."""
         if self._leases:
             return
         self._loading = True
@@ -478,7 +484,7 @@ class Dispatcher:
             assert isinstance(call, Call)
             if call.ready_in_seconds is None:
                 call.ready_in_seconds = self.ready_in(now)
-            if call.if_loaded:
+            if call.if_loaded and (call.loads_nothing or not only_careful):
                 call.end(error.copy())
                 self.withdraw(call)
 
@@ -514,7 +520,10 @@ class Dispatcher:
         stream = self._acquire()
         reading: asyncio.Task[Any] | None = None
         try:
-            await stream.write(lifecycle_pb2.AcquireRequest(want=self._want(further)))
+            want = self._want(further)
+            if not further:
+                self._careful = want.load_nothing
+            await stream.write(lifecycle_pb2.AcquireRequest(want=want))
             reading = self._read(stream)
             loaded = await self._loaded(stream, reading)
             if loaded is None:
@@ -752,7 +761,7 @@ class Dispatcher:
         """Lifecycle's first answer to one more want, if it is this."""
         stream = self._acquire()
         try:
-            async with asyncio.timeout(self._rules.patience_seconds):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 await stream.write(lifecycle_pb2.AcquireRequest(want=self._want(further=True)))
                 await stream.read()
         except errors.NodeCordoned as error:
@@ -1130,13 +1139,13 @@ class Dispatchers:
         want = lifecycle_pb2.Want(model_version=version, priority=common_pb2.Priority.Name(priority), if_loaded=True)
         stream = self._acquire()
         try:
-            async with asyncio.timeout(self.rules.patience_seconds):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 await stream.write(lifecycle_pb2.AcquireRequest(want=want))
                 await stream.read()
         except errors.ModelLoading:
             pass
         except (errors.ModelMoraError, TimeoutError) as error:
-            log.info("%s is not loaded for later: %s", version, error)
+            log.info("%s is not loaded for later: %s", version, str(error) or "lifecycle did not answer")
         finally:
             stream.cancel()
         await asyncio.sleep(ASK_PAUSE_SECONDS)

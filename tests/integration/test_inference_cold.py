@@ -180,6 +180,28 @@ async def test_who_goes_away_before_the_fallback_has_answered_loads_nothing(two:
     assert two.lessor.launches == 1
 
 
+async def test_who_would_have_it_loaded_for_later_has_it_also_beside_one_who_names_a_fallback(two: Rig) -> None:
+    await two.right("warm", model="acme/small")
+    request = inference_pb2.EmbedRequest(model="acme/echo", texts=["x"], fallback_model="acme/small")
+    with held(two.lessor.loaded[version_of("acme/small")].process.pid):
+        async with two.lessor.grants_wait():
+            goes_away = two.stub.Embed(request, timeout=60)
+            await two.lessor.end_of(1)
+            hasty = asyncio.create_task(two.embed("hasty", cold_policy=FAIL_FAST))
+            await two.waiting(2)
+        with pytest.raises(errors.ModelLoading):
+            await hasty
+        goes_away.cancel()
+        await is_loaded(two)
+
+
+async def test_a_model_is_loaded_for_later_also_where_nobody_has_patience_with_lifecycle(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {}, "acme/small": {}}, patience_seconds=0) as made:
+        await made.right("warm", model="acme/small")
+        await made.right("in its place", fallback_model="acme/small")
+        await is_loaded(made)
+
+
 async def test_a_model_is_loaded_for_later_also_when_its_fallback_fails(two: Rig) -> None:
     await two.right("warm", model="acme/small")
     with pytest.raises(errors.InvalidArgument):

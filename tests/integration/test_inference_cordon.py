@@ -23,8 +23,12 @@ def cordon(lease: Granted) -> None:
     lease.inbox.put_nowait(message)
 
 
-async def test_who_waits_behind_work_on_a_cordoned_node_is_refused_while_that_goes_on(data_dir: Path) -> None:
-    async with rig(data_dir, {"acme/echo": {"max_batch_entries": 1}}) as echo:
+@pytest.mark.parametrize("patience_seconds", [10, 0])
+async def test_who_waits_behind_work_on_a_cordoned_node_is_refused_while_that_goes_on(
+    data_dir: Path, patience_seconds: float
+) -> None:
+    models: dict[str, dict[str, object]] = {"acme/echo": {"max_batch_entries": 1}}
+    async with rig(data_dir, models, patience_seconds=patience_seconds) as echo:
         await echo.right("warm up")
         lease, lessor = await echo.lessor.lease(0), echo.lessor
         with echo.held():
