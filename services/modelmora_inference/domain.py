@@ -155,6 +155,8 @@ class Batch:
     wanted: int = 0
     """Entries that somebody still waits for."""
     unanswered_tokens: int = 0
+    had_more: bool = False
+    """When it went something waited, or ran on its worker: how fast it is answered says how fast a queue drains."""
     queue_was_full: bool = False
     """By half at least, when it went: how fast it is answered says how fast a full queue drains."""
 

@@ -137,6 +137,8 @@ class EntryQueue:
         """The three by tenant."""
         self._sequence = 0
         self._drain = _DrainRate()
+        self._busy_drain = _DrainRate()
+        """Of the batches beside or behind which there was more to do."""
         self._full_drain = _DrainRate()
         """Of the batches that went while much was held: lone calls that take their time say little of a full queue."""
         self._worked_until = 0.0
@@ -175,6 +177,12 @@ class EntryQueue:
     def drain_rate(self) -> float:
         """Entries a second that the workers answered lately, counted while there was work; 0 while unknown."""
         return self._drain.rate
+
+    @property
+    def pace(self) -> float:
+        """The same while there was more to do than one batch; 0 while unknown. A call that comes alone takes its time,
+        whatever might have gone with it: by such calls a queue of a second was taken for one of four minutes."""
+        return self._busy_drain.rate
 
     def push(self, entries: Sequence[Entry], now: float) -> list[Entry]:
         """Takes all of them, which are one tenant's, or none: QueueFull, with the time until there should be room, when
@@ -291,6 +299,8 @@ class EntryQueue:
         batch.unanswered_tokens -= entry.tokens
         seconds, self._worked_until = now - self._worked_until, now
         self._drain.answer(seconds)
+        if batch.had_more:
+            self._busy_drain.answer(seconds)
         if batch.queue_was_full:
             self._full_drain.answer(seconds)
         if cost is not None:
@@ -536,6 +546,7 @@ class EntryQueue:
             entry.batch = batch
             entry.position = position
         batch.tokens = batch.unanswered_tokens = tokens
+        batch.had_more = self._waiting_entries > 0 or len(worker.running) > 0
         batch.queue_was_full = self._is_half_full()
         worker.running.append(batch)
         return batch

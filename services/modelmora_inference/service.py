@@ -534,6 +534,6 @@ def _explained(dispatcher: Dispatcher, call: Call) -> inference_pb2.ExplainReque
         described.reason = f"it waits for its turn: {ahead.entries} texts with {ahead.tokens} tokens go before it"
     else:
         described.reason = "it is next: it waits for a place on a worker"
-    if queue.drain_rate:
-        _set(described.starts_in, queue.ahead(waiting[-1], now).entries / queue.drain_rate)
+    if queue.pace:
+        _set(described.starts_in, queue.ahead(waiting[-1], now).entries / queue.pace)
     return described

@@ -131,6 +131,22 @@ async def test_a_call_can_be_asked_where_it_is(stepping: Rig) -> None:
         await explain("")
 
 
+async def test_when_a_call_starts_is_not_told_by_calls_that_came_alone(stepping: Rig) -> None:
+    for number in range(3):
+        await stepping.embed(f"alone {number}")
+    with stepping.held():
+        many = asyncio.create_task(stepping.embed(*(f"text {i}" for i in range(60))))
+        await stepping.until(lambda queue: queue.in_flight > 0)
+        last = asyncio.create_task(stepping.embed("last", request_id="last"))
+        request = inference_pb2.ExplainRequestRequest(request_id="last")
+        await stepping.unanswered(61)
+        explained = await stepping.stub.ExplainRequest(request, timeout=30)
+    assert explained.place == inference_pb2.REQUEST_PLACE_WAITING
+    assert explained.entries_ahead > 0
+    assert not explained.HasField("starts_in")
+    await asyncio.gather(many, last)
+
+
 async def test_a_call_that_waits_for_a_load_says_so(data_dir: Path) -> None:
     async with rig(data_dir) as made:
         made.lessor.estimate_seconds = 700.0

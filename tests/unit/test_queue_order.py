@@ -275,6 +275,25 @@ def test_slow_lone_calls_do_not_say_how_fast_a_full_queue_drains() -> None:
     assert caught.value.retry_after_seconds == pytest.approx(50, rel=0.01), "a hundred in ten seconds"
 
 
+def test_lone_calls_do_not_say_how_fast_what_waits_is_computed() -> None:
+    q = queue(max_entries=1_000_000)
+    for start in range(3):
+        push(q, entry(at=start))
+        assert pop(q, start + 0.5)
+    assert q.drain_rate == pytest.approx(2, rel=0.01)
+    assert q.pace == 0, "nobody knows"
+    q.push([entry(at=10) for _ in range(200)], 10)
+    half = BatchLimits(max_entries=100, max_batches=2)
+    batches = [ask(q, half, 10).batch for _ in range(2)]
+    for now, batch in zip((10.5, 11), batches, strict=True):
+        assert batch is not None
+        for position in range(100):
+            q.answer(batch, position, now)
+        q.finish(batch)
+    assert q.pace == pytest.approx(200, rel=0.05)
+    assert q.drain_rate < 100
+
+
 def test_what_is_behind_another_batch_still_waits() -> None:
     q = queue()
     assert q.behind(5.0) == (0, 0.0)
