@@ -224,6 +224,10 @@ class _Lease:
     answered: bool = False
     """Something of ours."""
     told_busy: bool = False
+    told_priority: Priority | None = None
+    """Of the most urgent that is in flight, as lifecycle heard it."""
+    as_urgent_time: float = 0.0
+    """When something as urgent was in flight last."""
     told_waiting_time: float = 0.0
     """When lifecycle last heard what waits; 0: that nothing does."""
     following: dict[Batch, InferCall] = field(default_factory=dict)
@@ -525,7 +529,7 @@ class Dispatcher:
                 self._careful = want.load_nothing
             await stream.write(lifecycle_pb2.AcquireRequest(want=want))
             reading = self._read(stream)
-            loaded = await self._loaded(stream, reading)
+            loaded = await self._loaded(stream, reading, want)
             if loaded is None:
                 return
             reading = self._read(stream)
@@ -580,7 +584,9 @@ class Dispatcher:
         reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # read or not, it is no secret
         return reading
 
-    async def _loaded(self, stream: Any, reading: asyncio.Task[Any]) -> lifecycle_pb2.Loaded | None:
+    async def _loaded(
+        self, stream: Any, reading: asyncio.Task[Any], told: lifecycle_pb2.Want
+    ) -> lifecycle_pb2.Loaded | None:
         """Waits for the grant; None when nobody has waited for it for a while."""
         empty_since = None
         while True:
@@ -593,17 +599,22 @@ class Dispatcher:
                 if kind != "loading":
                     reason = message.revoked.reason if kind == "revoked" else "the lease ended"
                     raise errors.WorkerUnavailable(reason)
-                told = message.loading
-                self._told = told.reason if told.reason != "loading" else ""
-                seconds = told.estimate.ToNanoseconds() / 1e9 if told.HasField("estimate") else None
+                loading = message.loading
+                self._told = loading.reason if loading.reason != "loading" else ""
+                seconds = loading.estimate.ToNanoseconds() / 1e9 if loading.HasField("estimate") else None
                 self._answer_cold(
-                    errors.ModelLoading(told.reason or None, retry_after_seconds=seconds, model_version=self.version)
+                    errors.ModelLoading(loading.reason or None, retry_after_seconds=seconds, model_version=self.version)
                 )
                 reading = self._read(stream)
             now = time.monotonic()
             keep_seconds = self._rules.asks_again_seconds if self._told else self._rules.idle_keep_seconds
             if len(self.queue):
                 empty_since, self._deserted = None, False
+                want = self._want(further=False)
+                later_seconds = (want.deadline.ToNanoseconds() - told.deadline.ToNanoseconds()) / 1e9
+                if want.priority > told.priority or later_seconds >= TELL_WAITING_SECONDS:
+                    told = want
+                    await self._say(stream, lifecycle_pb2.AcquireRequest(want=want))
             elif empty_since is None:
                 empty_since = now
             elif self._deserted or now - empty_since >= keep_seconds:
@@ -681,23 +692,41 @@ class Dispatcher:
             busy = True
         elif busy and now - lease.idle_since >= IDLE_AFTER_SECONDS:
             busy = False
+        priority = self._urgency(lease, now)
         due = lease is self._leases[0] and now - lease.told_waiting_time >= TELL_WAITING_SECONDS
-        if busy == lease.told_busy and not due:
+        changed = busy != lease.told_busy or priority is not lease.told_priority
+        if not changed and not due:
             return
         waiting, wait_seconds = self._note_waits(now) if lease is self._leases[0] else (0, 0.0)
-        if busy == lease.told_busy and not waiting:
+        if not changed and not waiting:
             return
-        lease.told_busy = busy
+        lease.told_busy, lease.told_priority = busy, priority
         # Between two batches the lease is in use all the same.
-        told = lifecycle_pb2.InUse(in_flight=max(in_flight, int(busy)), waiting_entries=waiting)
+        told = lifecycle_pb2.InUse(
+            in_flight=max(in_flight, int(busy)),
+            waiting_entries=waiting,
+            priority=common_pb2.Priority.Name(priority or 0),
+        )
         if waiting:
             lease.told_waiting_time = now
             told.oldest_wait.FromNanoseconds(int(wait_seconds * 1e9))
             self._behind = (0, 0.0)
+        await self._say(stream, lifecycle_pb2.AcquireRequest(in_use=told))
+
+    async def _say(self, stream: Any, message: lifecycle_pb2.AcquireRequest) -> None:
         try:
-            await stream.write(lifecycle_pb2.AcquireRequest(in_use=told))
+            await stream.write(message)
         except (errors.ModelMoraError, asyncio.InvalidStateError) as error:
             log.debug("the lease of %s is over: %s", self.version, error)  # reading it will tell why
+
+    def _urgency(self, lease: _Lease, now: float) -> Priority | None:
+        """The priority of the most urgent that is in flight, or was within the last second."""
+        running = max((batch.priority for batch in lease.worker.running), default=None)
+        told = lease.told_priority
+        if running is not None and (told is None or running >= told):
+            lease.as_urgent_time = now
+            return running
+        return told if running is None or now - lease.as_urgent_time < TELL_WAITING_SECONDS else running
 
     def _note_waits(self, now: float) -> tuple[int, float]:
         """How many entries wait, or have waited since lifecycle heard of it, and the longest such wait. Looked at now

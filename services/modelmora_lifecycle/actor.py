@@ -267,12 +267,28 @@ class Node:
         )
         return end
 
-    def in_use(self, end: LeaseEnd, in_flight: int, waiting_entries: int = 0, oldest_wait_seconds: float = 0.0) -> None:
+    def urge(self, end: LeaseEnd, priority: int, deadline: float) -> None:
+        """What waits behind a lease is so urgent by now, and of use until `deadline` (monotonic)."""
+        self._post(lambda now: self.scheduler.urge(end.uid, priority, deadline, now))
+
+    def in_use(
+        self,
+        end: LeaseEnd,
+        in_flight: int,
+        waiting_entries: int = 0,
+        oldest_wait_seconds: float = 0.0,
+        *,
+        priority: int = 0,
+    ) -> None:
         if in_flight and end.use_since is None:
             end.use_since = time.monotonic()
         elif not in_flight and end.use_since is not None:
             self._write_down(end)
-        self._post(lambda now: self.scheduler.in_use(end.uid, in_flight, waiting_entries, oldest_wait_seconds, now))
+        self._post(
+            lambda now: self.scheduler.in_use(
+                end.uid, in_flight, waiting_entries, oldest_wait_seconds, now, priority=priority
+            )
+        )
 
     def close_lease(self, end: LeaseEnd) -> None:
         """The holder is gone: the lease is free and its key void."""

@@ -34,7 +34,8 @@ class Lease:
     replica: str = ""
     """Uid of the replica that it was granted; empty while it waits."""
     in_flight: int = 0
-    """Changed by `Leases.work` alone."""
+    at_work: int = 0
+    """The priority of what is in flight; 0 when nothing is. Both are changed by `Leases.work` alone."""
     grace_until: float | None = None
     """Set once it was asked to yield."""
     report: Report = field(default_factory=Report)
@@ -81,16 +82,15 @@ class Leases:
         if deadline < ENDLESS:
             heapq.heappush(self._deadlines, (deadline, lease.uid))
 
-    def raise_priority(self, lease: Lease, priority: int) -> None:
-        """Of one that waits; nothing happens when it is as urgent already."""
-        if priority > lease.priority:
-            self._leave_lane(lease)
-            lease.priority = priority
-            lane = self._lanes.setdefault(lease.version, {}).setdefault(priority, {})
-            lane[lease.uid] = lease
-            self._ranks.pop(lease.version, None)
-            for later in [other for other in lane.values() if other.arrival > lease.arrival]:
-                lane[later.uid] = lane.pop(later.uid)
+    def urge(self, lease: Lease, priority: int, now: float, aging_seconds: float) -> bool:
+        """Somebody with this priority waits with one that waits: it has his place from now on, if that is before its
+        own (see `rank`). Whether it is."""
+        if now - priority * aging_seconds >= lease.arrival - lease.priority * aging_seconds:
+            return False
+        self._leave_lane(lease)
+        lease.priority, lease.arrival = priority, now
+        self._lanes.setdefault(lease.version, {}).setdefault(priority, {})[lease.uid] = lease
+        return True
 
     def _leave_lane(self, lease: Lease) -> None:
         lanes = self._lanes[lease.version]
@@ -151,17 +151,20 @@ class Leases:
     def count_held(self, replica: str) -> int:
         return len(self._holding.get(replica, ()))
 
-    def work(self, lease: Lease, in_flight: int) -> None:
-        """One that holds a replica has so many requests in flight."""
-        more = (in_flight > 0) - (lease.in_flight > 0)
+    def work(self, lease: Lease, in_flight: int, priority: int = 0) -> None:
+        """One that holds a replica has so many requests in flight, the most urgent of this priority (0: its own)."""
+        before, lease.at_work = lease.at_work, (priority or lease.priority) if in_flight else 0
         lease.in_flight = in_flight
-        if more:
-            busy = self._busy.setdefault(lease.replica, {})
-            busy[lease.priority] = busy.get(lease.priority, 0) + more
-            if not busy[lease.priority]:
-                del busy[lease.priority]
-                if not busy:
-                    del self._busy[lease.replica]
+        if before == lease.at_work:
+            return
+        busy = self._busy.setdefault(lease.replica, {})
+        for of, more in ((before, -1), (lease.at_work, 1)):
+            if of:
+                busy[of] = busy.get(of, 0) + more
+                if not busy[of]:
+                    del busy[of]
+        if not busy:
+            del self._busy[lease.replica]
 
     def count_busy(self, replica: str) -> int:
         return sum(self._busy[replica].values()) if replica in self._busy else 0

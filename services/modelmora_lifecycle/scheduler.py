@@ -416,14 +416,35 @@ class Scheduler:
             and not self._of(lease.version, (ReplicaState.LOADED,))
         )
 
-    def in_use(self, lease: str, in_flight: int, waiting_entries: int, oldest_wait_seconds: float, now: float) -> None:
-        """A holder has so many requests in flight, and so many waiting beyond them, the oldest for so long. Nothing
-        happens when the lease is over."""
+    def urge(self, lease: str, priority: int, deadline: float, now: float) -> None:
+        """What waits behind a lease is so urgent by now, and of use until `deadline`. Nothing happens when it does not
+        wait any more, or has as good a place."""
+        waiting = self._leases.get(lease)
+        if waiting is None or waiting.replica:
+            return
+        if deadline > waiting.deadline:
+            self._leases.expire_at(waiting, deadline)
+        if self._leases.urge(waiting, priority, now, self.rules.policy.aging_seconds_per_point):
+            self._step(now)
+
+    def in_use(
+        self,
+        lease: str,
+        in_flight: int,
+        waiting_entries: int,
+        oldest_wait_seconds: float,
+        now: float,
+        *,
+        priority: int = 0,
+    ) -> None:
+        """A holder has so many requests in flight, the most urgent of this priority (0: that of its lease), and so many
+        waiting beyond them, the oldest for so long. Nothing happens when the lease is over."""
         held = self._leases.get(lease)
         if held is None or not held.replica:
             return
-        was_busy, priority = held.in_flight > 0, self._leases.busy_priority(held.replica)
-        self._leases.work(held, max(0, in_flight))
+        was_busy, before = held.in_flight > 0, self._leases.busy_priority(held.replica)
+        self._leases.work(held, max(0, in_flight), priority)
+        after = self._leases.busy_priority(held.replica)
         held.report = Report(max(0, waiting_entries), oldest_wait_seconds, now)
         if waiting_entries > 0 and any(holder == held.holder for holder, _ in self._invited):
             # An invitation is lost with the lease that it was told on, and a further lease without work ends.
@@ -432,14 +453,14 @@ class Scheduler:
         scales = self._scales(held.version) and (
             waiting_entries > 0 or self._known[held.version].pressure != NO_PRESSURE
         )
-        if was_busy == (held.in_flight > 0) and not scales:
+        if was_busy == (held.in_flight > 0) and before <= after and not scales:
             return
         self._touch(held.replica, now, used=not was_busy and held.in_flight > 0)
         # The most frequent event of all. Who begins to work makes nobody's way free, nor does who ends while others of
         # its replica are at work and as urgent; else nothing can follow unless someone waits for memory or this replica
         # is to go.
         state = self._replicas[held.replica].state
-        as_busy = held.in_flight > 0 or 0 < priority <= self._leases.busy_priority(held.replica)
+        as_busy = after > 0 and before <= after
         if as_busy and not scales and state is ReplicaState.LOADED:
             return
         if scales or state is not ReplicaState.LOADED or self._leases.wanted() or self._promised or self._time_counts():
@@ -1244,7 +1265,7 @@ class Scheduler:
             lease = Lease(uid, version, priority, deadline, now, visit=True, quiet=True)
             self._wait(lease)
             return lease
-        self._leases.raise_priority(lease, priority)
+        self._leases.urge(lease, priority, now, self.rules.policy.aging_seconds_per_point)
         if deadline > lease.deadline:
             self._leases.expire_at(lease, deadline)
         return lease

@@ -183,7 +183,7 @@ class LifecycleLeaseServicer(Servicer, lifecycle_pb2_grpc.LifecycleLeaseServiceS
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[lifecycle_pb2.AcquireResponse]:
         await self._duty.check()
-        want = await self._want(request_iterator)
+        want = await self._first_want(request_iterator)
         deadline = _deadline(want)
         facts = await self._facts(want.model_version)
         if len(want.holder) > 200:
@@ -199,7 +199,7 @@ class LifecycleLeaseServicer(Servicer, lifecycle_pb2_grpc.LifecycleLeaseServiceS
             if_loaded=want.if_loaded,
             load_nothing=want.load_nothing,
         )
-        ear = asyncio.create_task(self._hear(request_iterator, end), name="ear of a lease")
+        ear = asyncio.create_task(self._hear(request_iterator, end, want.model_version), name="ear of a lease")
         told = None
         try:
             while True:
@@ -219,7 +219,7 @@ class LifecycleLeaseServicer(Servicer, lifecycle_pb2_grpc.LifecycleLeaseServiceS
                 task.cancel()
             await asyncio.gather(*ended, return_exceptions=True)
 
-    async def _want(self, requests: AsyncIterator[lifecycle_pb2.AcquireRequest]) -> lifecycle_pb2.Want:
+    async def _first_want(self, requests: AsyncIterator[lifecycle_pb2.AcquireRequest]) -> lifecycle_pb2.Want:
         try:
             async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
                 first = await anext(requests)
@@ -229,19 +229,28 @@ class LifecycleLeaseServicer(Servicer, lifecycle_pb2_grpc.LifecycleLeaseServiceS
             raise InvalidArgument.at("want", "has to come first")
         if not VERSION_NAME.fullmatch(first.want.model_version):
             raise InvalidArgument.at("want.model_version", "is not a version's name like models/org/repo/versions/1")
-        if first.want.priority not in common_pb2.Priority.values():
-            raise InvalidArgument.at("want.priority", f"there is no priority {first.want.priority}")
+        _check_priority(first.want.priority, "want.priority")
         return first.want
 
-    async def _hear(self, requests: AsyncIterator[lifecycle_pb2.AcquireRequest], end: LeaseEnd) -> None:
+    async def _hear(
+        self, requests: AsyncIterator[lifecycle_pb2.AcquireRequest], end: LeaseEnd, model_version: str
+    ) -> None:
         """Until the holder closes its side."""
         async for request in requests:
-            if request.WhichOneof("message") != "in_use":
-                raise InvalidArgument.at("want", "comes once, first")
+            if request.HasField("want"):
+                want = request.want
+                if want.model_version != model_version:
+                    raise InvalidArgument.at("want.model_version", f"is that of the first want, {model_version}")
+                _check_priority(want.priority, "want.priority")
+                self._node.urge(end, want.priority or common_pb2.PRIORITY_MEDIUM, _deadline(want))
+                continue
+            if not request.HasField("in_use"):
+                raise InvalidArgument.at("message", "is want or in_use")
             use = request.in_use
+            _check_priority(use.priority, "in_use.priority")
             oldest_wait: timedelta | None = protomap.to_plain(use, at="in_use")["oldest_wait"]
             oldest_wait_seconds = oldest_wait.total_seconds() if oldest_wait is not None else 0.0
-            self._node.in_use(end, use.in_flight, use.waiting_entries, oldest_wait_seconds)
+            self._node.in_use(end, use.in_flight, use.waiting_entries, oldest_wait_seconds, priority=use.priority)
 
     def _message(self, message: Message) -> lifecycle_pb2.AcquireResponse:
         response = lifecycle_pb2.AcquireResponse()
@@ -274,6 +283,11 @@ class LifecycleLeaseServicer(Servicer, lifecycle_pb2_grpc.LifecycleLeaseServiceS
             case Invited(replica):
                 response.invite.replica = replica.name
         return response
+
+
+def _check_priority(priority: int, at: str) -> None:
+    if priority not in common_pb2.Priority.values():
+        raise InvalidArgument.at(at, f"there is no priority {priority}")
 
 
 def _deadline(want: lifecycle_pb2.Want) -> float:

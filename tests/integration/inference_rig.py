@@ -36,6 +36,26 @@ DIGEST = "sha256:" + "ab" * 32
 
 
 @dataclass
+class Heard:
+    """What a holder has said on one lease, and what it is to be told."""
+
+    inbox: asyncio.Queue[lifecycle_pb2.AcquireResponse | errors.ModelMoraError | None] = field(
+        default_factory=asyncio.Queue
+    )
+    in_use: list[int] = field(default_factory=list)
+    waiting: list[tuple[int, float]] = field(default_factory=list)
+    priorities: list[int] = field(default_factory=list)
+
+    def note(self, told: lifecycle_pb2.InUse) -> None:
+        if told.waiting_entries:
+            self.waiting.append((told.waiting_entries, told.oldest_wait.ToNanoseconds() / 1e9))
+        if not self.in_use or bool(self.in_use[-1]) != bool(told.in_flight):
+            self.in_use.append(told.in_flight)
+        if self.priorities[-1:] != [told.priority]:
+            self.priorities.append(told.priority)
+
+
+@dataclass
 class Granted:
     """One lease that inference holds."""
 
@@ -47,6 +67,8 @@ class Granted:
     """What the holder said of itself that was not about waiting."""
     waiting: list[tuple[int, float]] = field(default_factory=list)
     """Entries that wait, and how long the first has."""
+    priorities: list[int] = field(default_factory=list)
+    """Of what is in flight."""
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     dies_too: bool = False
     """The worker's end is that of lifecycle, which says nothing any more."""
@@ -114,6 +136,8 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
         self._grants.set()
         self.launches = 0
         self.wants: list[lifecycle_pb2.Want] = []
+        self.urged: list[lifecycle_pb2.Want] = []
+        """What was said again by who waits."""
         self.ends: list[asyncio.Event] = []
         """Of each want: it is over, whoever ended it."""
         self.leases: list[Granted] = []
@@ -181,18 +205,36 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
         async with self.changed:
             self.ends.append(ended)
             self.changed.notify_all()
-        version, holder = first.want.model_version, first.want.holder
         if self.refuse_with:
             raise self.refuse_with.pop(0)
         await self._grants.wait()
+        heard = Heard()
+        listening = asyncio.create_task(self._listen(requests, heard))
+        try:
+            await self._lease(context, first.want, heard)
+        finally:
+            listening.cancel()
+
+    async def _listen(self, requests: AsyncIterator[Any], heard: Heard) -> None:
+        async for request in requests:
+            if request.HasField("want"):
+                self.urged.append(request.want)
+            else:
+                heard.note(request.in_use)
+            async with self.changed:
+                self.changed.notify_all()
+        heard.inbox.put_nowait(None)
+
+    async def _lease(self, context: Any, want: lifecycle_pb2.Want, heard: Heard) -> None:
+        version, holder = want.model_version, want.holder
         worker = self._free(version, holder)
-        if worker is None and first.want.load_nothing:
+        if worker is None and want.load_nothing:
             raise errors.ModelLoading(retry_after_seconds=self.estimate_seconds)
         if worker is None:
             load = asyncio.create_task(self._load(version))
             self._loads.add(load)
             load.add_done_callback(self._loads.discard)
-            if first.want.if_loaded:
+            if want.if_loaded:
                 raise errors.ModelLoading(retry_after_seconds=self.estimate_seconds)
             loading = lifecycle_pb2.Loading(reason=self.reason)
             if self.estimate_seconds is not None:
@@ -201,7 +243,7 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
             worker = await asyncio.shield(load)
         key = secrets.token_bytes(32)
         await worker.control.allow(key)
-        granted = Granted(version, holder, worker, asyncio.Queue())
+        granted = Granted(version, holder, worker, heard.inbox, heard.in_use, heard.waiting, heard.priorities)
         reply = worker.reply
         message = lifecycle_pb2.Loaded(
             endpoint=worker.process.endpoint,
@@ -222,25 +264,12 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
             self.changed.notify_all()
         worker.process.exited.add_done_callback(lambda _: granted.revoke(crashed=True))
 
-        async def listen() -> None:
-            async for request in requests:
-                told = request.in_use
-                if told.waiting_entries:
-                    granted.waiting.append((told.waiting_entries, told.oldest_wait.ToNanoseconds() / 1e9))
-                if not granted.in_use or bool(granted.in_use[-1]) != bool(told.in_flight):
-                    granted.in_use.append(told.in_flight)
-                async with self.changed:
-                    self.changed.notify_all()
-            granted.inbox.put_nowait(None)
-
-        listening = asyncio.create_task(listen())
         try:
             while (answer := await granted.inbox.get()) is not None:
                 if isinstance(answer, errors.ModelMoraError):
                     raise answer
                 await context.write(answer)
         finally:
-            listening.cancel()
             granted.closed.set()
             if not worker.control.closed.is_set():
                 try:
@@ -326,6 +355,14 @@ class Rig:
         answer = await self.stub.GetQueue(inference_pb2.GetQueueRequest(model="acme/echo"), timeout=30)
         (queue,) = answer.queues
         return queue  # type: ignore[no-any-return]
+
+    async def knows(self, request_id: str) -> bool:
+        """Whether the call of this id is not over yet."""
+        try:
+            await self.stub.ExplainRequest(inference_pb2.ExplainRequestRequest(request_id=request_id), timeout=30)
+        except errors.RequestNotFound:
+            return False
+        return True
 
     async def until(self, condition: Callable[[inference_pb2.Queue], bool]) -> None:
         """Asks again and again until the queue is like this."""

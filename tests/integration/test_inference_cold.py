@@ -13,6 +13,7 @@ from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2
 
+LOW, HIGH = common_pb2.PRIORITY_LOW, common_pb2.PRIORITY_HIGH
 FAIL_FAST = inference_pb2.COLD_POLICY_FAIL_FAST
 READY_IN = "modelmora-ready-in"
 
@@ -168,13 +169,15 @@ async def test_who_goes_away_while_the_model_loads_loads_nothing(data_dir: Path)
 async def test_who_goes_away_before_the_fallback_has_answered_loads_nothing(two: Rig) -> None:
     await two.right("warm", model="acme/small")
     with held(two.lessor.loaded[version_of("acme/small")].process.pid):
-        request = inference_pb2.EmbedRequest(model="acme/echo", texts=["x"], fallback_model="acme/small")
-        asked = two.stub.Embed(request, timeout=60)
+        fields = {"model": "acme/echo", "fallback_model": "acme/small", "request_id": "mine"}
+        asked = two.stub.Embed(inference_pb2.EmbedRequest(texts=["x"], **fields), timeout=60)
         small = inference_pb2.GetQueueRequest(model="acme/small")
         async with asyncio.timeout(60):
             while not (await two.stub.GetQueue(small, timeout=30)).queues[0].in_flight:
                 pass
-        asked.cancel()
+            asked.cancel()
+            while await two.knows("mine"):
+                pass
     await two.right("still there", model="acme/small")
     assert [want.model_version for want in two.lessor.wants if not want.load_nothing] == [version_of("acme/small")]
     assert two.lessor.launches == 1
@@ -230,6 +233,33 @@ async def test_a_load_that_has_begun_goes_on_for_who_asks_again(data_dir: Path) 
             await asyncio.sleep(1.0)
         await made.right("z")
         assert len(made.lessor.ends) == 1
+
+
+async def test_who_waits_behind_less_urgent_calls_makes_them_urgent(two: Rig) -> None:
+    async with two.lessor.loads_wait(version_of("acme/echo")):
+        patient = asyncio.create_task(two.right("patient", priority=LOW, timeout=30))
+        await two.waiting(1)
+        urgent = asyncio.create_task(two.right("urgent", priority=HIGH, timeout=60))
+        async with two.lessor.changed, asyncio.timeout(60):
+            await two.lessor.changed.wait_for(lambda: two.lessor.urged)
+    await asyncio.gather(patient, urgent)
+    (want,), (again, *_) = two.lessor.wants, two.lessor.urged
+    assert (want.priority, again.priority) == (LOW, HIGH)
+    assert again.model_version == want.model_version
+    assert again.deadline.ToNanoseconds() > want.deadline.ToNanoseconds()
+
+
+async def test_lifecycle_hears_how_urgent_the_work_on_a_worker_is(two: Rig) -> None:
+    await two.right("warm", priority=HIGH)
+    lease = await two.lessor.lease(0)
+    with two.held():
+        low = asyncio.create_task(two.right("low", priority=LOW))
+        async with two.lessor.changed, asyncio.timeout(60):
+            await two.lessor.changed.wait_for(lambda: lease.priorities[-1:] == [LOW])
+        high = asyncio.create_task(two.right("high", priority=HIGH))
+        async with two.lessor.changed, asyncio.timeout(60):
+            await two.lessor.changed.wait_for(lambda: lease.priorities[-1:] == [HIGH])
+    await asyncio.gather(low, high)
 
 
 async def test_a_fallback_that_was_let_go_but_is_in_memory_still_answers(data_dir: Path) -> None:

@@ -15,6 +15,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from integration.lifecycle_rig import MIB, Holder, Rig, alive, eventually, refused, rig, workers_of
+from modelmora.common.v1 import common_pb2
 from modelmora.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -268,6 +269,35 @@ async def test_wants_that_cannot_be_meant_are_refused_at_the_field(node: Rig) ->
     holder = await (await node.acquire(version)).ready()
     await refused((await node.acquire(version, seconds=-60)).hear("loaded"), DeadlineExceeded)
     await holder.close()
+    for field, again in (
+        ("want.model_version", pb.AcquireRequest(want=pb.Want(model_version="models/acme/other/versions/1"))),
+        ("want.priority", pb.AcquireRequest(want=pb.Want(model_version=version, priority=77))),  # type: ignore[arg-type]
+        ("in_use.priority", pb.AcquireRequest(in_use=pb.InUse(priority=77))),  # type: ignore[arg-type]
+        ("message", pb.AcquireRequest()),
+    ):
+        holder = await (await node.acquire(version)).ready()
+        await holder.call.write(again)
+        error = await refused(holder.hear("revoked"), InvalidArgument)
+        assert [violation.field for violation in error.fields] == [field]
+        await holder.close()
+    both = pb.Want(model_version=version, load_nothing=True)
+    call = node.leases.Acquire()
+    await call.write(pb.AcquireRequest(want=both))
+    error = await refused(call.read(), InvalidArgument)
+    assert [violation.field for violation in error.fields] == ["want.load_nothing"]
+
+
+async def test_a_want_that_is_said_again_is_as_urgent_as_the_last_one(node: Rig) -> None:
+    one, other = await two(node)
+    busy = await (await node.acquire(one, priority=30)).ready()
+    await busy.in_use(1)
+    waiting = await node.acquire(other, priority=10, seconds=15.0)
+    await waiting.hear("loading")
+    await waiting.call.write(pb.AcquireRequest(want=pb.Want(model_version=other, priority=common_pb2.PRIORITY_HIGH)))
+    await busy.hear("yield")
+    await busy.close()
+    await waiting.ready()
+    await waiting.close()
 
 
 async def test_leases_that_end_unasked_leave_no_task(node: Rig, caplog: pytest.LogCaptureFixture) -> None:

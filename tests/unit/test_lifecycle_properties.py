@@ -131,21 +131,48 @@ class World(FakeEffects):
 
     # What may happen.
 
-    def do_ask(self, index: int, priority: int, seconds: float, holder: int, if_loaded: bool) -> None:
-        if index < 0:
-            self.ask(self.facts(index), priority, seconds, "", if_loaded)
-        else:
-            self.ask(self.facts(index), priority, seconds, f"h{holder}", if_loaded)
+    def do_urge(self, index: int, priority: int, seconds: float) -> None:
+        there = self.open_leases()
+        if there:
+            held, now = there[index % len(there)], self.clock.now
+            self.scheduler.urge(held.lease, priority, now + seconds, now)
+            if held.busy and held.yielded_at is None:
+                self.scheduler.in_use(held.lease, 1, 0, 0.0, now, priority=priority)
 
-    def ask(self, facts: VersionFacts, priority: int, seconds: float, holder: str, if_loaded: bool = False) -> None:
+    def do_ask(
+        self, index: int, priority: int, seconds: float, holder: int, if_loaded: bool, load_nothing: bool
+    ) -> None:
+        if index < 0:
+            self.ask(self.facts(index), priority, seconds, "", if_loaded, load_nothing)
+        else:
+            self.ask(self.facts(index), priority, seconds, f"h{holder}", if_loaded, load_nothing)
+
+    def ask(
+        self,
+        facts: VersionFacts,
+        priority: int,
+        seconds: float,
+        holder: str,
+        if_loaded: bool = False,
+        load_nothing: bool = False,
+    ) -> None:
         self.count += 1
         lease = f"{facts.name}#{self.count}"
         self.holders[lease] = Held(lease, facts.name, holder)
-        now = self.clock.now
+        now, said = self.clock.now, len(self.log)
         self.scheduler.want(
-            lease, facts, priority=priority, deadline=now + seconds, now=now, holder=holder, if_loaded=if_loaded
+            lease,
+            facts,
+            priority=priority,
+            deadline=now + seconds,
+            now=now,
+            holder=holder,
+            if_loaded=if_loaded,
+            load_nothing=load_nothing,
         )
         assert not if_loaded or self.holders[lease].over or self.holders[lease].replica, "who would not wait waits"
+        if load_nothing and self.holders[lease].over:
+            assert [call[0] for call in self.log[said:]] == ["refused"], "something moved for who wants nothing loaded"
 
     def do_pass(self, seconds: float) -> None:
         self.run_for(seconds)
@@ -454,9 +481,12 @@ def random_case(random: Random, length: int = 40) -> Case:
                     random.choice([3.0, 60.0, FOREVER]),
                     index % 3,
                     index < 15,
+                    index < 6,
                 )
             case "pass":
                 return name, random.choice([0.05, 0.3, 1.0, 2.0, random.random() * 6])
+            case "urge":
+                return name, index, random.choice([10, 20, 30]), random.choice([3.0, 60.0, FOREVER])
             case "report":
                 return name, index, random.randint(0, 5), random.choice([0.0, 2.0, 5.0])
             case "sick" | "unload":
@@ -498,6 +528,7 @@ WEIGHTS = {
     "pass": 8.0,
     "go": 2.0,
     "report": 1.0,
+    "urge": 2.0,
     "kill": 1.5,
     "sick": 0.7,
     "grow": 0.5,

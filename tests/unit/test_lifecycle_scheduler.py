@@ -299,6 +299,59 @@ def test_an_urgent_want_makes_its_version_urgent(node: Node) -> None:
     assert not node.granted_to("b")
 
 
+def test_who_waits_becomes_as_urgent_as_what_waits_behind_it(node: Node) -> None:
+    node.want("p", version("p"), priority=30)
+    node.run_for(3.0)
+    node.use("p")
+    node.want("a", version("a"), priority=10, deadline=node.clock.now + 5.0)
+    node.want("b", version("b"), priority=20)
+    node.scheduler.urge("a", 20, node.clock.now + 60.0, node.clock.now)
+    assert node.states("p") == [S.LOADED]
+    node.scheduler.urge("a", 30, node.clock.now + 2.0, node.clock.now)
+    assert node.states("p") == [S.DRAINING], "at once"
+    node.run_for(6.0)
+    assert node.error_of("a") is None, "the later deadline counts"
+    node.release("p")
+    node.run_for(1.2)
+    assert node.granted_to("a")
+    node.scheduler.urge("a", 10, 0.0, node.clock.now)
+    node.scheduler.urge("nobody", 10, 0.0, node.clock.now)
+
+
+def test_who_becomes_urgent_passes_nobody_who_was_so_before(node: Node) -> None:
+    node.want("p", version("p"), priority=1000)
+    node.run_for(3.0)
+    node.use("p")
+    node.want("low", version("low", 80), priority=10)
+    node.want("old", version("old", 80), priority=10)
+    node.run_for(7.0)
+    node.want("mid", version("mid", 80), priority=10)
+    node.run_for(8.0)
+    node.want("high", version("high", 80), priority=30)
+    node.run_for(2.0)
+    node.scheduler.urge("low", 30, FOREVER, node.clock.now)
+    node.run_for(4.0)
+    node.scheduler.urge("old", 20, FOREVER, node.clock.now)
+    for lease in ("p", "high", "low", "old"):
+        node.release(lease)
+        node.run_for(60.0)
+    assert node.started() == ["p", "high", "low", "old", "mid"]
+
+
+def test_work_is_as_urgent_as_its_holder_says(node: Node) -> None:
+    node.want("x", version("a"), priority=10)
+    node.run_for(5.0)
+    node.scheduler.in_use("x", 1, 0, 0.0, node.clock.now, priority=30)
+    node.want("y", version("b"), priority=20)
+    node.run_for(5.0)
+    assert not node.told("yielding", "x")
+    node.scheduler.in_use("x", 2, 0, 0.0, node.clock.now, priority=20)
+    assert node.told("yielding", "x"), "at once"
+    node.scheduler.in_use("x", 0, 0, 0.0, node.clock.now)
+    node.run_for(1.2)
+    assert node.granted_to("y")
+
+
 @pytest.mark.parametrize("end", ["use", "release"])
 def test_who_waits_behind_work_more_urgent_goes_on_when_the_last_of_it_ends(node: Node, end: str) -> None:
     for lease in ("p", "q"):

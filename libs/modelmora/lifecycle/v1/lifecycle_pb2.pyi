@@ -730,14 +730,16 @@ class Want(_message.Message):
     def __init__(self, model_version: _Optional[str] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holder: _Optional[str] = ..., if_loaded: bool = ..., load_nothing: bool = ...) -> None: ...
 
 class InUse(_message.Message):
-    __slots__ = ("in_flight", "waiting_entries", "oldest_wait")
+    __slots__ = ("in_flight", "waiting_entries", "oldest_wait", "priority")
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     WAITING_ENTRIES_FIELD_NUMBER: _ClassVar[int]
     OLDEST_WAIT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     in_flight: int
     waiting_entries: int
     oldest_wait: _duration_pb2.Duration
-    def __init__(self, in_flight: _Optional[int] = ..., waiting_entries: _Optional[int] = ..., oldest_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    priority: _common_pb2.Priority
+    def __init__(self, in_flight: _Optional[int] = ..., waiting_entries: _Optional[int] = ..., oldest_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ...) -> None: ...
 
 class AcquireResponse(_message.Message):
     __slots__ = ("loading", "loaded", "revoked", "invite")
