@@ -221,6 +221,8 @@ class _Lease:
     left: bool = False
     """We close the connection ourselves, because the worker takes no more work."""
     crashed: bool = False
+    end_reason: str = ""
+    """Why it was revoked, as lifecycle said."""
     answered: bool = False
     """Something of ours."""
     told_busy: bool = False
@@ -763,6 +765,7 @@ class Dispatcher:
             # For memory it died of all that it had computed, unless that was nothing: then this is too large for it.
             outgrown = message.revoked.out_of_memory and lease.answered
             lease.crashed = message.revoked.crashed and not outgrown
+            lease.end_reason = message.revoked.reason
             log.info("the lease of %s was revoked: %s", self.version, message.revoked.reason)
         return False
 
@@ -826,9 +829,11 @@ class Dispatcher:
         if lease.crashed and in_flight:
             log.warning("the worker of %s died with %d entries on it", self.version, in_flight)
         for entry in self.queue.worker_gone(lease.worker, crashed=lease.crashed):
-            path = entry.call.path_of(entry.index)  # type: ignore[attr-defined]
-            field = errors.FieldViolation(path, "the worker died twice while it ran alone")
-            self._fail(entry, errors.RequestCrashedWorker(fields=[field]))
+            words = (
+                "computed alone it ended its worker twice, the last time so: "
+                f"{lease.end_reason or 'the connection was lost'}; it is not tried again: change it, or leave it out"
+            )
+            self._fail_alone(entry, errors.RequestCrashedWorker(words))
 
     # Batches.
 
@@ -963,7 +968,7 @@ class Dispatcher:
             failed = self.queue.fail(batch)
             self._counts.retried += wanted - len(failed)
             for entry in failed:
-                self._fail(entry, error)
+                self._fail_alone(entry, error)
         self._progress = True
         self._pump_soon(time.monotonic())
         if not lease.worker.running:
@@ -998,7 +1003,7 @@ class Dispatcher:
                 self._counts.wasted_compute_seconds += input_tokens[i] * token_seconds
                 continue
             if position in errors_at:
-                self._fail(entry, error_from_entry(errors_at[position]))
+                self._fail_alone(entry, error_from_entry(errors_at[position]))
                 continue
             index = entry.index
             call: Call = entry.call  # type: ignore[assignment]
@@ -1050,19 +1055,26 @@ class Dispatcher:
         if isinstance(error, errors.DeadlineExceeded):
             self._expire(call)
             return
-        if isinstance(error, errors.InvalidArgument):
-            # A row's error names no field; of a call's fields only these can be wrong in the engine's eyes.
-            if 0 < self.embedding_dimensions < call.dimensions:
-                path = f"{call.options_at}dimensions"
-            elif call.prompt and error.message.startswith("prompt_name: "):
-                path = f"{call.options_at}prompt_name"
-            else:
-                path = call.path_of(entry.index)
-            description = error.message.removeprefix(f"{path}: ").removeprefix("prompt_name: ")
-            error = type(error)(f"{path}: {description}", fields=[errors.FieldViolation(path, description)])
         self._version_counts.refused(time.monotonic() - call.arrival)
         call.end(error)
         self.withdraw(call)
+
+    def _fail_alone(self, entry: Entry, error: errors.ModelMoraError) -> None:
+        """With an error of its own, which the worker tells without a field: of a call's fields only these can be wrong
+        in the engine's eyes."""
+        call: Call = entry.call  # type: ignore[assignment]
+        if isinstance(error, errors.InvalidArgument | errors.InternalError | errors.RequestCrashedWorker):
+            path = call.path_of(entry.index)
+            if isinstance(error, errors.InvalidArgument):
+                if 0 < self.embedding_dimensions < call.dimensions:
+                    path = f"{call.options_at}dimensions"
+                elif call.prompt and error.message.startswith("prompt_name: "):
+                    path = f"{call.options_at}prompt_name"
+            description = error.message.removeprefix(f"{path}: ").removeprefix("prompt_name: ")
+            named = type(error)(f"{path}: {description}", fields=[errors.FieldViolation(path, description)])
+            named.metadata = error.metadata
+            error = named
+        self._fail(entry, error)
 
     def _expire(self, call: Call) -> None:
         """A few milliseconds before the caller's own clock runs out."""

@@ -134,6 +134,7 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
         self._loads: set[asyncio.Task[Loaded]] = set()
         self._grants = asyncio.Event()
         self._grants.set()
+        self.engine = "echo"
         self.launches = 0
         self.wants: list[lifecycle_pb2.Want] = []
         self.urged: list[lifecycle_pb2.Want] = []
@@ -288,10 +289,11 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
         self.launches += 1
         replica = f"{self.launches:010}"
         process = await self._launcher.launch(
-            LaunchSpec(replica_uid=replica, engine="echo", label=version), timeout_seconds=30
+            LaunchSpec(replica_uid=replica, engine=self.engine, label=version), timeout_seconds=30
         )
         control = await WorkerChannel.connect(process.endpoint, process.control_key)
-        request = worker_pb2.LoadRequest(engine="echo", model_version=version, task_type=self.task_types.get(version))
+        task_type = self.task_types.get(version)
+        request = worker_pb2.LoadRequest(engine=self.engine, model_version=version, task_type=task_type)
         request.options.update(dict(self._models[version]))
         return Loaded(f"replicas/{replica}", process, control, await control.load(request, timeout_seconds=30))
 

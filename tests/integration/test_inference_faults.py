@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from integration.inference_rig import Rig, rig, version_of
 from modelmora import errors
 from modelmora.inference.v1 import inference_pb2
+from third_party import install
 
 
 @pytest.fixture
@@ -53,6 +55,9 @@ async def test_a_text_that_kills_its_worker_is_condemned_and_its_neighbours_are_
         with pytest.raises(errors.RequestCrashedWorker) as caught:
             await bad
         assert [violation.field for violation in caught.value.fields] == ["texts[1]"]
+        assert "texts[1]: computed alone it ended its worker twice, the last time so: the test wants it; it is not" in (
+            caught.value.message
+        )
         await asyncio.gather(*good, *more)
         await made.right("and life goes on")
         assert made.lessor.launches <= 4
@@ -112,6 +117,38 @@ async def test_one_bad_text_fails_alone(data_dir: Path) -> None:
         assert [violation.field for violation in too_long.fields] == ["texts[1]"]
         assert not isinstance(cut, BaseException)
         assert [embedding.truncated for embedding in cut.embeddings] == [True]
+
+
+ENGINE = """
+from math import nan
+from modelmora_worker.engines import base, echo
+
+ROW = base.EngineRow('theirs', 'their_engine:Engine', frozenset({'txt2embed'}), needs_files=False, options={})
+
+class Engine(echo.EchoEngine):
+    def _vector(self, text):
+        if text == 'breaks':
+            raise ValueError('what is this?')
+        return [nan] * 8 if text == 'nonsense' else super()._vector(text)
+"""
+
+
+async def test_a_text_of_which_an_engine_makes_nonsense_is_named(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "their_engine", ENGINE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    async with rig(data_dir) as made:
+        made.lessor.engine = "theirs"
+        for text, said in (
+            ("nonsense", "texts[2]: the engine answered with nonsense: 8 numbers, of which not all are finite"),
+            ("breaks", "texts[2]: ValueError: what is this?"),
+        ):
+            with pytest.raises(errors.InternalError) as caught:
+                await made.embed("a", "b", text)
+            assert caught.value.message == said
+            assert [violation.field for violation in caught.value.fields] == ["texts[2]"]
+        await made.right("a", "b")
 
 
 # Leases.
@@ -220,6 +257,7 @@ async def test_a_want_carries_the_most_urgent_priority_and_a_deadline(echo: Rig)
         errors.EngineUnavailable("no torch"),
         errors.InvalidModelFiles("no config"),
         errors.VersionNotFound("gone"),
+        errors.EngineNotFound("no such engine"),
     ],
     ids=lambda error: error.reason,
 )
@@ -231,6 +269,7 @@ async def test_a_lease_that_cannot_be_granted_answers_all_who_wait(echo: Rig, er
         assert type(answer) is type(error)
         assert isinstance(answer, errors.ModelMoraError)
         assert answer.retry_after_seconds == error.retry_after_seconds
+        assert (answer.message, answer.fields) == (error.message, ()), "no text is to blame"
     echo.lessor.refuse_with = []
     await echo.right("and now")
 
