@@ -353,9 +353,11 @@ class Node:
             else:
                 self._ends.pop(end.uid, None)
 
-    def set_residency(self, version: str, residency: Residency, facts: VersionFacts | None) -> None:
+    def set_residency(
+        self, version: str, residency: Residency, facts: VersionFacts | None, *, repin: bool = False
+    ) -> None:
         """How a version is kept from now on; see `Scheduler.set_residency`."""
-        self._post(lambda now: self.scheduler.set_residency(version, residency, facts, now))
+        self._post(lambda now: self.scheduler.set_residency(version, residency, facts, now, repin=repin))
 
     def configure(self, rules: Rules, budgets: Mapping[str, Budget], share: float) -> tuple[str, ...]:
         """Other rules and budgets from now on; the answer is what looks wrong, for people. InvalidArgument."""

@@ -120,9 +120,9 @@ class Orders:
             return self.node
 
     async def change_residency(
-        self, facts: VersionFacts, change: Callable[[Residency], Residency], revision: int = 0
+        self, facts: VersionFacts, change: Callable[[Residency], Residency], revision: int = 0, *, repin: bool = False
     ) -> ResidencyOrder:
-        """The same for one version."""
+        """The same for one version. `repin`: its pin is said, be it as before."""
         async with self._turn:
             before = self.residency(facts.name)
             if revision not in (0, before.revision):
@@ -133,7 +133,7 @@ class Orders:
             else:
                 order = _next(ResidencyOrder(after, before.revision))
             self.residencies[facts.name] = order
-            self._enforce(facts.name, after, facts)
+            self._enforce(facts.name, after, facts, repin=repin)
             return order
 
     def deleted(self, version: str) -> None:
@@ -168,7 +168,7 @@ class Orders:
             log.warning("%s", warning)
         self._node.cordon(self.node.cordon_reason if self.node.cordoned else None)
 
-    def _enforce(self, version: str, residency: Residency, facts: VersionFacts | None) -> None:
+    def _enforce(self, version: str, residency: Residency, facts: VersionFacts | None, *, repin: bool = False) -> None:
         wanted = residency.pinned or residency.preload or residency.min_replicas > 0
         if wanted and facts is None:
             # A preload happens once, when it is known what is to be loaded.
@@ -176,7 +176,7 @@ class Orders:
             self._to_fulfil.add(version)
             self._news.set()
         else:
-            self._node.set_residency(version, residency, facts)
+            self._node.set_residency(version, residency, facts, repin=repin)
             self._to_fulfil.discard(version)
 
     async def _fulfil(self, version: str) -> None:

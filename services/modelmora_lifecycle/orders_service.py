@@ -55,7 +55,8 @@ class OrdersServicer(Servicer):
                 raise InvalidArgument.at(f"residency.{field}", f"min_replicas {least} is above max_replicas {most}")
             return replace(before, **changes)
 
-        order = await self._orders.change_residency(facts, change, request.residency.revision)
+        repin = "pinned" in changes
+        order = await self._orders.change_residency(facts, change, request.residency.revision, repin=repin)
         return pb.UpdateResidencyResponse(residency=residency_message(facts.name, order))
 
     async def ListResidencies(self, request: pb.ListResidenciesRequest, context: Context) -> pb.ListResidenciesResponse:

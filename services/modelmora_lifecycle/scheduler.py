@@ -529,9 +529,12 @@ class Scheduler:
 
     # Events from operators.
 
-    def set_residency(self, version: str, residency: Residency, facts: VersionFacts | None, now: float) -> None:
+    def set_residency(
+        self, version: str, residency: Residency, facts: VersionFacts | None, now: float, *, repin: bool = False
+    ) -> None:
         """How a version is kept in memory from now on. Without `facts` (the registry is away) it is kept once somebody
-        has wanted it, or this is told again with them."""
+        has wanted it, or this is told again with them. `repin`: its pin was said anew, and takes the place of one that
+        came with a load."""
         before = self.residency(version)
         if residency == Residency():
             self._residencies.pop(version, None)
@@ -545,10 +548,8 @@ class Scheduler:
         if known is not None:
             known.dismissed = False
             known.scale = min(known.scale, residency.max_replicas)
-            if before.pinned != residency.pinned:
-                for replica in self._of(version, _IN_MEMORY):
-                    self._replicas[replica.uid] = replica = replica.changed(now, pinned=residency.pinned)
-                    self._effects.changed(replica, replica.state)
+            if repin or before.pinned != residency.pinned:
+                self._repin(version, residency.pinned, now)
         self._step(now)
 
     def renew(self, facts: VersionFacts, now: float) -> None:
@@ -1269,6 +1270,16 @@ class Scheduler:
         if deadline > lease.deadline:
             self._leases.expire_at(lease, deadline)
         return lease
+
+    def _repin(self, version: str, pinned: bool, now: float) -> None:
+        """Also what waits for memory, and what a load is still to pin."""
+        for lease in self._leases.waiters(version):
+            lease.pin = lease.pin and pinned
+        for replica in self._of(version, _COUNTED):
+            if replica.pinned != pinned:
+                self._replicas[replica.uid] = changed = replica.changed(now, pinned=pinned)
+                if replica.state in _IN_MEMORY:
+                    self._effects.changed(changed, replica.state)
 
     def _preload(self, version: str) -> None:
         """Once more it is to be loaded, if it is not."""

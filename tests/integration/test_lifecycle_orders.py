@@ -97,6 +97,16 @@ async def test_what_was_said_of_versions_is_there_after_a_restart_and_loads_by_i
         assert not (await node.lifecycle.ListResidencies(pb.ListResidenciesRequest())).residencies
 
 
+async def test_no_pin_takes_back_the_pin_of_a_load(node: Rig) -> None:
+    version = await node.echo("acme/one")
+    assert (await node.load(version, pin=True)).pinned
+    await residency(node, version, keep_alive=Duration(seconds=500))
+    assert (await node.state_of(version, "LOADED")).pinned
+    assert not (await residency(node, version, pinned=False)).pinned
+    await node.lifecycle.GetMemory(pb.GetMemoryRequest(), timeout=WAIT_SECONDS)
+    assert not (await node.state_of(version, "LOADED")).pinned
+
+
 async def test_a_residency_that_cannot_be_meant_is_refused_at_its_field(node: Rig) -> None:
     version = await node.echo("acme/one")
     for field, changes in (

@@ -37,7 +37,9 @@ class Told:
     def cordon(self, reason: str | None) -> None:
         self.calls.append(("cordon", reason))
 
-    def set_residency(self, version: str, residency: Residency, facts: VersionFacts | None) -> None:
+    def set_residency(
+        self, version: str, residency: Residency, facts: VersionFacts | None, *, repin: bool = False
+    ) -> None:
         self.calls.append(("residency", version, residency, facts is not None))
 
 

@@ -115,6 +115,35 @@ def test_a_pinned_version_is_loaded_and_never_evicted(node: Node) -> None:
     assert node.granted_to("y")
 
 
+def test_a_pin_that_is_taken_back_is_gone_wherever_it_came_from(node: Node) -> None:
+    facts = version("a", 60)
+
+    def load(lease: str) -> None:
+        node.scheduler.want(lease, facts, priority=20, deadline=FOREVER, now=node.clock.now, pin=True, visit=True)
+
+    def pinned() -> list[bool]:
+        return [replica.pinned for replica in node.scheduler.replicas() if replica.version == "a"]
+
+    load("x")
+    node.run_for(5.0)
+    assert pinned() == [True]
+    node.keep(facts, keep_alive_seconds=500.0)
+    assert pinned() == [True], "nothing was said of its pin"
+    node.scheduler.set_residency("a", Residency(), facts, node.clock.now, repin=True)
+    assert pinned() == [False]
+    assert node.of("changed")[-1][1:4] == (node.scheduler.replicas()[0].uid, S.LOADED, S.LOADED), "watchers hear it"
+    node.want("y", version("b", 60))
+    node.run_for(5.0)
+    node.use("y")
+    load("z")
+    node.keep(facts, pinned=True)
+    assert (node.states("a"), pinned()) == ([S.UNLOADED], [True])
+    node.scheduler.set_residency("a", Residency(), facts, node.clock.now, repin=True)
+    node.scheduler.release("y", node.clock.now)
+    node.run_for(5.0)
+    assert (node.states("a"), pinned()) == ([S.LOADED], [False]), "also who waited for its memory"
+
+
 def test_the_minimum_of_replicas_is_reached_and_kept(node: Node) -> None:
     node.keep(version("a", 20), min_replicas=2, max_replicas=3)
     assert node.states("a") == [S.LOADING, S.LOADING]

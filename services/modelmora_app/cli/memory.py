@@ -33,7 +33,7 @@ _COLUMNS = [
 
 @click.command()
 @click.argument("model")
-@click.option("--pin", is_flag=True, help="Never evict it until it is unloaded by name.")
+@click.option("--pin", is_flag=True, help="Never evict it until it is unloaded by name or `residency set --no-pin`.")
 @click.option("--no-wait", is_flag=True, help="Answer as soon as the load has begun.")
 @remote
 def load(session: Session, model: str, pin: bool, no_wait: bool) -> None:
