@@ -39,8 +39,8 @@ from modelmora_lifecycle.domain import (
     Residency,
     VersionFacts,
 )
-from modelmora_lifecycle.eviction import POLICIES, Policy
-from modelmora_lifecycle.ledger import positive
+from modelmora_lifecycle.eviction import POLICIES, Decision, Policy, Trigger
+from modelmora_lifecycle.ledger import largest, minus, positive
 from modelmora_lifecycle.placement import PlacementOutcome
 from modelmora_lifecycle.prediction import Prediction
 from modelmora_lifecycle.scaling import Scaling
@@ -171,7 +171,7 @@ class World(FakeEffects):
             load_nothing=load_nothing,
         )
         assert not if_loaded or self.holders[lease].over or self.holders[lease].replica, "who would not wait waits"
-        if load_nothing and self.holders[lease].over:
+        if load_nothing and not self.holders[lease].replica:
             assert [call[0] for call in self.log[said:]] == ["refused"], "something moved for who wants nothing loaded"
 
     def do_pass(self, seconds: float) -> None:
@@ -422,6 +422,21 @@ class World(FakeEffects):
         assert all(h.replica != replica.uid for h in self.open_leases() if h.holder == held.holder)
         if not self.quiet:
             self.later(0.0, lambda: self.ask(self.models[int(held.model[1:])], 20, 30.0, held.holder))
+
+    def decided(self, decision: Decision) -> None:
+        """Nobody goes, nor is told that he never fits, for bytes that nobody has ever had."""
+        super().decided(decision)
+        if decision.trigger not in (Trigger.PLACEMENT, Trigger.OVERDRAFT, Trigger.FOREIGN, Trigger.BUDGET):
+            return
+        short = positive(minus(decision.need.memory, decision.need.available))
+        for uid, charge in self.scheduler.ledger.charges.items():
+            replica = self.scheduler.replica(uid)
+            if replica is not None and replica.state in (S.LOADED, S.UNHEALTHY):
+                measured = self.scheduler.measurement(replica.version)
+                facts = self.scheduler.facts(replica.version)
+                assert facts is not None
+                had = largest(replica.peak, facts.declared, measured.peak if measured is not None else {})
+                assert not positive(minus(charge, had)).keys() & short, "a guess makes somebody go"
 
     def stop(self, replica: Replica, grace_seconds: float) -> None:
         assert self.scheduler.leases(replica.uid)[0] == 0, "stopped under a lease"
