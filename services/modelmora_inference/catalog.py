@@ -92,7 +92,8 @@ class Catalog:
             if last is not None:
                 last.stale = True
                 return last.facts
-            raise errors.DeadlineExceeded("the registry did not say in time which version this is")
+            had = f"{max(0.0, timeout_seconds):.3f} s"
+            raise errors.DeadlineExceeded(f"the registry had {had} to say which version this is, and did not")
         return asking.result()
 
     def forget(self, reference: str) -> None:

@@ -1091,18 +1091,24 @@ class Dispatcher:
         if waiting and not self._leases:
             why = f", which failed: {self._trouble}" if self._trouble else f" ({self._told})" if self._told else ""
             name = self.version.removeprefix("models/").replace("/versions/", "@")
-            where += f" for the model to be loaded{why}; `modelmora explain {name}` says more"
+            known = self._loading or self._trouble
+            where += f" for the model to be loaded{why}" if known else " to hear whether the model is in memory"
+            where += f"; `modelmora explain {name}` says more"
         elif waiting and all(lease.yield_reason for lease in self._leases):
             where += f" while the model leaves memory: {self._leases[0].yield_reason}"
         self._counts.expired += 1
         self._version_counts.refused(now - call.arrival)
         call.end(
             errors.DeadlineExceeded(
-                f"no answer within {now - call.arrival:.3f} s; {where}",
+                f"no answer within {_in_words(call.deadline - call.arrival)}; {where}",
                 queue_seconds=f"{(call.started if call.started and not waiting else now) - call.arrival:.3f}",
             )
         )
         self.withdraw(call)
+
+
+def _in_words(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 0.001 else "less than a millisecond"
 
 
 def _in_flight(lease: _Lease) -> int:

@@ -312,8 +312,15 @@ async def test_a_deadline_that_passes_while_a_load_waits_says_what_for(echo: Rig
 
 async def test_a_deadline_that_passes_before_anything_is_begun_says_so(echo: Rig) -> None:
     await echo.right("warm")
-    with pytest.raises(errors.DeadlineExceeded, match="that was over before it began"):
+    with pytest.raises(errors.DeadlineExceeded, match="within less than a millisecond; that was over before it began"):
         await echo.embed("none at all", within=1e-9)
+
+
+async def test_a_deadline_that_passes_before_lifecycle_has_said_anything_blames_no_load(echo: Rig) -> None:
+    await echo.queue()  # the registry has said which version this is
+    async with echo.lessor.grants_wait():
+        with pytest.raises(errors.DeadlineExceeded, match=r"^no answer within 0\.300 s; .* waited to hear"):
+            await echo.embed("hasty", within=0.3)
 
 
 async def test_a_deadline_that_passes_while_the_model_loads_says_so(data_dir: Path) -> None:
