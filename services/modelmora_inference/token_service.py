@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,13 @@ from modelmora.inference.v1 import inference_pb2 as pb
 from modelmora.worker.v1 import worker_pb2
 
 from modelmora_inference.checks import invalid, wrong_call, wrong_texts
+from modelmora_inference.dispatcher import Dispatchers
 from modelmora_inference.domain import MAX_TEXT_CHARACTERS, VersionFacts
 from modelmora_inference.stream_service import StreamRules
 from modelmora_inference.task_service import call_for, tell_making
+
+FIGURES_BYTES = 64
+"""What an answer has beside its vectors, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class TokenWork:
 
     _max_call_bytes: int
     _stream_rules: StreamRules
+    _dispatchers: Dispatchers
 
     async def _answer(self, request: Any, context: Any, arrival: float, ask: Any) -> Any:
         raise NotImplementedError
@@ -63,8 +68,11 @@ class TokenWork:
         text: str = await self._answer(request, context, arrival, ask)
         return text
 
-    async def token_vectors(self, request: pb.EmbedRequest, context: Any) -> TokenVectors:
-        """Vectors of the tokens of the request's one text. Raises as Embed does."""
+    async def token_vectors(
+        self, request: pb.EmbedRequest, context: Any, vector_bytes: Callable[[int], int]
+    ) -> TokenVectors:
+        """Vectors of the tokens of the request's one text. `vector_bytes`: what a vector of so many numbers takes in
+        the answer. Raises as Embed does."""
         arrival = time.monotonic()
         found = [] if request.model else [FieldViolation("model", "is required")]
         if found := found + wrong_texts("texts", request.texts, self._max_call_bytes) + wrong_call(request):
@@ -73,6 +81,9 @@ class TokenWork:
         async def ask(asked: Any, facts: VersionFacts, if_loaded: bool) -> TokenVectors:
             call = call_for(asked, facts, common_pb2.TASK_TYPE_TXT2EMBED, if_loaded)
             call.operation, call.prompt = worker_pb2.OPERATION_TOKEN_VECTORS, request.prompt_name
+            most_bytes, dispatcher = self._stream_rules.max_message_bytes, self._dispatchers.get(facts.name)
+            if width := facts.embedding_dimensions or (dispatcher.embedding_dimensions if dispatcher else 0):
+                most_bytes = max(1, (most_bytes - FIGURES_BYTES) // vector_bytes(width) * 4 * width)
             await self._run(
                 asked,
                 facts,
@@ -82,7 +93,7 @@ class TokenWork:
                         text=request.texts[0],
                         truncate=request.truncate,
                         prompt=request.prompt_name,
-                        max_row_bytes=self._stream_rules.max_message_bytes,
+                        max_row_bytes=most_bytes,
                     )
                 ],
             )

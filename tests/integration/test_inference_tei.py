@@ -177,6 +177,11 @@ async def test_vectors_that_no_answer_holds_are_refused_before_they_are_computed
         with pytest.raises(errors.MessageTooLarge, match=f"the vectors of 47991 tokens .* at most {64 << 20} "):
             await client.call(client.embed.EmbedAll, tei.EmbedAllRequest(inputs=text))
         assert (await made.worker.seen()).batches == 1
+        # The numbers alone would just fit.
+        text = "never" + " a" * ((64 << 20) // 1400 - 1)
+        with pytest.raises(errors.MessageTooLarge, match="the vectors of 47934 tokens have 67107600 bytes"):
+            await client.call(client.embed.EmbedAll, tei.EmbedAllRequest(inputs=text))
+        assert (await made.worker.seen()).batches == 2
 
 
 async def test_tokens_become_a_text_again(made: Rig, channel: grpc.aio.Channel) -> None:

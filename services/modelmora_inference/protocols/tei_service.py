@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import modelmora
@@ -146,7 +147,8 @@ class TeiService:
 
     async def EmbedAll(self, request: tei.EmbedAllRequest, context: Any) -> tei.EmbedAllResponse:
         native = pb.EmbedRequest(model=self._model(context), texts=[request.inputs], prompt_name=request.prompt_name)
-        found = await self._cut(self._native.token_vectors, native, request, context, _named(texts="inputs"))
+        ask = partial(self._native.token_vectors, vector_bytes=_vector_bytes)
+        found = await self._cut(ask, native, request, context, _named(texts="inputs"))
         answer = tei.EmbedAllResponse(metadata=_metadata(found.made, len(request.inputs)))
         for vector in found.vectors:
             answer.token_embeddings.add().embeddings.extend(vector)
@@ -370,6 +372,12 @@ def _named(**names: str) -> AbstractContextManager[None]:
         return told[first] if first in names else told.get(path, path)
 
     return fields_named(name_of)
+
+
+def _vector_bytes(width: int) -> int:
+    """What the vector of a token takes in an answer."""
+    one = tei.TokenEmbedding(embeddings=[0.0] * width)
+    return tei.EmbedAllResponse(token_embeddings=[one]).ByteSize()
 
 
 def _metadata(found: Any, characters: int) -> tei.Metadata:
