@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from modelmora.errors import FieldViolation, MessageTooLarge, ModelMoraError, Unavailable, class_for
+from modelmora.errors import (
+    DeadlineExceeded,
+    FieldViolation,
+    MessageTooLarge,
+    ModelMoraError,
+    Unavailable,
+    class_for,
+)
 
 if TYPE_CHECKING:
     import grpc
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     from modelmora.inference.v1 import inference_pb2
 
 DETAILS_KEY = "grpc-status-details-bin"
+_REMOVED = "Stream removed ("
 
 
 def error_from_rpc(error: grpc.RpcError) -> ModelMoraError:
@@ -55,6 +63,10 @@ def error_from_status(code_name: str, message: str, details_bin: bytes | None) -
                 retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     except DecodeError:
         pass  # somebody between us wrote something else there; code and message still hold
+    if not reason and message.startswith(_REMOVED) and message.endswith(")"):
+        message = message[len(_REMOVED) : -1]  # gRPC's core wraps its words so, now and then
+    if not reason and (code_name, message) == ("DEADLINE_EXCEEDED", "Deadline Exceeded"):
+        return DeadlineExceeded("the time given was over before the server answered")  # this side's own clock
     if not reason and code_name == "RESOURCE_EXHAUSTED" and "larger than max" in message:
         return MessageTooLarge(message)  # gRPC's own check, on either side
     if not reason and code_name == message == "CANCELLED":

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from modelmora.errors import (
     BASES,
     Cancelled,
+    DeadlineExceeded,
     FieldViolation,
     InternalError,
     InvalidArgument,
+    MessageTooLarge,
     ModelMoraError,
     ModelNotFound,
     NeverFits,
@@ -99,6 +101,18 @@ def test_a_call_that_the_server_let_go_of_is_worth_another_try_and_one_that_was_
     ):
         assert type(withdrawn) is Cancelled
         assert not is_retryable(withdrawn)
+
+
+@pytest.mark.parametrize("wrapped", ["{}", "Stream removed ({})"])
+def test_what_grpc_says_for_itself_is_said_in_our_words(wrapped: str) -> None:
+    """Each as seen of its core, which wraps them now and then."""
+    late = error_from_status("DEADLINE_EXCEEDED", wrapped.format("Deadline Exceeded"), None)
+    assert (type(late), late.message) == (DeadlineExceeded, "the time given was over before the server answered")
+    large = "CLIENT: Received message larger than max (67108410 vs. 4194304)"
+    too_large = error_from_status("RESOURCE_EXHAUSTED", wrapped.format(large), None)
+    assert (type(too_large), too_large.message) == (MessageTooLarge, large)
+    ours = DeadlineExceeded(wrapped.format("Deadline Exceeded"))
+    assert there_and_back(ours).message == ours.message, "what a server of ours says stays as it is"
 
 
 class Part(BaseModel):
