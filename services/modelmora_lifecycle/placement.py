@@ -40,7 +40,8 @@ class Placement:
     free: Vector
     budget: Vector
     evictable: Vector
-    """What those that may go hold, fork servers included: with `free`, the room that can be made now."""
+    """What those that may go, or are going for it, hold, fork servers included: with `free`, the room that can be made
+    now."""
     verdicts: Sequence[Verdict] = ()
     """Every replica that was looked at, in the order in which it would go; `victim` says who does."""
 

@@ -339,9 +339,12 @@ class Scheduler:
         lease = "explained"
         need = twin._need(twin._known.see(facts, twin._in_use_versions), self.ledger.free)
         twin.want(lease, facts, priority=priority, deadline=ENDLESS, now=now)
-        placement = twin._placement(facts, lease, notes, now, need, self.ledger, priority)
+        placement = twin._placement(facts, lease, notes, now, need, self, priority)
         if placement.outcome is PlacementOutcome.FITS and self._of(facts.name, (ReplicaState.LOADING,)):
             return replace(placement, reason="it is being loaded")
+        begun = any(replica.uid in self._promised for replica in self._of(facts.name, (ReplicaState.UNLOADED,)))
+        if placement.outcome is PlacementOutcome.FITS_AFTER_EVICTION and begun:
+            return replace(placement, reason=f"{placement.reason}, and that is on its way")
         return placement
 
     # Events from callers.
@@ -1866,9 +1869,16 @@ class Scheduler:
         return twin, notes
 
     def _placement(
-        self, facts: VersionFacts, lease: str, notes: Notes, now: float, need: Vector, before: Ledger, priority: float
+        self,
+        facts: VersionFacts,
+        lease: str,
+        notes: Notes,
+        now: float,
+        need: Vector,
+        before: Scheduler,
+        priority: float,
     ) -> Placement:
-        """What became of `lease`, for people. `need`, `before`: of a load of it, and the ledger, as things are."""
+        """What became of `lease`, for people. `need`, `before`: of a load of it, and all else, as things are."""
         known = self._known[facts.name]
         replica = notes.grants.get(lease) or next(iter(self._of(facts.name, _COUNTED)), None)
         decision = next(
@@ -1876,18 +1886,27 @@ class Scheduler:
         )
         forked = bool(self._server(known)[0])
         own: Vector = known.own(self.rules.prediction, forked)
-        if replica is not None and replica.uid in before.charges:
-            need = own = before.charge_of(replica.uid)
+        if replica is not None and replica.uid in before.ledger.charges:
+            need = own = before.ledger.charge_of(replica.uid)
         outcome, reason, ready_in = self._fate(facts.name, replica, lease, notes, now)
         if decision is not None:
             judged = decision.verdicts()
         else:
-            asked = Need(need, before.free, self.ledger.ceiling, self.ledger.budget, priority)
+            asked = Need(need, before.ledger.free, self.ledger.ceiling, self.ledger.budget, priority)
             judged = verdicts(asked, self._candidates(set()), Plan(()), self.rules.policy, now)
         judged = tuple(v for v in judged if replica is None or v.candidate.uid != replica.uid)
+        evictable = self._evictable({v.candidate.uid for v in judged if not v.reason}, before, self._server(known)[0])
+        available = before._room_for(facts.name)
+        if decision is not None:  # where others wait before it, it may count on less
+            available = least(available, decision.need.available)
+        free = least(available, before.ledger.free)
         if replica is not None:
             claimed = {r.uid for r in self._replicas.values() if r.claimed_by == replica.uid}
-            judged = tuple(replace(v, victim=v.victim or v.candidate.uid in claimed) for v in judged)
+            judged = tuple(replace(v, victim=True, reason="") if v.candidate.uid in claimed else v for v in judged)
+        going = {r.uid for r in before._replicas.values() if before._goes(r)}
+        judged = tuple(
+            replace(v, reason=v.reason and "it goes already") if v.candidate.uid in going else v for v in judged
+        )
         return Placement(
             facts.name,
             outcome,
@@ -1895,17 +1914,24 @@ class Scheduler:
             ready_in,
             need,
             known.source(self.rules.prediction, own, forked),
-            decision.need.available if decision is not None else before.free,
+            free,
             self.ledger.budget,
-            self._evictable({v.candidate.uid for v in judged if not v.reason}, self._server(known)[0]),
+            plus(evictable, positive(minus(available, free))),
             judged,
         )
 
-    def _evictable(self, may_go: set[str], own: str) -> dict[str, int]:
-        """What comes back when these go, and the fork servers that then have no worker, except for its own."""
+    def _evictable(self, may_go: set[str], before: Scheduler, own: str) -> dict[str, int]:
+        """What comes back when these go, and the fork servers that then have no worker, except for its own and what was
+        on its way back `before`."""
         servers = self._servers_in_memory().items()
-        ends = (self.ledger.charges[owner] for owner, users in servers if owner != own and users <= may_go)
+        stay = {own, *before._servers.leaving}
+        ends = (self.ledger.charges[owner] for owner, users in servers if owner not in stay and users <= may_go)
         return plus(self.ledger.freed_by(may_go), *ends)
+
+    def _room_for(self, version: str) -> dict[str, int]:
+        """What is free or on its way back, and promised to nobody else."""
+        others = (promised for uid, promised in self._promised.items() if self._replicas[uid].version != version)
+        return minus(plus(self.ledger.free, self._coming()), plus(*others))
 
     def _fate(
         self, version: str, replica: Replica | None, lease: str, notes: Notes, now: float

@@ -9,6 +9,7 @@ from fakes import FakeClock, FakeEffects, FakeWorker
 from modelmora.errors import MemoryBusy, OutOfMemory
 from modelmora_lifecycle.domain import HOST, MIB, EngineProfile, ReplicaState, Residency, VersionFacts
 from modelmora_lifecycle.eviction import Decision, Plan, Policy, Trigger, Wait
+from modelmora_lifecycle.placement import PlacementOutcome
 from modelmora_lifecycle.scheduler import Rules
 
 FOREVER = float("inf")
@@ -254,3 +255,29 @@ def test_what_is_explained_what_is_told_and_who_goes_are_the_same_set(node: Node
     assert node.state(large) is S.DRAINING
     assert [node.state(uid) for uid in small] == [S.LOADED] * 4
     assert [verdict.reason for verdict in decision.verdicts()] == [""] * 5, "nothing forbids the small ones to go"
+
+
+def test_explaining_says_what_is_on_its_way() -> None:
+    node = Node(FakeClock(), {HOST: 100})
+    node.workers["v"] = FakeWorker(stop_seconds=3.0)
+    node.load(version("v", 80))
+    node.scheduler.in_use("lease of v", 1, 0, 0.0, node.clock.now)
+
+    def told(name: str, size: int) -> tuple[PlacementOutcome, str, int, int, dict[str, tuple[bool, str]]]:
+        placement = node.scheduler.explain(version(name, size), 20, node.clock.now)
+        judged = {verdict.candidate.version: (verdict.victim, verdict.reason) for verdict in placement.verdicts}
+        return placement.outcome, placement.reason, placement.free[HOST], placement.evictable.get(HOST, 0), judged
+
+    after = PlacementOutcome.FITS_AFTER_EVICTION
+    assert told("a", 60) == (after, "it fits once others are gone", 20, 80, {"v": (True, "")})
+    node.scheduler.want("x", version("a", 60), priority=20, deadline=FOREVER, now=node.clock.now)
+    begun = (after, "it fits once others are gone, and that is on its way", 20, 80, {"v": (True, "")})
+    assert told("a", 60) == begun
+    waits = told("c", 50)
+    assert (waits[0], *waits[2:]) == (PlacementOutcome.WAITS, 20, 20, {"v": (False, "it goes already")})
+    assert told("d", 40) == (after, "it fits once what ends already is gone", 20, 20, {"v": (False, "it goes already")})
+    node.scheduler.in_use("lease of v", 0, 0, 0.0, node.clock.now)
+    node.run_for(1.0)
+    assert told("a", 60) == begun
+    node.run_for(2.5)
+    assert told("a", 60)[1:4] == ("it is being loaded", 40, 0)

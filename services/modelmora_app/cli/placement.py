@@ -121,7 +121,7 @@ def _show_needs(devices: Sequence[lifecycle_pb2.DeviceNeed], source: str) -> Non
         ],
         empty="",
     )
-    click.echo("Evictable: what models that may go hold; with what is free, the room that evictions can make now.")
+    click.echo("Evictable: what models that may go hold, or give back already; with what is free, the room for it now.")
 
 
 def _show_candidates(candidates: Sequence[lifecycle_pb2.EvictionCandidate]) -> None:
