@@ -226,6 +226,8 @@ class _Lease:
     answered: bool = False
     """Something of ours."""
     told_busy: bool = False
+    unheard: Priority | None = None
+    """Of what it was given since lifecycle heard that it is idle, which may be done by the time it hears again."""
     told_priority: Priority | None = None
     """Of the most urgent that is in flight, as lifecycle heard it."""
     as_urgent_time: float = 0.0
@@ -290,8 +292,10 @@ class Dispatcher:
         """Whether the node is cordoned still."""
         self._closing = False
         self._pumping = False
-        self._deserted = False
-        """The last who waited went away."""
+        self._kept_since = float("-inf")
+        """When somebody last ran out of time, or would not wait for what is to be loaded for later."""
+        self._reading: asyncio.Task[Any] | None = None
+        """The word of lifecycle that the first lease waits for."""
         self._behind = (0, 0.0)
         """Entries that waited, the most at a time, and the longest wait, since lifecycle heard of it."""
         self._behind_time = 0.0
@@ -377,7 +381,10 @@ class Dispatcher:
             if entry.place is Place.RUNNING and entry.batch is not None:
                 rows.setdefault(entry.batch, []).append(entry.position)
         self.queue.withdraw(call.entries)
-        self._deserted = left and not len(self.queue)
+        if not left and not call.loads_nothing:
+            self._kept_since = time.monotonic()
+        if self._reading is not None and self._is_deserted():
+            self._reading.cancel()
         call.entries = []
         for batch, positions in rows.items():
             for lease in self._leases:
@@ -531,7 +538,7 @@ class Dispatcher:
                 self._careful = want.load_nothing
             await stream.write(lifecycle_pb2.AcquireRequest(want=want))
             reading = self._read(stream)
-            loaded = await self._loaded(stream, reading, want)
+            loaded = await self._loaded(stream, reading, want, further)
             if loaded is None:
                 return
             reading = self._read(stream)
@@ -587,12 +594,16 @@ class Dispatcher:
         return reading
 
     async def _loaded(
-        self, stream: Any, reading: asyncio.Task[Any], told: lifecycle_pb2.Want
+        self, stream: Any, reading: asyncio.Task[Any], told: lifecycle_pb2.Want, further: bool
     ) -> lifecycle_pb2.Loaded | None:
-        """Waits for the grant; None when nobody has waited for it for a while."""
-        empty_since = None
-        while True:
+        """Waits for the grant; None when nobody waits for it any more."""
+        began = time.monotonic() if further else self._kept_since
+        while not self._is_deserted(began):
+            if not further:
+                self._reading = reading
             await asyncio.wait([reading], timeout=0.25)
+            if reading.cancelled():
+                break
             if reading.done():
                 message = reading.result()
                 kind = message.WhichOneof("message") if message is not None else None
@@ -608,21 +619,19 @@ class Dispatcher:
                     errors.ModelLoading(loading.reason or None, retry_after_seconds=seconds, model_version=self.version)
                 )
                 reading = self._read(stream)
-            now = time.monotonic()
-            keep_seconds = self._rules.asks_again_seconds if self._told else self._rules.idle_keep_seconds
             if len(self.queue):
-                empty_since, self._deserted = None, False
                 want = self._want(further=False)
                 later_seconds = (want.deadline.ToNanoseconds() - told.deadline.ToNanoseconds()) / 1e9
                 if want.priority > told.priority or later_seconds >= TELL_WAITING_SECONDS:
                     told = want
                     await self._say(stream, lifecycle_pb2.AcquireRequest(want=want))
-            elif empty_since is None:
-                empty_since = now
-            elif self._deserted or now - empty_since >= keep_seconds:
-                # Who ran out of time, or would not wait, asks again soon; who went away does not.
-                reading.cancel()
-                return None
+        reading.cancel()
+        return None
+
+    def _is_deserted(self, since: float = float("-inf")) -> bool:
+        """Whether nobody waits. Who ran out of time, or would not wait, asks again soon; who went away does not."""
+        keep_seconds = self._rules.asks_again_seconds if self._told else self._rules.idle_keep_seconds
+        return not len(self.queue) and time.monotonic() - max(since, self._kept_since) >= keep_seconds
 
     def _granted(self, loaded: lifecycle_pb2.Loaded, channel: WorkerChannel) -> _Lease:
         told, ours = loaded.limits, self._rules.batches
@@ -637,6 +646,7 @@ class Dispatcher:
         profile = common_pb2.EngineProfile()
         profile.CopyFrom(loaded.engine_profile)
         self._loading, self._ready_time, self._cordoned, self._told = False, None, False, ""
+        self._reading = None
         lease = _Lease(Worker(limits), channel, profile, loaded.replica, time.monotonic())
         self.queue.workers.append(lease.worker)
         self._leases.append(lease)
@@ -689,11 +699,10 @@ class Dispatcher:
     async def _tell(self, lease: _Lease, stream: Any, now: float) -> None:  # 3
         """Tells lifecycle what it should hear now, if anything. What waits is told on one lease only."""
         in_flight = len(lease.worker.running)
-        busy = lease.told_busy
-        if in_flight:
-            busy = True
-        elif busy and now - lease.idle_since >= IDLE_AFTER_SECONDS:
-            busy = False
+        if in_flight or not lease.told_busy:
+            busy = in_flight > 0 or lease.unheard is not None
+        else:
+            busy = now - lease.idle_since < IDLE_AFTER_SECONDS
         priority = self._urgency(lease, now)
         due = lease is self._leases[0] and now - lease.told_waiting_time >= TELL_WAITING_SECONDS
         changed = busy != lease.told_busy or priority is not lease.told_priority
@@ -702,7 +711,7 @@ class Dispatcher:
         waiting, wait_seconds = self._note_waits(now) if lease is self._leases[0] else (0, 0.0)
         if not changed and not waiting:
             return
-        lease.told_busy, lease.told_priority = busy, priority
+        lease.told_busy, lease.told_priority, lease.unheard = busy, priority, None
         # Between two batches the lease is in use all the same.
         told = lifecycle_pb2.InUse(
             in_flight=max(in_flight, int(busy)),
@@ -723,7 +732,7 @@ class Dispatcher:
 
     def _urgency(self, lease: _Lease, now: float) -> Priority | None:
         """The priority of the most urgent that is in flight, or was within the last second."""
-        running = max((batch.priority for batch in lease.worker.running), default=None)
+        running = max((batch.priority for batch in lease.worker.running), default=lease.unheard)
         told = lease.told_priority
         if running is not None and (told is None or running >= told):
             lease.as_urgent_time = now
@@ -877,6 +886,7 @@ class Dispatcher:
             pass
         for lease in leases:
             if lease.worker.running and not lease.told_busy:
+                lease.unheard = max(batch.priority for batch in lease.worker.running)
                 lease.wake.set()
 
     def _send_one(self, leases: Sequence[_Lease], now: float) -> bool:

@@ -475,9 +475,11 @@ class Scheduler:
         if gone is None:
             return
         priority = self._leases.busy_priority(gone.replica)
+        was_busy = gone.in_flight > 0
         self._drop(gone)
         if gone.replica:
-            self._touch(gone.replica, now)
+            if was_busy:  # an idle lease is kept for a while: its end is no use
+                self._touch(gone.replica, now)
             # As above; and a holder that waits for one more lease may get this one.
             if (
                 self._replicas[gone.replica].state is ReplicaState.LOADED

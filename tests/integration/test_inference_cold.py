@@ -12,6 +12,7 @@ from integration.inference_rig import Rig, assert_right, held, rig, version_of
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2
+from modelmora_inference.dispatcher import Dispatcher
 
 LOW, HIGH = common_pb2.PRIORITY_LOW, common_pb2.PRIORITY_HIGH
 FAIL_FAST = inference_pb2.COLD_POLICY_FAIL_FAST
@@ -225,6 +226,24 @@ async def test_who_ran_out_of_time_keeps_his_turn_for_a_while(data_dir: Path) ->
         assert len(made.lessor.ends) == 2
 
 
+async def test_who_goes_away_takes_nobody_elses_turn(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {}}, idle_keep_seconds=3600, asks_again_seconds=3600) as made:
+        made.lessor.reason = "waiting for memory"
+        async with made.lessor.loads_wait(version_of("acme/echo")):
+            with pytest.raises(errors.DeadlineExceeded):
+                await made.embed("x", timeout=0.3)
+            hasty = made.stub.Embed(
+                inference_pb2.EmbedRequest(model="acme/echo", texts=["y"], request_id="mine"), timeout=60
+            )
+            await made.waiting(1)
+            hasty.cancel()
+            while await made.knows("mine"):
+                pass
+            await asyncio.sleep(0.5)
+        await made.right("z")
+        assert len(made.lessor.ends) == 1
+
+
 async def test_a_load_that_has_begun_goes_on_for_who_asks_again(data_dir: Path) -> None:
     async with rig(data_dir, {"acme/echo": {}}, idle_keep_seconds=3600, asks_again_seconds=0.01) as made:
         async with made.lessor.loads_wait(version_of("acme/echo")):
@@ -247,6 +266,24 @@ async def test_who_waits_behind_less_urgent_calls_makes_them_urgent(two: Rig) ->
     assert (want.priority, again.priority) == (LOW, HIGH)
     assert again.model_version == want.model_version
     assert again.deadline.ToNanoseconds() > want.deadline.ToNanoseconds()
+
+
+async def test_lifecycle_hears_of_work_that_is_done_before_it_can_be_told(
+    two: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = Dispatcher._tell
+
+    async def late(self: Dispatcher, lease: Any, stream: Any, now: float) -> None:
+        while lease.worker.running:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await tell(self, lease, stream, now)
+
+    monkeypatch.setattr(Dispatcher, "_tell", late)
+    await two.right("short", priority=LOW)
+    lease = await two.lessor.lease(0)
+    async with two.lessor.changed, asyncio.timeout(20):
+        await two.lessor.changed.wait_for(lambda: [bool(told) for told in lease.in_use] == [True, False])
+    assert lease.priorities == [LOW]
 
 
 async def test_lifecycle_hears_how_urgent_the_work_on_a_worker_is(two: Rig) -> None:

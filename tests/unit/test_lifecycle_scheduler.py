@@ -352,6 +352,31 @@ def test_work_is_as_urgent_as_its_holder_says(node: Node) -> None:
     assert node.granted_to("y")
 
 
+def test_the_end_of_an_idle_lease_is_no_use(node: Node) -> None:
+    for lease, name in (("x", "a"), ("y", "b")):
+        node.want(lease, version(name, 40))
+        node.run_for(5.0)
+        node.use(lease)
+        node.run_for(1.0)
+        node.use(lease, 0)
+    node.run_for(20.0)
+    node.release("x")
+    node.want("z", version("c", 40))
+    assert (node.states("a"), node.states("b")) == ([S.DRAINING], [S.LOADED])
+
+
+def test_the_end_of_a_lease_at_work_is_that_of_its_use(node: Node) -> None:
+    for lease, name in (("x", "a"), ("y", "b")):
+        node.want(lease, version(name, 40))
+        node.run_for(5.0)
+        node.use(lease)
+    node.use("y", 0)
+    node.run_for(20.0)
+    node.release("x")
+    node.want("z", version("c", 40))
+    assert (node.states("a"), node.states("b")) == ([S.LOADED], [S.DRAINING])
+
+
 @pytest.mark.parametrize("end", ["use", "release"])
 def test_who_waits_behind_work_more_urgent_goes_on_when_the_last_of_it_ends(node: Node, end: str) -> None:
     for lease in ("p", "q"):
