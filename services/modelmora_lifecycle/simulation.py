@@ -38,6 +38,7 @@ class AcquireEvent:
     use_seconds: float
     memory: Mapping[str, int]
     load_seconds: float
+    """0: nobody knew yet. The first that the trace tells of this version counts then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,17 @@ def simulate(events: Sequence[AcquireEvent], policy: Policy, budget: Vector, rul
         last = event.at_seconds
     # The trace tells what a load reserves: nothing is to be added to it.
     prediction = replace(rules.prediction, growth_factor=1.0, bare_overhead_bytes=0)
-    return _World(replace(rules, policy=policy, prediction=prediction), budget).play(events)
+    return _World(replace(rules, policy=policy, prediction=prediction), budget).play(_with_loads(events))
+
+
+def _with_loads(events: Sequence[AcquireEvent]) -> list[AcquireEvent]:
+    """The same, each with the seconds of a load: those who asked before the first one had ended were written down
+    without, and their wait was not counted."""
+    first: dict[str, float] = {}
+    for event in events:
+        if event.load_seconds > 0:
+            first.setdefault(event.model_version, event.load_seconds)
+    return [replace(e, load_seconds=e.load_seconds or first.get(e.model_version, 0.0)) for e in events]
 
 
 @dataclass(slots=True)

@@ -27,6 +27,18 @@ def test_what_stays_in_memory_is_loaded_once() -> None:
     assert result.loaded_bytes == GIB
 
 
+def test_a_first_load_takes_as_long_as_the_trace_tells_later() -> None:
+    trace = [
+        event(0.0, "a", load=0.0),
+        event(10.0, "a", load=4.0),
+        event(20.0, "b", load=0.0),
+        event(40.0, "a", load=9.0),
+    ]
+    result = simulate(trace, LRU, {HOST: GIB}, Rules())
+    assert (result.misses, result.evictions) == (3, 2)
+    assert result.waited_seconds == pytest.approx(4.0 + 0.0 + 9.0 + 2 * STOP_SECONDS), "what nobody knows takes no time"
+
+
 def test_two_models_in_a_place_for_one_cost_what_they_cost() -> None:
     result = simulate([event(t, "ab"[t // 10 % 2]) for t in range(0, 60, 10)], LRU, {HOST: GIB}, Rules())
     assert (result.misses, result.evictions, result.loaded_bytes) == (6, 5, 6 * GIB)
