@@ -930,9 +930,11 @@ class Scheduler:
         room = plus(self.ledger.free, self._coming())
         for uid, promised in list(self._promised.items()):
             room = minus(room, promised)
-            broken = any(room.get(device, 0) < 0 for device in positive(promised))
+            lacking = positive({device: -room.get(device, 0) for device in positive(promised)})
+            if self._give_back(lacking):
+                return
             # Reality broke the promise, or it keeps memory for a version that may not be tried yet: plan again.
-            if broken or now < self._known[self._replicas[uid].version].retry_at:
+            if lacking or now < self._known[self._replicas[uid].version].retry_at:
                 self._give_up_claims(uid, now)
                 return self._place(now)
         # The same less what those who wait before will get, plus their victims to come: what the others may use. Both
@@ -942,6 +944,7 @@ class Scheduler:
         counted_on = {self._server(self._known[self._replicas[uid].version])[0] for uid in self._promised}
         awaited = set[str]()
         candidates: list[Candidate] | None = None
+        firm = set[str]()  # devices on which nothing is charged above what was taken
         spoken_for = False
         for short in shortages:
             version = short.version
@@ -977,6 +980,10 @@ class Scheduler:
                     counted_on.add(server)
                     self._changes += 1
                 continue
+            missing = positive(minus(need, available))
+            if not missing.keys() <= firm and self._give_back(missing):
+                return
+            firm |= missing.keys()
             if candidates is None:
                 candidates = self._candidates(kept)
                 charges = {owner: self.ledger.charges[owner] for owner in servers}
@@ -1044,6 +1051,8 @@ class Scheduler:
         overdraft = self.ledger.overdraft
         if overdraft:
             overdraft = positive(minus(overdraft, self._coming()))
+        if self._give_back(overdraft):
+            return
         if not overdraft:
             self._overdrawn_since = None
         else:
@@ -1380,6 +1389,31 @@ class Scheduler:
         nobody has yet nobody has to go."""
         there = plus(self.ledger.charge_of(uid), positive(self.ledger.free))
         self.ledger = self.ledger.settle(uid, largest(taken, least(expected, there)))
+
+    def _give_back(self, short: Vector) -> bool:
+        """For what nobody has yet nobody has to go, either: of the bytes that are short, room above what was ever taken
+        goes first. Whether there was any; then all is looked at anew."""
+        before = self.ledger
+        for uid in before.charges if short else ():
+            replica = self._replicas.get(uid)
+            if replica is None or replica.state not in _IN_MEMORY:
+                continue
+            given = positive(least(minus(before.charges[uid], self._taken(replica)), short))
+            if given:
+                self.ledger = self.ledger.settle(uid, minus(before.charges[uid], given))
+                short = positive(minus(short, given))
+                self._changes += 1
+        return self.ledger is not before
+
+    def _taken(self, replica: Replica) -> dict[str, int]:
+        """What it was declared, or was seen to take: now, or when it was loaded before."""
+        known, prediction = self._known[replica.version], self.rules.prediction
+        seen = [replica.peak, known.facts.declared, known.measuring().peak]
+        if replica.state is ReplicaState.LOADING:
+            forked = bool(self._server(known)[0])
+            seen += [prediction.usual(known.facts, known.measured, forked), known.outgrown]
+            return plus(largest(*seen), *known.shared.values())
+        return largest(*seen)
 
     def _server_seen(self, owner: str, memory: Vector) -> tuple[list[str], Vector]:
         """Whom to charge how much for a fork server: what was reserved for it stands while the first load from it goes
@@ -1898,7 +1932,9 @@ class Scheduler:
             judged = verdicts(asked, self._candidates(set()), Plan(()), self.rules.policy, now)
         judged = tuple(v for v in judged if replica is None or v.candidate.uid != replica.uid)
         evictable = self._evictable({v.candidate.uid for v in judged if not v.reason}, before, self._server(known)[0])
-        available = before._room_for(facts.name)
+        charges = before.ledger.charges.items()
+        given = (positive(minus(charge, self.ledger.charge_of(uid))) for uid, charge in charges)
+        available = plus(before._room_for(facts.name), *given)
         if decision is not None:  # where others wait before it, it may count on less
             available = least(available, decision.need.available)
         free = least(available, before.ledger.free)

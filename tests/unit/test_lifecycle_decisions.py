@@ -129,8 +129,8 @@ def test_who_goes_is_told_what_was_predicted_measured_and_allowed_and_what_to_do
     node.scheduler.configure(node.scheduler.rules, {HOST: 100 * MIB}, node.clock.now)
     reason = next(str(call[4]) for call in node.of("changed") if call[3] is ReplicaState.DRAINING)
     assert reason == (
-        f"memory is overdrawn, for the budget is smaller now: {120 * MIB} bytes too many on host for the budget of "
-        f"{100 * MIB}; it was predicted to take {32 * MIB}, has had at most {200 * MIB}, and {220 * MIB} are charged "
+        f"memory is overdrawn, for the budget is smaller now: {100 * MIB} bytes too many on host for the budget of "
+        f"{100 * MIB}; it was predicted to take {32 * MIB}, has had at most {200 * MIB}, and {200 * MIB} are charged "
         "to it; declare the memory that it takes, or raise the budget"
     )
     assert node.scheduler.replica(uid) is not None

@@ -746,6 +746,75 @@ def test_nobody_goes_for_memory_that_was_never_taken(node: Node) -> None:
     assert node.states("b") == [S.DRAINING], "what it did take it is given"
 
 
+def grown(node: Node, *sizes: tuple[str, int]) -> None:
+    """Models in memory, of which `a` has taken 41 of the 40 bytes that it declared, and is charged 45."""
+    for name, size in sizes:
+        node.want(name, version(name, size))
+        node.run_for(5.0)
+    node.scheduler.measured(node.granted_to("a"), {HOST: 41}, node.clock.now)
+    assert node.scheduler.ledger.charge_of(node.granted_to("a")) == {HOST: 45}
+
+
+def test_nobody_goes_for_room_above_what_was_ever_taken(node: Node) -> None:
+    grown(node, ("a", 40), ("c", 30))
+    node.want("x", version("b", 27))
+    assert node.states("a") == node.states("c") == [S.LOADED]
+    assert node.scheduler.ledger.charges[node.granted_to("a")] == {HOST: 43}, "as much of it as is short"
+    node.run_for(5.0)
+    node.want("y", version("d", 3))
+    node.run_for(5.0)
+    assert node.granted_to("x")
+    assert node.states("c") == [] or node.states("a") == [], "what it has taken stays charged"
+
+
+def test_nobody_goes_for_such_room_when_others_take_memory_or_the_budget_shrinks(node: Node) -> None:
+    grown(node, ("a", 40), ("c", 30))
+    node.scheduler.observed({HOST: 27}, node.clock.now)
+    node.scheduler.configure(node.rules, {HOST: 98}, node.clock.now)
+    node.run_for(60.0)
+    assert node.scheduler.ledger.charges == {node.granted_to("a"): {HOST: 41}, node.granted_to("c"): {HOST: 30}}
+    assert node.states("a") == node.states("c") == [S.LOADED]
+
+
+def test_such_room_of_a_pinned_model_makes_nothing_too_large(node: Node) -> None:
+    grown(node, ("a", 40))
+    node.keep(version("a", 40), pinned=True)
+    node.want("x", version("b", 59))
+    node.run_for(5.0)
+    assert node.granted_to("x")
+    node.want("y", version("c", 60))
+    assert isinstance(node.error_of("y"), NeverFits)
+
+
+def test_nobody_goes_for_the_room_that_a_load_is_given_beyond_what_it_took(node: Node) -> None:
+    learned = Measured("a", setup_of(version("a")), base={HOST: 40}, load_seconds=(50.0,))
+    node.scheduler.remember(learned)
+    node.want("c", version("c", 30))
+    node.run_for(5.0)
+    node.workers["a"] = FakeWorker(load_seconds=50.0)
+    node.want("x", version("a"))
+    (loading,) = [replica for replica in node.scheduler.replicas() if replica.version == "a"]
+    assert node.scheduler.ledger.charge_of(loading.uid) == {HOST: 44}
+    node.want("y", version("b", 30))
+    assert (node.states("b"), node.states("c")) == ([S.LOADING], [S.LOADED])
+    assert node.scheduler.ledger.charge_of(loading.uid) == {HOST: 40}
+
+
+def test_what_is_promised_is_not_withdrawn_for_room_above_what_was_taken(node: Node) -> None:
+    for name, size in (("a", 40), ("v", 30)):
+        node.want(name, version(name, size))
+        node.run_for(5.0)
+    node.use("a")
+    node.workers["v"] = FakeWorker(stop_seconds=3.0)
+    node.want("x", version("b", 59))
+    assert node.states("v") == [S.DRAINING]
+    node.scheduler.measured(node.granted_to("a"), {HOST: 41}, node.clock.now)
+    assert node.scheduler.ledger.charge_of(node.granted_to("a")) == {HOST: 41}
+    node.run_for(10.0)
+    assert node.granted_to("x")
+    assert node.states("a") == [S.LOADED]
+
+
 def test_a_load_that_was_guessed_too_small_is_planned_again(node: Node) -> None:
     node.scheduler.configure(replace(node.rules, prediction=Prediction(bare_overhead_bytes=20)), {HOST: 100}, 1000.0)
     node.want("y", version("b", 70))
