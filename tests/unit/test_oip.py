@@ -216,6 +216,21 @@ def test_an_answer_goes_back_typed_when_asked_typed() -> None:
     assert list(answers.contents.bytes_contents) == ["ж".encode()]
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("acme/other", "acme/echo"),
+        ("acme/echo", "acme/echo"),
+        ("acme/echo@live", "acme/echo@live"),
+        ("models/acme/echo/versions/feature/x", "models/acme/echo/versions/feature/x"),
+    ],
+)
+def test_an_answer_in_the_place_of_another_model_says_whose_it_is(asked: str, told: str) -> None:
+    fallback = {"fallback_model": {"stringParam": "acme/echo"}}
+    found = oip.infer_response(request(model_name=asked, parameters=fallback), answer())
+    assert (found.model_name, found.model_version) == (told, "feature/x")
+
+
 def test_an_answer_goes_back_raw_when_asked_raw_in_the_order_asked_for() -> None:
     asked = request(inputs=[{"name": "texts", "datatype": "BYTES", "shape": [1]}])
     asked.raw_input_contents.append(packed([b"a"]))

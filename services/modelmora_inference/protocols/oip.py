@@ -74,6 +74,11 @@ def version_of(resource_name: str) -> str:
     return resource_name.partition("/versions/")[2]
 
 
+def _model_of(name: str) -> str:
+    """The `{org}/{repo}` in it."""
+    return name.removeprefix("models/").partition("/versions/")[0]
+
+
 def predict_request(request: oip.ModelInferRequest, context: Any) -> pb.PredictRequest:
     """What a ModelInfer call asks, as a native one. Raises InvalidArgument with the path of the foreign request."""
     asked = pb.PredictRequest(
@@ -107,9 +112,10 @@ def predict_request(request: oip.ModelInferRequest, context: Any) -> pb.PredictR
 
 def infer_response(request: oip.ModelInferRequest, answer: pb.PredictResponse) -> oip.ModelInferResponse:
     """The answer of a Predict call, as asked: raw when its inputs were, with classes where those were asked for."""
-    response = oip.ModelInferResponse(
-        model_name=request.model_name, model_version=version_of(answer.model_version), id=request.id
-    )
+    name, version = _model_of(answer.model_version), version_of(answer.model_version)
+    if _model_of(request.model_name).partition("@")[0] == name or "fallback_model" not in request.parameters:
+        name = request.model_name  # as it was asked for; else another model has answered in its place
+    response = oip.ModelInferResponse(model_name=name, model_version=version, id=request.id)
     told = response.parameters
     told["digest"].string_param = answer.digest
     told["engine_profile"].string_param = f"{answer.engine_profile.backend}/{answer.engine_profile.precision}"
