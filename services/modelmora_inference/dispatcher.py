@@ -35,7 +35,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from modelmora import errors
@@ -1131,6 +1131,14 @@ async def _next(stream: Any) -> Any:
     return None if message is grpc.aio.EOF else message
 
 
+class Learned(NamedTuple):
+    """What an engine says of a model once it has loaded it; 0 and None before, and where it says nothing."""
+
+    description: worker_pb2.EngineDescription | None = None
+    max_input_tokens: int = 0
+    embedding_dimensions: int = 0
+
+
 class Dispatchers:
     """Those in use, by version name; and the calls that can be asked about, by tenant and request id."""
 
@@ -1144,7 +1152,7 @@ class Dispatchers:
         self._budget = ByteBudget(rules.max_total_bytes)
         self._acquire = acquire
         self._by_version: dict[str, Dispatcher] = {}
-        self._described: dict[str, worker_pb2.EngineDescription] = {}
+        self._learned: dict[str, Learned] = {}
         """Of versions that are not in use any more, the last that were."""
         self._asking: dict[str, asyncio.Task[None]] = {}
         """For versions that are to be loaded for who comes later."""
@@ -1156,11 +1164,16 @@ class Dispatchers:
     def get(self, version: str) -> Dispatcher | None:
         return self._by_version.get(version)
 
-    def description(self, version: str) -> worker_pb2.EngineDescription | None:
-        """What an engine says of the model, once it has answered a call here; None before."""
-        dispatcher = self._by_version.get(version)
-        known = dispatcher.description if dispatcher is not None else None
-        return known or self._described.get(version)
+    def learned(self, version: str) -> Learned:
+        """What an engine has said of the model, once it has answered a call here."""
+        before, now = self._learned.get(version, Learned()), self._by_version.get(version)
+        if now is None:
+            return before
+        return Learned(
+            now.description or before.description,
+            now.max_input_tokens or before.max_input_tokens,
+            now.embedding_dimensions or before.embedding_dimensions,
+        )
 
     def submit(self, version: str, call: Call, inputs: Sequence[str | worker_pb2.TextEntry]) -> Dispatcher:
         """Queues a call for a version; the dispatcher that has it. Raises QueueFull, ModelLoading, ShuttingDown."""
@@ -1217,10 +1230,12 @@ class Dispatchers:
         self._by_version.clear()
 
     def _forget(self, dispatcher: Dispatcher) -> None:
-        if self._by_version.get(dispatcher.version) is dispatcher:
-            del self._by_version[dispatcher.version]
-        if dispatcher.description is not None:
-            self._described.pop(dispatcher.version, None)
-            self._described[dispatcher.version] = dispatcher.description
-            if len(self._described) > MAX_VERSIONS:
-                del self._described[next(iter(self._described))]
+        if self._by_version.get(dispatcher.version) is not dispatcher:
+            return
+        learned = self.learned(dispatcher.version)
+        del self._by_version[dispatcher.version]
+        if any(learned):
+            self._learned.pop(dispatcher.version, None)
+            self._learned[dispatcher.version] = learned
+            if len(self._learned) > MAX_VERSIONS:
+                del self._learned[next(iter(self._learned))]

@@ -389,7 +389,7 @@ class JobRunner:
     ) -> list[inference_pb2.InferenceResult]:
         """Of the inputs that a call has answered, all of them or not."""
         computed.nanos += int(call.compute_seconds * 1e9)
-        call.description = call.description or self._dispatchers.description(held.job.model_version)
+        call.description = call.description or self._dispatchers.learned(held.job.model_version).description
         return list(_results(inputs, call))
 
     async def _ask(self, held: _Held, call: Call, entries: Sequence[Any]) -> None:

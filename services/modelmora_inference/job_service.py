@@ -111,7 +111,7 @@ class JobRpcs:
             raise invalid(violations)
         if 0 < widest < request.embed.dimensions:
             raise InvalidArgument.at("embed.dimensions", f"at most {widest}, the model's own number")
-        job_tasks.check_prompt(kind, task, facts, self._dispatchers.description(facts.name))
+        job_tasks.check_prompt(kind, task, facts, self._dispatchers.learned(facts.name).description)
         inputs = [
             (end - start, job_tasks.chunk_of(kind, task, start, end).SerializeToString())
             for start, end in chunks(*job_tasks.weights_of(kind, task))

@@ -144,7 +144,8 @@ class TaskRpcs:
             raise errors.InvalidArgument.at("model", "is required")
         facts = await self._find(request.model, time.monotonic() + min(deadline_seconds(context), 5.0))
         dispatcher = self._dispatchers.get(facts.name)
-        known = self._dispatchers.description(facts.name)
+        learned = self._dispatchers.learned(facts.name)
+        known = learned.description
         labels = tuple(known.labels if known is not None else ()) or facts.labels
         inputs, outputs = tensors_of(facts, len(labels))
         return pb.DescribeModelResponse(
@@ -154,9 +155,8 @@ class TaskRpcs:
             inputs=inputs,
             outputs=outputs,
             labels=labels,
-            max_input_tokens=(dispatcher.max_input_tokens if dispatcher is not None else 0) or facts.max_input_tokens,
-            embedding_dimensions=facts.embedding_dimensions
-            or (dispatcher.embedding_dimensions if dispatcher is not None else 0),
+            max_input_tokens=learned.max_input_tokens or facts.max_input_tokens,
+            embedding_dimensions=facts.embedding_dimensions or learned.embedding_dimensions,
             max_texts=MAX_TEXTS,
             max_text_characters=MAX_TEXT_CHARACTERS,
             max_call_bytes=self._max_call_bytes,

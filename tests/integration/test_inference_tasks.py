@@ -50,6 +50,20 @@ def score(query: str, text: str) -> float:
     return vector(0, f"{query}\0 {text}", 2)[0]
 
 
+async def test_what_an_engine_said_of_a_model_is_known_when_its_lease_is_given_back(data_dir: Path) -> None:
+    async with rig(data_dir, {SORTER: {"labels": 4, "max_input_tokens": 50}}, idle_keep_seconds=0.1) as made:
+        made.resolver.task_types[version_of(SORTER)] = common_pb2.TASK_TYPE_CLASSIFICATION
+        await classify(made, "text")
+        lease = await made.lessor.lease(0)
+        await asyncio.wait_for(lease.closed.wait(), 60)
+        async with asyncio.timeout(60):
+            while True:
+                told = await made.stub.DescribeModel(pb.DescribeModelRequest(model=SORTER), timeout=30)
+                if not told.replicas:
+                    break
+        assert (told.max_input_tokens, len(told.labels)) == (50, 4)
+
+
 async def test_texts_come_back_best_first_with_the_score_of_their_own_pair(tasks: Rig) -> None:
     texts = [f"text number {n}" for n in range(300)]
     answer = await rerank(tasks, "which one", *texts, raw_scores=True)
