@@ -53,6 +53,14 @@ class Known:
         """In the present setup."""
         return self.measurements.get(self.setup)
 
+    def trouble(self, now: float) -> str:
+        """Why it is to be tried again, for people; empty when it is not."""
+        if self.error is not None:
+            return f"its last load failed: {self.error.message}"
+        if now < self.retry_at:
+            return "its worker keeps crashing" if self.failures > 1 else "its worker crashed"
+        return ""
+
     def measure(self, measured: Measured) -> None:
         self.measurements[measured.setup] = measured
         self.load_seconds = self.measured.typical_load_seconds if self.measured else None

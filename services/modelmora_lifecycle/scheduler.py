@@ -341,7 +341,10 @@ class Scheduler:
         twin.want(lease, facts, priority=priority, deadline=ENDLESS, now=now)
         placement = twin._placement(facts, lease, notes, now, need, self, priority)
         if placement.outcome is PlacementOutcome.FITS and self._of(facts.name, (ReplicaState.LOADING,)):
-            return replace(placement, reason="it is being loaded")
+            trouble = self._known[facts.name].trouble(now)
+            return replace(
+                placement, reason=f"it is being loaded again: {trouble}" if trouble else "it is being loaded"
+            )
         begun = any(replica.uid in self._promised for replica in self._of(facts.name, (ReplicaState.UNLOADED,)))
         if placement.outcome is PlacementOutcome.FITS_AFTER_EVICTION and begun:
             return replace(placement, reason=f"{placement.reason}, and that is on its way")
@@ -392,7 +395,9 @@ class Scheduler:
             heir._step(now)
             if load_nothing or self._serving(asked) is None:
                 seconds = _retry_after(heir.ready_in(facts.name, now))
-                loading = ModelLoading(retry_after_seconds=seconds, model_version=facts.name)
+                trouble = known.trouble(now)
+                words = f"the model is not in memory: {trouble}; retry after the delay" if trouble else None
+                loading = ModelLoading(words, retry_after_seconds=seconds, model_version=facts.name)
                 self._effects.refused(lease, later.refusal or loading)
                 return ""
         known.dismissed = False
@@ -645,7 +650,8 @@ class Scheduler:
         )
         self._known.took(replica.engine, footprint.load_seconds)
         known.error, known.note, known.outgrown = None, "", {}
-        self._settle(uid, footprint.memory, self.rules.prediction.after_load(known.facts, known.measuring()))
+        expected = self.rules.prediction.after_load(known.facts, known.measuring())
+        self.ledger = self.ledger.settle(uid, largest(footprint.memory, expected))
         for owner, memory in known.shared.items():
             self.ledger = self.ledger.share(owner, memory, {uid, *self.ledger.users.get(owner, ())})
         if replica.start_mode is StartMode.SPAWNED:
@@ -733,8 +739,7 @@ class Scheduler:
         known.measure(known.measuring().in_use(minus(memory, replica.footprint), batch_tokens))
         self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
         taken = self.rules.prediction.after_load(known.facts, known.measuring())
-        charge = largest(self.ledger.charge_of(uid), memory)
-        self._settle(uid, charge, largest(charge, taken))
+        self.ledger = self.ledger.settle(uid, largest(self.ledger.charge_of(uid), memory, taken))
         self._squeeze = Trigger.OVERDRAFT
         self._step(now)
 
@@ -953,7 +958,7 @@ class Scheduler:
             if now < known.retry_at:
                 self._wakes.append(known.retry_at)
                 if known.error is None:
-                    known.note = "its worker keeps crashing" if known.failures > 1 else "its worker crashed"
+                    known.note = known.trouble(now)
                 continue
             # Hundreds may wait. When all that could go is spoken for, who has been told to wait waits on.
             if spoken_for and version in self._waiting_on:
@@ -1384,15 +1389,9 @@ class Scheduler:
         servers.pop(own, None)
         return minus(minus(self.ledger.budget, self._fixed(own)), pinned_bytes(self._with_servers(candidates, servers)))
 
-    def _settle(self, uid: str, taken: Vector, expected: Vector) -> None:
-        """Charges what a worker takes, whatever there is; what it may come to take, as far as there is room. For what
-        nobody has yet nobody has to go."""
-        there = plus(self.ledger.charge_of(uid), positive(self.ledger.free))
-        self.ledger = self.ledger.settle(uid, largest(taken, least(expected, there)))
-
     def _give_back(self, short: Vector) -> bool:
-        """For what nobody has yet nobody has to go, either: of the bytes that are short, room above what was ever taken
-        goes first. Whether there was any; then all is looked at anew."""
+        """For what nobody has yet nobody has to go: of the bytes that are short, those that are charged above what was
+        ever taken go first. Whether there were any; then all is looked at anew."""
         before = self.ledger
         for uid in before.charges if short else ():
             replica = self._replicas.get(uid)

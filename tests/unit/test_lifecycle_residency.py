@@ -787,7 +787,7 @@ def test_such_room_of_a_pinned_model_makes_nothing_too_large(node: Node) -> None
 
 
 def test_nobody_goes_for_the_room_that_a_load_is_given_beyond_what_it_took(node: Node) -> None:
-    learned = Measured("a", setup_of(version("a")), base={HOST: 40}, load_seconds=(50.0,))
+    learned = Measured("a", setup_of(version("a")), base={HOST: 40}, loading={HOST: 42})
     node.scheduler.remember(learned)
     node.want("c", version("c", 30))
     node.run_for(5.0)
@@ -795,24 +795,28 @@ def test_nobody_goes_for_the_room_that_a_load_is_given_beyond_what_it_took(node:
     node.want("x", version("a"))
     (loading,) = [replica for replica in node.scheduler.replicas() if replica.version == "a"]
     assert node.scheduler.ledger.charge_of(loading.uid) == {HOST: 44}
-    node.want("y", version("b", 30))
+    node.want("y", version("b", 28))
     assert (node.states("b"), node.states("c")) == ([S.LOADING], [S.LOADED])
-    assert node.scheduler.ledger.charge_of(loading.uid) == {HOST: 40}
+    assert node.scheduler.ledger.charge_of(loading.uid) == {HOST: 42}
+    node.want("z", version("d", 1))
+    assert node.states("c") == [S.DRAINING]
+    assert node.scheduler.ledger.charge_of(loading.uid) == {HOST: 42}, "so much it took while it was loaded before"
 
 
 def test_what_is_promised_is_not_withdrawn_for_room_above_what_was_taken(node: Node) -> None:
     for name, size in (("a", 40), ("v", 30)):
         node.want(name, version(name, size))
         node.run_for(5.0)
-    node.use("a")
-    node.workers["v"] = FakeWorker(stop_seconds=3.0)
+        node.use(name)
+    node.keep(version("a", 40), pinned=True)
     node.want("x", version("b", 59))
     assert node.states("v") == [S.DRAINING]
     node.scheduler.measured(node.granted_to("a"), {HOST: 41}, node.clock.now)
     assert node.scheduler.ledger.charge_of(node.granted_to("a")) == {HOST: 41}
+    assert len(node.of("yielding")) == 1, "its victim was not let go and taken again"
+    node.use("v", 0)
     node.run_for(10.0)
     assert node.granted_to("x")
-    assert node.states("a") == [S.LOADED]
 
 
 def test_a_load_that_was_guessed_too_small_is_planned_again(node: Node) -> None:
@@ -929,6 +933,42 @@ def test_who_would_not_wait_hears_also_that_it_never_fits(node: Node) -> None:
     assert isinstance(node.error_of("x"), NeverFits)
     node.run_for(10.0)
     assert node.scheduler.replicas() == []
+
+
+def test_who_would_not_wait_hears_what_the_last_try_came_to(node: Node) -> None:
+    def told(lease: str) -> tuple[type[ModelMoraError], str, float | None]:
+        node.want(lease, version("a"), if_loaded=True)
+        error = node.error_of(lease)
+        assert error is not None
+        return type(error), error.message, error.retry_after_seconds
+
+    node.workers["a"] = FakeWorker(fails=True)
+    assert "failed" not in told("first")[1]
+    node.run_for(1.5)
+    assert told("while nobody tries") == (LoadFailed, "no such luck", 0.5)
+    node.run_for(0.6)
+    again = "the model is not in memory: its last load failed: no such luck; retry after the delay"
+    assert told("as it is tried again") == (ModelLoading, again, 1.0)
+    assert node.states("a") == [S.LOADING]
+    assert node.scheduler.explain(version("a"), 20, node.clock.now).reason == (
+        "it is being loaded again: its last load failed: no such luck"
+    )
+    node.workers["a"] = FakeWorker()
+    node.run_for(5.0)
+    node.want("late", version("a"), if_loaded=True)
+    node.run_for(3.0)
+    assert node.granted_to("late") or node.states("a") == [S.LOADED]
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    assert "failed" not in told("when it was mended")[1]
+    assert "crash" not in told("the same")[1]
+    node.run_for(3.0)
+    for number in range(4):
+        for uid in list(node.alive):
+            node.crash(uid)
+        crashed = told(f"crash {number}")
+        node.run_for(4.0)
+    assert crashed[1] == "the model is not in memory: its worker keeps crashing; retry after the delay"
 
 
 def test_the_time_to_ready_counts_what_is_ahead(node: Node) -> None:
