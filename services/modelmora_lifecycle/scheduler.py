@@ -340,15 +340,15 @@ class Scheduler:
         need = twin._need(twin._known.see(facts, twin._in_use_versions), self.ledger.free)
         twin.want(lease, facts, priority=priority, deadline=ENDLESS, now=now)
         placement = twin._placement(facts, lease, notes, now, need, self, priority)
+        reason = placement.reason
         if placement.outcome is PlacementOutcome.FITS and self._of(facts.name, (ReplicaState.LOADING,)):
-            trouble = self._known[facts.name].trouble(now)
-            return replace(
-                placement, reason=f"it is being loaded again: {trouble}" if trouble else "it is being loaded"
-            )
-        begun = any(replica.uid in self._promised for replica in self._of(facts.name, (ReplicaState.UNLOADED,)))
-        if placement.outcome is PlacementOutcome.FITS_AFTER_EVICTION and begun:
-            return replace(placement, reason=f"{placement.reason}, and that is on its way")
-        return placement
+            reason = "it is being loaded"
+        elif placement.outcome is PlacementOutcome.FITS_AFTER_EVICTION:
+            begun = any(replica.uid in self._promised for replica in self._of(facts.name, (ReplicaState.UNLOADED,)))
+            reason += ", and that is on its way" if begun else ""
+        fits = placement.outcome in (PlacementOutcome.FITS, PlacementOutcome.FITS_AFTER_EVICTION)
+        trouble = twin._known[facts.name].trouble(now) if fits else ""
+        return replace(placement, reason=f"{reason}; {trouble}" if trouble else reason)
 
     # Events from callers.
 

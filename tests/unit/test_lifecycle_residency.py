@@ -947,11 +947,14 @@ def test_who_would_not_wait_hears_what_the_last_try_came_to(node: Node) -> None:
     node.run_for(1.5)
     assert told("while nobody tries") == (LoadFailed, "no such luck", 0.5)
     node.run_for(0.6)
+    assert node.scheduler.explain(version("a"), 20, node.clock.now).reason == (
+        "it fits in the memory that is free; its last load failed: no such luck"
+    )
     again = "the model is not in memory: its last load failed: no such luck; retry after the delay"
     assert told("as it is tried again") == (ModelLoading, again, 1.0)
     assert node.states("a") == [S.LOADING]
     assert node.scheduler.explain(version("a"), 20, node.clock.now).reason == (
-        "it is being loaded again: its last load failed: no such luck"
+        "it is being loaded; its last load failed: no such luck"
     )
     node.workers["a"] = FakeWorker()
     node.run_for(5.0)
