@@ -573,9 +573,9 @@ class Dispatcher:
     def _want(self, further: bool) -> lifecycle_pb2.Want:
         waiting = self.queue.waiting()
         now = time.monotonic()
-        # A load that outlasts this deadline is still of use to whoever asks again.
+        # A load that outlasts the last of them is still of use to whoever asks again.
         until = max([entry.deadline for entry in waiting], default=now)
-        seconds = max(until - now, self._rules.idle_keep_seconds)
+        seconds = max(until - now, 0.0) + self._rules.idle_keep_seconds
         priority = max([entry.priority for entry in waiting], default=Priority.MEDIUM)
         calls: list[Call] = [entry.call for entry in waiting]  # type: ignore[misc]
         want = lifecycle_pb2.Want(
@@ -622,7 +622,7 @@ class Dispatcher:
             if len(self.queue):
                 want = self._want(further=False)
                 later_seconds = (want.deadline.ToNanoseconds() - told.deadline.ToNanoseconds()) / 1e9
-                if want.priority > told.priority or later_seconds >= TELL_WAITING_SECONDS:
+                if want.priority > told.priority or later_seconds >= min(1.0, self._rules.idle_keep_seconds / 4):
                     told = want
                     await self._say(stream, lifecycle_pb2.AcquireRequest(want=want))
         reading.cancel()

@@ -215,7 +215,7 @@ class JobRpcs:
             raise errors.ResultExpired(f"the results of {request.name} were kept until {job.result_expire_time}")
         if job.state is not JobState.SUCCEEDED and not (request.partial and job.answered):
             raise errors.ResultNotReady(
-                f"the job has {job.state}" if job.is_final else f"the job is {job.state}", state=job.state.value
+                f"the job has ended: {job.state}" if job.is_final else f"the job is {job.state}", state=job.state.value
             )
         return _page(job, found, start, size, as_bytes)
 

@@ -401,6 +401,10 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         except errors.InvalidArgument as error:
             description = error.fields[0].description if error.fields else error.message
             raise errors.InvalidArgument.at(field, description) from error
+        except errors.NotFound as error:
+            if field != "model":
+                error.message = f"{field}: {error.message}"
+            raise
 
 
 def _request_id(request: Any, context: Any) -> str:

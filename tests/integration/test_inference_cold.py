@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,13 @@ async def test_who_goes_away_takes_nobody_elses_turn(data_dir: Path) -> None:
         assert len(made.lessor.ends) == 1
 
 
+async def test_a_want_is_of_use_for_longer_than_those_who_wait(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {}}, idle_keep_seconds=3600) as made:
+        await made.right("x", timeout=600)
+        left_seconds = made.lessor.wants[0].deadline.ToNanoseconds() / 1e9 - time.time()
+        assert 3600 + 500 < left_seconds < 3600 + 600
+
+
 async def test_a_load_that_has_begun_goes_on_for_who_asks_again(data_dir: Path) -> None:
     async with rig(data_dir, {"acme/echo": {}}, idle_keep_seconds=3600, asks_again_seconds=0.01) as made:
         async with made.lessor.loads_wait(version_of("acme/echo")):
@@ -322,6 +330,7 @@ async def test_a_bad_fallback_is_refused_though_the_model_is_there(two: Rig) -> 
     with pytest.raises(errors.ModelNotFound) as missing:
         await two.embed("x", fallback_model="acme/nothing")
     assert missing.value.metadata["name"] == "acme/nothing"
+    assert missing.value.message.startswith("fallback_model: ")
     two.resolver.task_types[version_of("acme/small")] = common_pb2.TaskType.Value("TASK_TYPE_CLASSIFICATION")
     with pytest.raises(errors.TaskNotSupported) as other:
         await two.embed("x", fallback_model="acme/small")

@@ -62,13 +62,15 @@ class Running:
 
 
 @asynccontextmanager
-async def running(database_url: str, data_dir: Path, **lifecycle_settings: Any) -> AsyncIterator[Running]:
+async def running(
+    database_url: str, data_dir: Path, *, idle_keep_seconds: float = 30.0, **lifecycle_settings: Any
+) -> AsyncIterator[Running]:
     host = Host(
         PlatformSettings(data_dir=data_dir, database_url=database_url, port=0, metrics_port=0, grace_seconds=5),
         [
             Context("registry", registry.Settings(), registry.open, "required"),
             Context("lifecycle", lifecycle.Settings.model_validate(lifecycle_settings), lifecycle.open, "used"),
-            Context("inference", inference.Settings(), inference.open),
+            Context("inference", inference.Settings(idle_keep_seconds=idle_keep_seconds), inference.open),
         ],
         engines=engine_cards(),
         announce=lambda line: None,
@@ -103,6 +105,19 @@ async def test_the_first_call_loads_the_model(platform: Running) -> None:
     assert replica.leases == 1
 
 
+async def test_a_load_goes_on_as_long_as_somebody_waits_for_it(database_url: str, data_dir: Path) -> None:
+    async with running(database_url, data_dir, idle_keep_seconds=1.0) as platform:
+        await platform.echo("acme/echo", load_seconds=6.0)
+        for _ in range(60):
+            try:
+                await platform.right("acme/echo", "x", timeout=1.0)
+                break
+            except errors.DeadlineExceeded:
+                pass
+        (replica,) = await platform.replicas()
+        assert replica.state == lifecycle_pb2.REPLICA_STATE_LOADED
+
+
 async def test_an_answer_names_the_profile_that_computed_it(platform: Running) -> None:
     name = await platform.echo("acme/echo")
     request = registry_pb2.SetEngineProfileRequest(name=name)
@@ -135,7 +150,7 @@ async def test_calls_outlive_kills_of_their_worker(platform: Running) -> None:
             clients.create_task(client(number))
         killed: set[int] = set()
         while len(killed) < 2:
-            for _ in range(20):
+            for _ in range(60):
                 await answered.acquire()
             pids = {replica.pid for replica in await platform.replicas() if replica.pid} - killed
             for pid in pids:
