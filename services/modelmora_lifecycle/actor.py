@@ -650,7 +650,7 @@ class Node:
         hold = self._hold(facts.name.partition("#")[0])
         worker = Worker(replica.uid, facts, need, self._launcher, hold, self._worker_rules, self)
         self._workers[replica.uid] = worker
-        self._spawn(worker.begin())
+        self._spawn(worker.begin(self.scheduler.ledger.free.get(HOST, 0)))
 
     def stop(self, replica: Replica, grace_seconds: float) -> None:
         self._workers[replica.uid].stop(grace_seconds)

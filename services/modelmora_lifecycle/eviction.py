@@ -6,8 +6,8 @@
 3. Idle before busy; then by the score of the policy, lowest first; the shortest prefix that frees what is short, and of
    it only who is needed: the small ones before a large one that would do alone stay → Plan. Who would go last is the
    first to stay. The busy ones are named apart: they are asked to yield, never stopped at work.
-4. Else Wait: until the moment at which more candidates come of age, with the set that would then go, so that the
-   scheduler keeps that memory for this need and lets others use the rest.
+4. Else Wait: until the moment at which more candidates come of age, with the set that would then go, of what is loading
+   now as many as it takes beside, so that the scheduler keeps that memory for this need and lets others use the rest.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Candidate:
     """When its keep-alive ends, if nobody uses it; None: never."""
     shares: Mapping[str, Vector] = field(default_factory=dict)
     """Charges of shared owners that it uses: they come back with the last of their users."""
+    loading: bool = False
+    """LOADING and claimed by nobody: a candidate once that is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ def plan(need: Need, replicas: Sequence[Candidate], policy: Policy, now: float) 
     later = [r.resident_until for r in able if r.resident_until > now]  # 4
     ahead = [replica for replica in able if _ahead(replica, need)]
     later += [now + (r.busy_priority - need.priority) * policy.aging_seconds_per_point for r in ahead]
+    able += sorted((r for r in replicas if r.loading and _gives(r, short)), key=policy.key)
     expected = _victims(able, short, users)
     attainable = covers(minus(need.budget, pinned), need.memory)
     return Wait(
@@ -273,7 +276,11 @@ def _reach(replica: Candidate, device: str) -> bool:
 
 
 def _frees(replica: Candidate, short: Vector) -> bool:
-    return replica.evictable and not replica.pinned and any(_reach(replica, device) for device in short)
+    return replica.evictable and _gives(replica, short)
+
+
+def _gives(replica: Candidate, short: Vector) -> bool:
+    return not replica.pinned and any(_reach(replica, device) for device in short)
 
 
 def _ahead(replica: Candidate, need: Need) -> bool:
@@ -311,6 +318,7 @@ def _frees_last(replica: Candidate, gone: set[str], users: Mapping[str, set[str]
 
 
 def _why(able: Sequence[Candidate], need: Need, now: float) -> str:
+    able = [replica for replica in able if not replica.loading]
     if any(replica.resident_until > now for replica in able):
         return "models in memory are within their minimum residency"
     if any(_ahead(replica, need) for replica in able):

@@ -389,16 +389,19 @@ class Scheduler:
             return ""
         asked = Lease(lease, facts.name, priority, deadline, now, pin, visit, holder)
         if if_loaded and self._serving(asked) is None:
-            heir = self._imagine()[0] if load_nothing else self
-            heir._known[facts.name].dismissed = False
-            later = heir._want_later(facts.name, priority, now + self.rules.later_seconds, now)
-            heir._step(now)
+            heir, refusal = self, None
+            if not load_nothing or not self._leases.is_wanted(facts.name):  # else its time to ready is known already
+                heir = self._imagine()[0] if load_nothing else self
+                heir._known[facts.name].dismissed = False
+                later = heir._want_later(facts.name, priority, now + self.rules.later_seconds, now)
+                heir._step(now)
+                refusal = later.refusal
             if load_nothing or self._serving(asked) is None:
                 seconds = _retry_after(heir.ready_in(facts.name, now))
                 trouble = known.trouble(now)
                 words = f"the model is not in memory: {trouble}; retry after the delay" if trouble else None
                 loading = ModelLoading(words, retry_after_seconds=seconds, model_version=facts.name)
-                self._effects.refused(lease, later.refusal or loading)
+                self._effects.refused(lease, refusal or loading)
                 return ""
         known.dismissed = False
         joins = self._only_joins(asked)
@@ -1033,7 +1036,9 @@ class Scheduler:
             if outcome.attainable:
                 kept.update(outcome.victims)
                 awaited.update(ends)
-                candidates = [replace(c, evictable=False) if c.uid in outcome.victims else c for c in candidates]
+                candidates = [
+                    replace(c, evictable=False, loading=False) if c.uid in outcome.victims else c for c in candidates
+                ]
                 rest = plus(rest, change)
                 spoken_for = spoken_for and rest.get(HOST, 0) <= 0
 
@@ -1730,6 +1735,7 @@ class Scheduler:
             uid=replica.uid,
             charge=self.ledger.charge_of(replica.uid),
             evictable=replica.state is ReplicaState.LOADED and replica.uid not in kept,
+            loading=replica.state is ReplicaState.LOADING and replica.uid not in kept,
             pinned=replica.pinned or self._to_be_pinned(replica) or replica.uid in self._protected(replica.version),
             busy=self._leases.count_busy(replica.uid) > 0,
             busy_priority=self._leases.busy_priority(replica.uid),

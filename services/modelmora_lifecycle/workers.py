@@ -174,6 +174,7 @@ class Worker:
         self._problem = ""
         """What real requests have shown; empty: nothing is wrong."""
         self._private_bytes = 0
+        self._free_bytes = 0
         self._allowed_bytes = 0
         self._verdict = ""
         """Why it was ended by force."""
@@ -181,7 +182,9 @@ class Worker:
         """What it ended for, as far as anybody knows."""
         self._kernel_kills = 0
 
-    def begin(self) -> asyncio.Task[None]:
+    def begin(self, free_bytes: int = 0) -> asyncio.Task[None]:
+        """`free_bytes`: of main memory, beside what it was granted."""
+        self._free_bytes = free_bytes
         return asyncio.create_task(self._live(), name=f"worker of {self.uid}")
 
     def stop(self, grace_seconds: float) -> None:
@@ -319,7 +322,7 @@ class Worker:
             process = await self._launcher.launch(spec, timeout_seconds=self._rules.launch_timeout_seconds)
             self._process = process
             self._reports.launched(self.uid, process.pid, StartMode(process.start_mode))
-            self._confine(process, 0)
+            self._confine(process, self._free_bytes)
             self._control = await WorkerChannel.connect(process.endpoint, process.control_key)
             self.endpoint = process.endpoint
             reply = await self._loaded_and_held(holding)

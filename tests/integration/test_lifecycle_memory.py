@@ -87,6 +87,14 @@ async def test_models_that_take_twice_what_they_declared_are_stopped_and_their_n
         await holder.close()
 
 
+async def test_who_declares_nothing_may_take_what_is_free_at_once(database_url: str, data_dir: Path) -> None:
+    async with rig(database_url, data_dir) as node:
+        version = await node.echo("acme/unknown", takes_bytes=280 * MIB)
+        holder = await (await node.acquire(version)).ready()
+        assert (await holder.embed()).rows
+        await holder.close()
+
+
 async def test_nonsense_fails_a_load_silence_ends_it_and_progress_is_waited_for(
     database_url: str, data_dir: Path
 ) -> None:

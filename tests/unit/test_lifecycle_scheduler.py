@@ -258,6 +258,20 @@ def test_swaps_with_disjoint_victims_run_at_the_same_time() -> None:
     assert node.states("c") == node.states("d") == [S.LOADING]
 
 
+def test_who_waits_for_a_load_in_progress_keeps_nothing_that_it_will_free(node: Node) -> None:
+    node.workers["slow"] = FakeWorker(load_seconds=50.0)
+    node.want("slow", version("slow", 70))
+    node.want("big", version("big", 80))
+    node.want("small", version("small", 10))
+    assert (node.states("big"), node.states("small")) == ([S.UNLOADED], [S.LOADING])
+    node.want("other", version("other", 11))
+    assert node.states("other") == [S.UNLOADED], "big has to fit once slow has gone"
+    node.run_for(51.0)
+    node.release("slow")
+    node.run_for(60.0)
+    assert node.granted_to("big")
+
+
 def test_a_load_that_waits_keeps_only_what_it_needs(node: Node) -> None:
     """`big` waits for the residency of `a`; `small` fits beside what `big` will get and does not wait for it."""
     node.want("a", version("a", 60))
