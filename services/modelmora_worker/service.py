@@ -240,13 +240,13 @@ class WorkerService:
             reply = _load_reply(rows[0], footprints[0], load, self._memory)
             # The last of them, and no look at the others: it would copy each page that a name of a module is in, 8 MB.
             imported = list(islice(reversed(sys.modules), max(0, len(sys.modules) - modules_before)))
+            self._loaded = True  # before anybody can read that it is
             log.info(
                 "loaded: %d bytes on the host; %d modules imported%s",
                 sum(d.memory_bytes for d in reply.footprint),
                 len(imported),
                 f": {', '.join(imported)}" if len(imported) <= 20 else "",
             )
-            self._loaded = True
             connection.send(request_id, worker_pb2.WorkerReply(load=reply).SerializeToString())
             session.jobs.pop(request_id, None)
 
