@@ -114,7 +114,7 @@ class FakeEffects:
             self.later(worker.load_seconds, finish)
 
     def stop(self, replica: Replica, grace_seconds: float) -> None:
-        self.log.append(("stop", replica.uid, replica.version))
+        self.log.append(("stop", replica.uid, replica.version, grace_seconds))
         worker = self.workers.get(replica.version, FakeWorker())
 
         def gone() -> None:

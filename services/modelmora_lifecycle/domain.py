@@ -194,6 +194,11 @@ class Replica:
     def name(self) -> str:
         return f"replicas/{self.uid}"
 
+    @property
+    def idle_since(self) -> float:
+        """Its last use; of one that was never loaded the beginning of its load: it is no older than that."""
+        return self.last_used_time or self.start_time
+
     def to(self, state: ReplicaState, reason: str, now: float, **changes: object) -> Replica:
         """This replica in `state`. IllegalTransition when the table does not allow it, or when a replica that a victim
         set has claimed is to be revived: the load it makes room for counts on its memory."""

@@ -842,7 +842,7 @@ class Scheduler:
             if replica.state is not ReplicaState.UNHEALTHY:
                 self._sick_since.pop(uid)
             elif since + self.rules.unhealthy_grace_seconds <= now:
-                self._crashed(replica, f"replaced: {replica.reason}", now)
+                self._crashed(replica, f"ended: {replica.reason}", now)
             else:
                 self._wakes.append(since + self.rules.unhealthy_grace_seconds)
 
@@ -1215,16 +1215,18 @@ class Scheduler:
         for replica in self.replicas():
             if replica.state is not ReplicaState.DRAINING or replica.uid in self._ending:
                 continue
+            drain_seconds = self.rules.drain_grace_seconds
             for lease in self._leases.held(replica.uid):
                 grace_until = lease.grace_until if lease.grace_until is not None else now
                 if lease.in_flight == 0:
                     self._revoke(lease, replica.reason)
                 elif grace_until <= now:
                     self._revoke(lease, f"{replica.reason}; the holder did not yield in time")
+                    drain_seconds = 0.0  # what runs has had its grace, and nobody hears its answer any more
                 else:
                     self._wakes.append(grace_until)
             if not self._leases.held(replica.uid):
-                self._end(replica, self.rules.drain_grace_seconds, now)
+                self._end(replica, drain_seconds, now)
         for owner, told in self._servers.leaving.items():
             there = (self._replicas[uid] for uid in self.ledger.charges if uid in self._replicas)
             if not told and all(self._came_from(replica) != owner for replica in there):
@@ -1739,7 +1741,7 @@ class Scheduler:
             pinned=replica.pinned or self._to_be_pinned(replica) or replica.uid in self._protected(replica.version),
             busy=self._leases.count_busy(replica.uid) > 0,
             busy_priority=self._leases.busy_priority(replica.uid),
-            last_used_time=replica.last_used_time,
+            last_used_time=replica.idle_since,
             resident_until=replica.loaded_time + max(self.rules.minimum_residency_seconds, replica.load_seconds),
             version=replica.version,
             uses=replica.uses,
@@ -1782,7 +1784,7 @@ class Scheduler:
         if others >= residency.max_replicas:
             stay, trigger, reason = 0.0, Trigger.SCALE_DOWN, f"there may be {residency.max_replicas} replicas"
         resident_until = replica.loaded_time + rules.minimum_residency_seconds
-        return max(replica.last_used_time + stay, resident_until), trigger, reason
+        return max(replica.idle_since + stay, resident_until), trigger, reason
 
     def _runs_away(self, replica: Replica, short: Vector) -> bool:
         """Whether it takes far more on a device that is short than it declared or took before."""

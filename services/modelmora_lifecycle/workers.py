@@ -32,6 +32,7 @@ from prometheus_client import Counter
 from modelmora_lifecycle import memory
 from modelmora_lifecycle.domain import HOST, MIB, Health, HealthState, StartMode, VersionFacts
 from modelmora_lifecycle.launcher import Launcher, LaunchSpec, WorkerExit, WorkerProcess
+from modelmora_lifecycle.prediction import nonsense
 
 log = logging.getLogger(__name__)
 
@@ -329,10 +330,11 @@ class Worker:
         finally:
             holding.cancel()
             await asyncio.gather(holding, return_exceptions=True)
-        wrong = nonsense_limits(reply)
+        taken = sum(item.memory_bytes for item in reply.footprint if item.device == HOST)
+        # More than there is was not taken, whatever was declared.
+        wrong = nonsense_limits(reply) or nonsense({HOST: taken}, {HOST: machine.total_bytes()})
         if wrong:
             raise NonsenseFootprint(f"the engine tells of {wrong}; mend the engine: it is not tried again by itself")
-        taken = sum(item.memory_bytes for item in reply.footprint if item.device == HOST)
         if self._facts.declared.get(HOST, 0) > 0 and taken > self._allowed_bytes:
             self._private_bytes = taken
             raise OutOfMemory("it took more memory than it may")

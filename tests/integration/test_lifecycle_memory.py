@@ -99,8 +99,8 @@ async def test_nonsense_fails_a_load_silence_ends_it_and_progress_is_waited_for(
     database_url: str, data_dir: Path
 ) -> None:
     async with rig(database_url, data_dir, load_timeout_seconds=2.5) as node:
-        for name, claimed in (("less", -1), ("more", 2**50)):
-            version = await node.echo(f"acme/{name}", claimed_bytes=claimed)
+        for name, claimed, declared in (("less", -1, 0), ("more", 2**50, 0), ("declared", 2**50, 64 * MIB)):
+            version = await node.echo(f"acme/{name}", claimed_bytes=claimed, memory_bytes=declared)
             error = await refused(node.load(version), NonsenseFootprint)
             assert str(claimed) in error.message
             assert error.metadata["model_version"] == version

@@ -28,7 +28,7 @@ from modelmora_lifecycle.domain import (
     Residency,
     VersionFacts,
 )
-from modelmora_lifecycle.eviction import Policy
+from modelmora_lifecycle.eviction import Policy, PolicyName
 from modelmora_lifecycle.ledger import Bounds
 from modelmora_lifecycle.placement import PlacementOutcome
 from modelmora_lifecycle.prediction import Measured, Prediction, setup_of
@@ -1177,6 +1177,17 @@ def test_explaining_what_is_being_loaded_says_so() -> None:
     assert (loading.outcome, loading.reason) == (PlacementOutcome.FITS, "it is being loaded")
     node.run_for(5.0)
     assert node.scheduler.explain(version("a", 60), 20, node.clock.now).reason == "it is loaded"
+
+
+@pytest.mark.parametrize(("policy", "later"), [("lru", 0.0), ("ttl", 300.0)])
+def test_what_is_being_loaded_is_idle_since_its_load_began(policy: PolicyName, later: float) -> None:
+    node = Node(FakeClock(), {HOST: 100}, Rules(policy=Policy(policy)))
+    begun = node.clock.now
+    node.want("x", version("a", 60))
+    node.run_for(0.5)
+    (verdict,) = node.scheduler.explain(version("b", 60), 20, node.clock.now).verdicts
+    assert verdict.candidate.version == "a"
+    assert (verdict.idle_seconds, verdict.score) == (0.5, begun + later)
 
 
 def test_explaining_has_no_effects(node: Node) -> None:

@@ -176,6 +176,20 @@ def test_a_holder_that_does_not_yield_is_cut_off_after_the_grace(node: Node) -> 
     assert node.granted_to("y")
 
 
+@pytest.mark.parametrize(("yields", "grace_seconds"), [(True, 5.0), (False, 0.0)])
+def test_who_has_had_the_grace_of_its_lease_gets_no_second_one_to_drain(
+    node: Node, yields: bool, grace_seconds: float
+) -> None:
+    node.want("x", version("a"))
+    node.run_for(5.0)
+    node.use("x")
+    node.want("y", version("b"))
+    if yields:
+        node.use("x", 0)
+    node.run_for(20.5)
+    assert [call[2:] for call in node.of("stop")] == [("a", grace_seconds)]
+
+
 def test_two_models_in_a_place_for_one_alternate(node: Node) -> None:
     turns: list[str] = []
     for turn in range(10):
@@ -548,6 +562,17 @@ def test_an_unhealthy_replica_takes_no_new_lease_and_recovers_or_is_replaced(nod
     node.run_for(2.0)
     assert node.told("revoked", "x")
     assert node.granted_to("z") not in (None, uid)
+
+
+def test_an_unhealthy_replica_that_nobody_wants_is_not_said_to_be_replaced(node: Node) -> None:
+    node.want("x", version("a"))
+    node.run_for(1.0)
+    uid = node.granted_to("x") or ""
+    node.scheduler.release("x", node.clock.now)
+    node.scheduler.health(uid, Health(HealthState.UNHEALTHY, "does not answer", node.clock.now), node.clock.now)
+    node.run_for(12.0)
+    assert [reason for _, version, _, _, reason in node.of("changed")][-1] == "ended: does not answer"
+    assert node.states("a") == []
 
 
 def test_a_pinned_replica_stays_until_it_is_unloaded_by_force(node: Node) -> None:
