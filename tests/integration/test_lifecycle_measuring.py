@@ -244,8 +244,8 @@ def _practised(tmp_path: Path) -> None:
         # Nothing but counters is looked at: they do not know how long ago it was read in full.
         second = whole.after_load(1e9, str(tmp_path))
         assert 15 * MIB < second - first < 20 * MIB
-        assert abs(whole.private_bytes(1e9) - second) < 2 * MIB + service.COPIED_BYTES
-        assert abs(service.Memory(forked=True).after_load(0.0, str(tmp_path)) - second) < 4 * MIB + service.COPIED_BYTES
+        assert abs(whole.private_bytes(1e9) - second) < 2 * MIB
+        assert abs(service.Memory(forked=True).after_load(0.0, str(tmp_path)) - second) < 4 * MIB
         cached = whole.after_load(2e9, "", str(tmp_path)) - second
         assert abs(cached - 24 * MIB) < 2 * MIB, "what its engine keeps is its own"
 

@@ -2,8 +2,9 @@
 
 A first load in a process costs half as much again as a second one. Pages that are shared with the fork server are
 copied when they are first written to, allocators fetch memory page by page, kernels take their buffers, and modules set
-themselves up when they are first called. The model has the size of a small one in what counts for that (the words of
-its tokenizer, the width of its layers) and one layer of zeros, which its file does not even hold.
+themselves up when they are first called. The model has the size of a small one in what counts for that, the width of
+its layers, and one layer of zeros, which its file does not even hold. It has few words: those of 30,000 made
+loads faster by 1 ms at most, and left a small reranker of 29 MB with 2 MB more that it had no use for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-_WORDS: Final = 30_000
+_WORDS: Final = 100
 _WIDTH: Final = 384
 _INNER: Final = 4 * _WIDTH
 _LONGEST: Final = 512
@@ -71,7 +72,7 @@ def sentence_transformers(folder: Path) -> None:
 
 
 def write_model(folder: Path) -> None:
-    """A model for sentence-transformers of 30,000 words and one layer, all zeros: half a megabyte on the disk."""
+    """A model for sentence-transformers of 100 words and one layer, all zeros, of which the disk holds none."""
     for name, content in _files().items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
