@@ -258,7 +258,7 @@ def _bar(replica: Candidate, need: Need, now: float) -> str:
     if replica.resident_until > now:
         return f"its minimum residency is not over: {replica.resident_until - now:.1f} s left"
     if _ahead(replica, need):
-        return "it serves requests of higher priority"
+        return "it serves requests of higher priority" if need.priority > 0 else "it is at work"
     return ""
 
 

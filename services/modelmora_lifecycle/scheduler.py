@@ -1039,7 +1039,8 @@ class Scheduler:
                 candidates = [
                     replace(c, evictable=False, loading=False) if c.uid in outcome.victims else c for c in candidates
                 ]
-                rest = plus(rest, change)
+                if covers(plus(available, freed), need):  # else what is free is of no use to it, as things are
+                    rest = plus(rest, change)
                 spoken_for = spoken_for and rest.get(HOST, 0) <= 0
 
     def _hinder(self, short: _Shortage, there: Replica | None, outcome: Wait | Impossible) -> None:

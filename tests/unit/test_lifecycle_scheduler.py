@@ -286,6 +286,23 @@ def test_who_waits_for_a_load_in_progress_keeps_nothing_that_it_will_free(node: 
     assert node.granted_to("big")
 
 
+def test_who_waits_for_what_is_promised_to_another_keeps_nothing_yet(node: Node) -> None:
+    node.workers["victim"] = FakeWorker(stop_seconds=30.0)
+    node.want("victim", version("victim", 80))
+    node.run_for(5.0)
+    node.release("victim")
+    node.want("big", version("big", 80))
+    assert node.states("victim") == [S.DRAINING]
+    node.want("back", version("victim", 80))
+    node.run_for(1.0)
+    node.want("small", version("small", 15))
+    assert node.states("small") == [S.LOADING]
+    node.run_for(40.0)
+    node.release("big")
+    node.run_for(40.0)
+    assert node.granted_to("back")
+
+
 def test_a_load_that_waits_keeps_only_what_it_needs(node: Node) -> None:
     """`big` waits for the residency of `a`; `small` fits beside what `big` will get and does not wait for it."""
     node.want("a", version("a", 60))
