@@ -227,7 +227,7 @@ class Scheduler:
         self._sick_since: dict[str, float] = {}
         self._invited: set[tuple[str, str]] = set()
         """Holder and replica."""
-        self._decided: dict[str, tuple[object, ...]] = {}
+        self._decided: dict[str, object] = {}
         self._waiting_on: set[str] = set()
         """Versions that need main memory and were found to have to wait for it, within the bounds of `_waits_within`;
         each has a replica that is UNLOADED and has no plan."""
@@ -1678,14 +1678,11 @@ class Scheduler:
         if ends and isinstance(outcome, Plan):
             reason = f"makes room for {version}, as does the end of the fork server of {_families(ends)}"
         # What stays the same is told once, not at every look.
-        told = (type(outcome), outcome.reason if isinstance(outcome, Wait) else "")
+        told = outcome.reason if isinstance(outcome, Wait) else outcome
         if self._decided.get(version) != told or isinstance(outcome, Plan):
             policy = self.rules.policy
             self._effects.decided(Decision(version, asked, candidates, outcome, policy, now, reason=reason))
-        if isinstance(outcome, Plan) or (isinstance(outcome, Impossible) and short.kind == "asked"):
-            self._decided.pop(version, None)
-        else:
-            self._decided[version] = told
+        self._decided[version] = told
         return outcome, ends
 
     def _with_servers(self, candidates: Iterable[Candidate], servers: Mapping[str, set[str]]) -> list[Candidate]:

@@ -1084,3 +1084,13 @@ def test_the_same_traffic_gives_the_same_decisions() -> None:
     first = play()
     assert len(first) > 50
     assert first == play()
+
+
+def test_what_never_fits_is_decided_once_as_long_as_the_figures_stay(node: Node) -> None:
+    for lease in ("x", "y", "z"):
+        node.want(lease, version("a", 101))
+        assert isinstance(node.error_of(lease), NeverFits)
+    assert len(node.of("decided")) == 1
+    node.scheduler.configure(node.rules, {HOST: 90}, node.clock.now)
+    node.want("w", version("a", 101))
+    assert len(node.of("decided")) == 2
