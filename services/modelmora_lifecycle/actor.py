@@ -605,7 +605,8 @@ class Node:
         free_bytes = self.scheduler.ledger.free.get(HOST, 0)
         for uid, taken in sample.private.items():
             worker = self._workers.get(uid)
-            if worker is not None and worker.took(taken[HOST], free_bytes):
+            charged_bytes = self.scheduler.ledger.charge_of(uid).get(HOST, 0)
+            if worker is not None and worker.took(taken[HOST], charged_bytes, free_bytes):
                 self.scheduler.measured(uid, sample.peak[uid], now, worker.batch_tokens)
         ended = dict.fromkeys(before.shared.keys() - sample.shared.keys(), Shared({}))
         for owner, shared in {**ended, **sample.shared}.items():

@@ -488,6 +488,8 @@ class Scheduler:
         if gone.replica:
             if was_busy:  # an idle lease is kept for a while: its end is no use
                 self._touch(gone.replica, now)
+            elif gone.holder:  # who gives it back is not invited at once to take it again
+                self._invited.add((gone.holder, gone.replica))
             # As above; and a holder that waits for one more lease may get this one.
             if (
                 self._replicas[gone.replica].state is ReplicaState.LOADED
@@ -1033,14 +1035,14 @@ class Scheduler:
             if outcome.until is not None:
                 self._wakes.append(outcome.until)
                 known.wait_until = outcome.until
-            if outcome.attainable:
+            # Where all that may go would not do, for others are promised the rest, none of it is of use as things are.
+            if outcome.attainable and covers(plus(available, freed), need):
                 kept.update(outcome.victims)
                 awaited.update(ends)
                 candidates = [
                     replace(c, evictable=False, loading=False) if c.uid in outcome.victims else c for c in candidates
                 ]
-                if covers(plus(available, freed), need):  # else what is free is of no use to it, as things are
-                    rest = plus(rest, change)
+                rest = plus(rest, change)
                 spoken_for = spoken_for and rest.get(HOST, 0) <= 0
 
     def _hinder(self, short: _Shortage, there: Replica | None, outcome: Wait | Impossible) -> None:

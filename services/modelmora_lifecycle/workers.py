@@ -208,25 +208,26 @@ class Worker:
             self.uid, process.pid, process.lender_pid, facts.artifact_digest, facts.artifact_path, cache
         )
 
-    def took(self, private_bytes: int, free_bytes: int) -> bool:
-        """Its private main memory as measured from outside, with so many bytes free in the ledger. False when that is
-        more than it may take: then it is ended, at once, for memory is what there is none of."""
+    def took(self, private_bytes: int, charged_bytes: int, free_bytes: int) -> bool:
+        """Its private main memory as measured from outside; what is charged to it, and free, in the ledger. False when
+        it is more than it may take: then it is ended, at once, for memory is what there is none of."""
         process = self.process
         if process is None or self._stop_asked.is_set():
             return True
         self._private_bytes = private_bytes
-        self._confine(process, free_bytes)
+        self._confine(process, charged_bytes, free_bytes)
         if private_bytes <= self._allowed_bytes:
             return True
         self._verdict = f"stopped, for it took more memory than it may: {self._arithmetic()}"
         process.kill()
         return False
 
-    def _confine(self, process: WorkerProcess, free_bytes: int) -> None:
+    def _confine(self, process: WorkerProcess, charged_bytes: int, free_bytes: int) -> None:
         """What is faster than the measuring, the kernel refuses: an allocation beyond the limit fails in the worker.
         Some room is left above, for not all that is mapped is ever touched: stacks of threads, for one. But never more
         than there is: what the ledger calls free may be more than that for a moment, and the kernel then kills."""
-        allowed = self._rules.allowed_bytes(self._facts, self._need.get(HOST, 0), free_bytes)
+        granted = max(self._need.get(HOST, 0), charged_bytes)  # what it took of what was free is granted by now
+        allowed = self._rules.allowed_bytes(self._facts, granted, free_bytes)
         self._allowed_bytes = allowed
         if any(size > 0 for device, size in self._need.items() if device != HOST):
             return  # drivers of accelerators map far more than they use
@@ -307,7 +308,8 @@ class Worker:
             words = self._ended(exit_) if exit_ else error.message
             error = OutOfMemory(words) if self._verdict else LoadFailed(f"the worker ended while loading: {words}")
         elif isinstance(error, OutOfMemory):
-            error = OutOfMemory(f"{error.message}; {self._arithmetic()}")
+            remedy = "" if self._facts.declared else "; declare what it takes, and room is made for it"
+            error = OutOfMemory(f"{error.message}; {self._arithmetic()}{remedy}")
         # Launcher, engine and registry each raise their own; of which model it was every caller is told.
         error.metadata = {**error.metadata, "model_version": self._facts.name}
         self._reports.load_failed(self.uid, error)
@@ -323,7 +325,7 @@ class Worker:
             process = await self._launcher.launch(spec, timeout_seconds=self._rules.launch_timeout_seconds)
             self._process = process
             self._reports.launched(self.uid, process.pid, StartMode(process.start_mode))
-            self._confine(process, self._free_bytes)
+            self._confine(process, 0, self._free_bytes)
             self._control = await WorkerChannel.connect(process.endpoint, process.control_key)
             self.endpoint = process.endpoint
             reply = await self._loaded_and_held(holding)

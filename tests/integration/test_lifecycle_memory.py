@@ -95,6 +95,23 @@ async def test_who_declares_nothing_may_take_what_is_free_at_once(database_url: 
         await holder.close()
 
 
+async def test_who_declared_nothing_keeps_what_it_took_when_others_take_the_rest(
+    database_url: str, data_dir: Path
+) -> None:
+    async with rig(database_url, data_dir) as node:
+        holders = []
+        for name, size in (("first", 110 * MIB), ("second", 200 * MIB)):
+            version = await node.echo(f"acme/{name}", takes_bytes=size)
+            holders.append(await (await node.acquire(version)).ready())
+        for _ in range(20):
+            for holder in holders:
+                assert (await holder.embed()).rows
+            await asyncio.sleep(0.1)
+        assert len({replica.pid for replica in await node.replicas()}) == 2
+        for holder in holders:
+            await holder.close()
+
+
 async def test_nonsense_fails_a_load_silence_ends_it_and_progress_is_waited_for(
     database_url: str, data_dir: Path
 ) -> None:

@@ -362,6 +362,20 @@ def test_an_invitation_that_was_lost_with_its_lease_is_told_again_to_who_has_wor
     assert last[2] != node.granted_to("y")
 
 
+def test_who_gives_an_idle_lease_back_is_not_invited_to_take_it_again() -> None:
+    node = scaled()
+    node.press("x", 3.0)
+    node.want("y", version("a"), holder="h")
+    node.press("x", 1.0)
+    node.use("x", 0)
+    told = len(node.of("invite"))
+    node.scheduler.release("y", node.clock.now)
+    node.run_for(2.0)
+    assert len(node.of("invite")) == told
+    node.press("x", 1.0)
+    assert len(node.of("invite")) == told + 1
+
+
 def test_leases_of_one_holder_go_to_different_replicas() -> None:
     node = scaled()
     node.want("y", version("a"), holder="h")

@@ -303,6 +303,23 @@ def test_who_waits_for_what_is_promised_to_another_keeps_nothing_yet(node: Node)
     assert node.granted_to("back")
 
 
+def test_who_cannot_be_placed_by_all_that_may_go_keeps_none_of_it(node: Node) -> None:
+    node.want("one", version("one", 20))
+    node.run_for(5.0)
+    node.release("one")
+    node.workers["slow"] = FakeWorker(load_seconds=50.0)
+    for lease, size in (("slow", 75), ("big", 75), ("too", 75), ("two", 20)):
+        node.want(lease, version(lease, size))
+        node.run_for(1.0)
+    node.run_for(1.0)
+    assert node.granted_to("two")
+    assert (node.states("big"), node.states("too")) == ([S.UNLOADED], [S.UNLOADED])
+    for lease in ("slow", "big", "too"):
+        node.run_for(60.0)
+        assert node.granted_to(lease)
+        node.release(lease)
+
+
 def test_a_load_that_waits_keeps_only_what_it_needs(node: Node) -> None:
     """`big` waits for the residency of `a`; `small` fits beside what `big` will get and does not wait for it."""
     node.want("a", version("a", 60))
