@@ -149,6 +149,8 @@ class Call:
     """When the last of its entries was handed to a worker."""
     tokenise_seconds: float = 0.0
     compute_seconds: float = 0.0
+    spent_seconds: float = 0.0
+    """Of that its own share, by tokens."""
     profile: common_pb2.EngineProfile | None = None
     """Of the replica that answered last."""
     failed_index: int | None = None
@@ -1020,6 +1022,7 @@ class Dispatcher:
             call.rows[index] = rows[start:at]
             call.input_tokens[index] = tokens = input_tokens[i]
             call.truncated[index] = cut = truncated[i]
+            call.spent_seconds += tokens * token_seconds
             total_tokens += tokens
             if not cut:
                 total_bytes += entry.size_bytes

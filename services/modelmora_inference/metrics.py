@@ -224,7 +224,11 @@ class Collector:
             ("cached_inputs", "Inputs that were answered from the response cache.", counts.cached_inputs),
             ("missed_inputs", "Inputs that the response cache did not have.", counts.missed_inputs),
             ("displaced_requests", "Calls that had to leave a full queue for others.", counts.displaced),
-            ("wasted_compute_seconds", "Compute time of rows that nobody waited for.", counts.wasted_compute_seconds),
+            (
+                "wasted_compute_seconds",
+                "Compute time of rows for callers who had gone, or whose time was over, before they had them all.",
+                counts.wasted_compute_seconds,
+            ),
         ):
             family = CounterMetricFamily(f"modelmora_inference_{name}", text)
             family.add_metric([], value)

@@ -377,6 +377,10 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
             await call.done
         except asyncio.CancelledError:
             dispatcher.withdraw(call)
+            dispatchers.counts.wasted_compute_seconds += call.spent_seconds
+            raise
+        except errors.DeadlineExceeded:
+            dispatchers.counts.wasted_compute_seconds += call.spent_seconds
             raise
         finally:
             if asked.request_id and dispatchers.asked.get(name) is found:

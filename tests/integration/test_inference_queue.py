@@ -94,7 +94,18 @@ async def test_what_is_computed_for_nobody_is_counted(stepping: Rig) -> None:
     page = await asyncio.to_thread(_metrics, stepping.host.metrics_port)
     wasted = _value(page, "modelmora_inference_wasted_compute_seconds_total")
     # A worker that stands still counts that too; but no text takes less than its twentieth of a second.
-    assert 0.05 <= wasted <= seen.compute.ToNanoseconds() / 1e9 - 0.05 * (2 + answered) + 1e-6
+    assert 0.05 * (answered + 1) - 1e-6 <= wasted <= seen.compute.ToNanoseconds() / 1e9 - 0.05 * 2 + 1e-6
+
+
+async def test_what_was_computed_for_a_call_that_ran_out_of_time_is_counted(stepping: Rig) -> None:
+    with pytest.raises(errors.DeadlineExceeded):
+        await stepping.embed(*texts(40), within=1.0)
+    await stepping.right("the next")
+    seen = await stepping.worker.seen()
+    page = await asyncio.to_thread(_metrics, stepping.host.metrics_port)
+    wasted = _value(page, "modelmora_inference_wasted_compute_seconds_total")
+    # All but the first and the last text, each of which takes its twentieth of a second at least.
+    assert 0.05 * (seen.entries - 2) - 1e-6 <= wasted <= seen.compute.ToNanoseconds() / 1e9 - 0.05 * 2 + 1e-6
 
 
 async def test_a_call_can_be_asked_where_it_is(stepping: Rig) -> None:
