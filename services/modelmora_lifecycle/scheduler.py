@@ -488,7 +488,7 @@ class Scheduler:
         if gone.replica:
             if was_busy:  # an idle lease is kept for a while: its end is no use
                 self._touch(gone.replica, now)
-            elif gone.holder:  # who gives it back is not invited at once to take it again
+            elif gone.holder and self._has_another(gone):  # it is not invited at once to take it again
                 self._invited.add((gone.holder, gone.replica))
             # As above; and a holder that waits for one more lease may get this one.
             if (
@@ -498,6 +498,11 @@ class Scheduler:
             ):
                 return
         self._step(now)
+
+    def _has_another(self, gone: Lease) -> bool:
+        """Whether the holder of a lease that is over has one of another replica."""
+        others = (lease for r in self._of(gone.version, _IN_MEMORY) for lease in self._leases.held(r.uid))
+        return any(lease.holder == gone.holder for lease in others)
 
     def unload(self, version: str, *, force: bool, now: float) -> list[str]:
         """Drains every replica of a version; the answer is their uids. What keeps it in memory (a pin, a minimum) rests
@@ -1123,7 +1128,8 @@ class Scheduler:
         if enough or now < yield_time:
             going: Sequence[str] = idle
             if not enough:
-                self._wakes.append(yield_time)
+                of_age = (c.resident_until for c in candidates if c.evictable and c.resident_until > now)
+                self._wakes.append(min((yield_time, *of_age)))
         else:
             going = relief(short, candidates, self.rules.policy, now, busy=True)
             ends = self._servers_for(positive(minus(short, self.ledger.freed_by(going))), servers, set(going))

@@ -1111,3 +1111,29 @@ def test_what_never_fits_is_decided_once_as_long_as_the_figures_stay(node: Node)
     node.scheduler.configure(node.rules, {HOST: 90}, node.clock.now)
     node.want("w", version("a", 101))
     assert len(node.of("decided")) == 2
+
+
+def test_leases_of_a_single_replica_leave_nothing_behind(node: Node) -> None:
+    for number in range(3):
+        node.scheduler.want(
+            f"x{number}", version("a"), priority=20, deadline=FOREVER, now=node.clock.now, holder=f"h{number}"
+        )
+        node.run_for(3.0)
+        node.release(f"x{number}")
+    assert not node.scheduler._invited
+
+
+def test_an_overdraft_ends_when_the_first_idle_model_is_of_age(node: Node) -> None:
+    node.want("busy", version("busy", 50))
+    node.run_for(3.0)
+    node.use("busy")
+    node.want("idle", version("idle", 40))
+    node.run_for(1.1)
+    uid = node.granted_to("idle")
+    assert uid
+    node.release("idle")
+    node.scheduler.measured(uid, {HOST: 60}, node.clock.now, 0)
+    assert node.states("idle") == [S.LOADED], "within its minimum residency"
+    node.run_for(2.1)
+    assert node.states("idle") == []
+    assert node.states("busy") == [S.LOADED]
