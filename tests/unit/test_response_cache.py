@@ -128,7 +128,7 @@ DECIDES_NOTHING = {"priority", "arrival", "deadline", "done", "input_field", "op
 ANSWER = {
     *("ready_in_seconds", "entries", "rows", "input_tokens", "truncated", "missing", "started", "tokenise_seconds"),
     *("compute_seconds", "profile", "failed_index", "description", "seen", "held", "owner", "positions"),
-    *("replica_profile", "mixed", "cached"),
+    *("replica_profile", "mixed", "cached", "spent_seconds"),
 }
 
 
