@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from modelmora import errors
 
-from modelmora_inference.domain import VersionFacts
+from modelmora_inference.domain import VersionFacts, in_words
 
 MAX_REFERENCES = 20_000
 MAX_REFERENCE_CHARACTERS = 400
@@ -92,7 +92,7 @@ class Catalog:
             if last is not None:
                 last.stale = True
                 return last.facts
-            had = f"{max(0.0, timeout_seconds):.3f} s"
+            had = in_words(timeout_seconds)
             raise errors.DeadlineExceeded(f"the registry had {had} to say which version this is, and did not")
         return asking.result()
 

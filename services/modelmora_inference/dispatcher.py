@@ -55,6 +55,7 @@ from modelmora_inference.domain import (
     Place,
     Priority,
     Worker,
+    in_words,
     retry_after,
     seconds_left,
 )
@@ -644,6 +645,7 @@ class Dispatcher:
             max_tokens=min(ours.max_tokens, told.max_batch_tokens or ours.max_tokens),
             max_batches=min(ours.max_batches, loaded.max_in_flight_batches or ours.max_batches),
             split_tokens=ours.split_tokens,
+            max_seconds=ours.max_seconds,
         )
         profile = common_pb2.EngineProfile()
         profile.CopyFrom(loaded.engine_profile)
@@ -1005,6 +1007,7 @@ class Dispatcher:
         self._version_counts.batch(len(batch.entries), 0, compute)
         token_seconds = compute / (sum(input_tokens) or 1)
         token_cost = self._token_cost(compute, sum(input_tokens))
+        self.queue.computed(sum(input_tokens), compute)
         at = total_tokens = total_bytes = 0
         for i, position in enumerate(positions):
             start, at = at, at + 4 * dimensions[i]
@@ -1113,15 +1116,11 @@ class Dispatcher:
         self._version_counts.refused(now - call.arrival)
         call.end(
             errors.DeadlineExceeded(
-                f"no answer within {_in_words(call.deadline - call.arrival)}; {where}",
+                f"no answer within {in_words(call.deadline - call.arrival)}; {where}",
                 queue_seconds=f"{(call.started if call.started and not waiting else now) - call.arrival:.3f}",
             )
         )
         self.withdraw(call)
-
-
-def _in_words(seconds: float) -> str:
-    return f"{seconds:.3f} s" if seconds >= 0.001 else "less than a millisecond"
 
 
 def _in_flight(lease: _Lease) -> int:

@@ -30,6 +30,11 @@ def retry_after(seconds: float | None) -> float:
     return OVERDUE_SECONDS if seconds is None else max(RETRY_SECONDS, seconds)
 
 
+def in_words(seconds: float) -> str:
+    """How long somebody had; less than a millisecond is no 0.000 s."""
+    return f"{seconds:.3f} s" if seconds >= 0.001 else "less than a millisecond"
+
+
 class Priority(IntEnum):
     """How urgent; the numbers are those of the message."""
 
@@ -98,6 +103,9 @@ class BatchLimits:
     """Batches on the worker at a time: one computes, the next is tokenised."""
     split_tokens: int = 256
     """A batch of at most so many tokens is not split to give the second place something to do."""
+    max_seconds: float = 5.0
+    """A batch takes about so long, by what tokens have taken of late; a single entry may take longer. Who must wait
+    for what is on a worker, to have its memory or its turn, waits for no more than this of each batch."""
     max_bytes: int = 16 * 1024 * 1024
     """Most bytes in one batch; a single entry may be larger. Images weigh more than their tokens tell, and a worker's
     wire takes 72 MiB at a time."""

@@ -59,13 +59,16 @@ class SimulationResult:
 
 def simulate(events: Sequence[AcquireEvent], policy: Policy, budget: Vector, rules: Rules) -> SimulationResult:
     """What the trace costs with this policy, budget and these rules; the same arguments give the same answer.
-    InvalidArgument, with the index, for events out of order, of negative or endless time, or more than 100,000."""
+    InvalidArgument, with the index, for events out of order, of no model, of negative or endless time, or more than
+    100,000."""
     if len(events) > EVENTS_LIMIT:
         raise InvalidArgument.at("events", f"{len(events)} are too many; at most {EVENTS_LIMIT}")
     last = 0.0
     for index, event in enumerate(events):
         if not last <= event.at_seconds < float("inf"):
             raise InvalidArgument.at(f"events[{index}].at_seconds", "must not go back")
+        if not event.model_version:
+            raise InvalidArgument.at(f"events[{index}].model_version", "is needed")
         for name, seconds in (("use_seconds", event.use_seconds), ("load_seconds", event.load_seconds)):
             if not 0 <= seconds < float("inf"):
                 raise InvalidArgument.at(f"events[{index}].{name}", "must be finite and not negative")

@@ -82,6 +82,8 @@ async def test_many_callers_share_a_lookup_and_one_that_leaves_does_not_end_it()
     impatient = asyncio.create_task(catalog.find("a/b", 0.01))
     with pytest.raises(errors.DeadlineExceeded, match=r"had 0\.010 s to say"):
         await impatient
+    with pytest.raises(errors.DeadlineExceeded, match="had less than a millisecond to say"):
+        await catalog.find("a/b", 0.0)
     callers[0].cancel()
     registry.gate.set()
     answers = await asyncio.gather(*callers, return_exceptions=True)

@@ -97,6 +97,7 @@ def test_gdsf_waits_less_where_small_models_are_dear() -> None:
     [
         ([event(5.0, "a"), event(4.0, "a")], "events[1].at_seconds"),
         ([event(-1.0, "a")], "events[0].at_seconds"),
+        ([event(0.0, "a"), event(0.0, "")], "events[1].model_version"),
         ([event(float("nan"), "a")], "events[0].at_seconds"),
         ([event(0.0, "a", use=float("inf"))], "events[0].use_seconds"),
         ([event(0.0, "a", load=-1.0)], "events[0].load_seconds"),
