@@ -295,8 +295,8 @@ class Dispatcher:
         """Whether the node is cordoned still."""
         self._closing = False
         self._pumping = False
-        self._kept_since = float("-inf")
-        """When somebody last ran out of time, or would not wait for what is to be loaded for later."""
+        self._kept_since: dict[int, float] = {}
+        """By priority: when somebody last ran out of time, or would not wait for what is to be loaded for later."""
         self._reading: asyncio.Task[Any] | None = None
         """The word of lifecycle that the first lease waits for."""
         self._behind = (0, 0.0)
@@ -385,7 +385,7 @@ class Dispatcher:
                 rows.setdefault(entry.batch, []).append(entry.position)
         self.queue.withdraw(call.entries)
         if not left and not call.loads_nothing:
-            self._kept_since = time.monotonic()
+            self._kept_since[call.priority] = time.monotonic()
         if self._reading is not None and self._is_deserted():
             self._reading.cancel()
         call.entries = []
@@ -600,7 +600,7 @@ class Dispatcher:
         self, stream: Any, reading: asyncio.Task[Any], told: lifecycle_pb2.Want, further: bool
     ) -> lifecycle_pb2.Loaded | None:
         """Waits for the grant; None when nobody waits for it any more."""
-        began = time.monotonic() if further else self._kept_since
+        began = time.monotonic() if further else float("-inf")
         while not self._is_deserted(began):
             if not further:
                 self._reading = reading
@@ -625,7 +625,10 @@ class Dispatcher:
             if len(self.queue):
                 want = self._want(further=False)
                 later_seconds = (want.deadline.ToNanoseconds() - told.deadline.ToNanoseconds()) / 1e9
-                if want.priority > told.priority or later_seconds >= min(1.0, self._rules.idle_keep_seconds / 4):
+                kept_seconds = time.monotonic() - self._kept_since.get(told.priority, float("-inf"))
+                if kept_seconds < self._rules.asks_again_seconds:  # the turn of somebody as urgent is kept
+                    want.priority = max(want.priority, told.priority)
+                if want.priority != told.priority or later_seconds >= min(1.0, self._rules.idle_keep_seconds / 4):
                     told = want
                     await self._say(stream, lifecycle_pb2.AcquireRequest(want=want))
         reading.cancel()
@@ -634,7 +637,7 @@ class Dispatcher:
     def _is_deserted(self, since: float = float("-inf")) -> bool:
         """Whether nobody waits. Who ran out of time, or would not wait, asks again soon; who went away does not."""
         keep_seconds = self._rules.asks_again_seconds if self._told else self._rules.idle_keep_seconds
-        return not len(self.queue) and time.monotonic() - max(since, self._kept_since) >= keep_seconds
+        return not len(self.queue) and time.monotonic() - max([since, *self._kept_since.values()]) >= keep_seconds
 
     def _granted(self, loaded: lifecycle_pb2.Loaded, channel: WorkerChannel) -> _Lease:
         told, ours = loaded.limits, self._rules.batches

@@ -31,6 +31,8 @@ class Lease:
     holder: str = ""
     quiet: bool = False
     """Nobody is told of it."""
+    since: float = field(init=False)
+    """When it came; `arrival` is later where it became more urgent since."""
     replica: str = ""
     """Uid of the replica that it was granted; empty while it waits."""
     in_flight: int = 0
@@ -41,6 +43,9 @@ class Lease:
     report: Report = field(default_factory=Report)
     refusal: ModelMoraError | None = None
     """Why it was refused, where nobody was told."""
+
+    def __post_init__(self) -> None:
+        self.since = self.arrival
 
 
 class Leases:
@@ -72,8 +77,7 @@ class Leases:
     def wait(self, lease: Lease) -> None:
         self._all[lease.uid] = lease
         self._waiting.setdefault(lease.version, {})[lease.uid] = lease
-        self._lanes.setdefault(lease.version, {}).setdefault(lease.priority, {})[lease.uid] = lease
-        self._ranks.pop(lease.version, None)
+        self._enter_lane(lease)
         self.expire_at(lease, lease.deadline)
 
     def expire_at(self, lease: Lease, deadline: float) -> None:
@@ -83,14 +87,25 @@ class Leases:
             heapq.heappush(self._deadlines, (deadline, lease.uid))
 
     def urge(self, lease: Lease, priority: int, now: float, aging_seconds: float) -> bool:
-        """Somebody with this priority waits with one that waits: it has his place from now on, if that is before its
-        own (see `rank`). Whether it is."""
-        if now - priority * aging_seconds >= lease.arrival - lease.priority * aging_seconds:
+        """What waits with one that waits is of this priority by now. Of a higher one: it has the place of who comes now
+        with it, if that is before its own (see `rank`). Of a lower one: that of who came with it when it did. Whether
+        it has another place now."""
+        eased = priority < lease.priority
+        if not eased and now - priority * aging_seconds >= lease.arrival - lease.priority * aging_seconds:
             return False
         self._leave_lane(lease)
-        lease.priority, lease.arrival = priority, now
-        self._lanes.setdefault(lease.version, {}).setdefault(priority, {})[lease.uid] = lease
+        lease.priority, lease.arrival = priority, lease.since if eased else now
+        self._enter_lane(lease)
         return True
+
+    def _enter_lane(self, lease: Lease) -> None:
+        lanes = self._lanes.setdefault(lease.version, {})
+        lane = lanes.setdefault(lease.priority, {})
+        late = bool(lane) and next(reversed(lane.values())).arrival > lease.arrival
+        lane[lease.uid] = lease
+        if late:
+            lanes[lease.priority] = dict(sorted(lane.items(), key=lambda item: item[1].arrival))
+        self._ranks.pop(lease.version, None)
 
     def _leave_lane(self, lease: Lease) -> None:
         lanes = self._lanes[lease.version]

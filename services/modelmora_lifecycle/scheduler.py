@@ -428,8 +428,8 @@ class Scheduler:
         )
 
     def urge(self, lease: str, priority: int, deadline: float, now: float) -> None:
-        """What waits behind a lease is so urgent by now, and of use until `deadline`. Nothing happens when it does not
-        wait any more, or has as good a place."""
+        """What waits behind a lease is so urgent by now, more or less than before, and of use until `deadline`. Nothing
+        happens when it does not wait any more, or is to keep its place."""
         waiting = self._leases.get(lease)
         if waiting is None or waiting.replica:
             return
@@ -1301,7 +1301,7 @@ class Scheduler:
             lease = Lease(uid, version, priority, deadline, now, visit=True, quiet=True)
             self._wait(lease)
             return lease
-        self._leases.urge(lease, priority, now, self.rules.policy.aging_seconds_per_point)
+        self._leases.urge(lease, max(priority, lease.priority), now, self.rules.policy.aging_seconds_per_point)
         if deadline > lease.deadline:
             self._leases.expire_at(lease, deadline)
         return lease

@@ -276,6 +276,41 @@ async def test_who_waits_behind_less_urgent_calls_makes_them_urgent(two: Rig) ->
     assert again.deadline.ToNanoseconds() > want.deadline.ToNanoseconds()
 
 
+async def test_who_was_urgent_and_cancels_leaves_the_others_as_urgent_as_they_are(two: Rig) -> None:
+    async with two.lessor.loads_wait(version_of("acme/echo")):
+        patient = asyncio.create_task(two.right("patient", priority=LOW, timeout=60))
+        await two.waiting(1)
+        request = inference_pb2.EmbedRequest(model="acme/echo", texts=["urgent"], priority=HIGH)
+        urgent = two.stub.Embed(request, timeout=60)
+        await said_again(two, 1)
+        urgent.cancel()
+        await said_again(two, 2)
+    await patient
+    assert [want.priority for want in two.lessor.urged] == [HIGH, LOW]
+
+
+async def test_who_was_urgent_and_ran_out_of_time_keeps_his_turn_among_the_others(data_dir: Path) -> None:
+    async with rig(data_dir, {"acme/echo": {}}, asks_again_seconds=3600) as made:
+        made.lessor.reason = "waiting for memory"
+        async with made.lessor.loads_wait(version_of("acme/echo")):
+            patient = asyncio.create_task(made.right("patient", priority=LOW, timeout=60))
+            await made.waiting(1)
+            urgent = asyncio.create_task(made.embed("urgent", priority=HIGH, timeout=2))
+            await said_again(made, 1)
+            with pytest.raises(errors.DeadlineExceeded):
+                await urgent
+            longer = asyncio.create_task(made.right("longer", priority=LOW, timeout=120))
+            await said_again(made, 2)
+        await asyncio.gather(patient, longer)
+        assert [want.priority for want in made.lessor.urged] == [HIGH, HIGH]
+
+
+async def said_again(made: Rig, times: int) -> None:
+    """Returns once wants were said again so many times."""
+    async with made.lessor.changed, asyncio.timeout(60):
+        await made.lessor.changed.wait_for(lambda: len(made.lessor.urged) >= times)
+
+
 async def test_lifecycle_hears_of_work_that_is_done_before_it_can_be_told(
     two: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

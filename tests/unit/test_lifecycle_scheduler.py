@@ -400,6 +400,37 @@ def test_who_becomes_urgent_passes_nobody_who_was_so_before(node: Node) -> None:
     assert node.started() == ["p", "high", "low", "old", "mid"]
 
 
+def test_what_nobody_urgent_waits_for_any_more_has_the_place_that_it_came_for(node: Node) -> None:
+    node.want("p", version("p"), priority=1000)
+    node.run_for(3.0)
+    node.use("p")
+    node.want("low", version("low", 80), priority=10)
+    node.run_for(2.0)
+    node.want("other", version("other", 80), priority=10)
+    node.scheduler.urge("low", 30, FOREVER, node.clock.now)
+    node.run_for(1.0)
+    node.want("beside", version("low", 80), priority=10)
+    node.want("mid", version("mid", 80), priority=20)
+    node.scheduler.urge("low", 10, FOREVER, node.clock.now)
+    for lease in ("p", "mid", "low", "other"):
+        node.release(lease)
+        node.run_for(60.0)
+    assert node.started() == ["p", "mid", "low", "other"]
+
+
+def test_a_load_for_later_is_as_urgent_as_the_most_urgent_who_asked(node: Node) -> None:
+    node.want("p", version("p"), priority=1000)
+    node.run_for(3.0)
+    node.use("p")
+    now = node.clock.now
+    node.scheduler.want("a", version("a", 80), priority=30, deadline=FOREVER, now=now, if_loaded=True)
+    node.want("mid", version("mid", 80), priority=20)
+    node.scheduler.want("b", version("a", 80), priority=10, deadline=FOREVER, now=now, if_loaded=True)
+    node.release("p")
+    node.run_for(60.0)
+    assert node.started() == ["p", "a", "mid"]
+
+
 def test_work_is_as_urgent_as_its_holder_says(node: Node) -> None:
     node.want("x", version("a"), priority=10)
     node.run_for(5.0)
