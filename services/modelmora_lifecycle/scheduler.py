@@ -1022,7 +1022,7 @@ class Scheduler:
                 continue
             replica = there or self._new(version, now)
             counted_on.add(server)
-            freed = plus(self.ledger.freed_by(outcome.victims), *(self.ledger.charges[owner] for owner in ends))
+            freed = plus(self._freed_by(outcome.victims), *(self.ledger.charges[owner] for owner in ends))
             change = minus(freed, need)
             if isinstance(outcome, Plan):
                 known.note = "waiting for memory that is being freed"
@@ -1115,8 +1115,8 @@ class Scheduler:
         servers = {o: users for o, users in self._servers_in_memory().items() if o not in self._needed_servers()}
         candidates = self._with_servers(self._candidates(set()), servers)
         idle = relief(short, candidates, self.rules.policy, now)
-        ends = self._servers_for(positive(minus(short, self.ledger.freed_by(idle))), servers, set(idle))
-        enough = covers(plus(self.ledger.freed_by(idle), *(self.ledger.charges[owner] for owner in ends)), short)
+        ends = self._servers_for(positive(minus(short, self._freed_by(idle))), servers, set(idle))
+        enough = covers(plus(self._freed_by(idle), *(self.ledger.charges[owner] for owner in ends)), short)
         if not enough:
             for replica in reversed(self.replicas()):
                 grown = positive(minus(self.ledger.charge_of(replica.uid), replica.granted))
@@ -1132,7 +1132,7 @@ class Scheduler:
                 self._wakes.append(min((yield_time, *of_age)))
         else:
             going = relief(short, candidates, self.rules.policy, now, busy=True)
-            ends = self._servers_for(positive(minus(short, self.ledger.freed_by(going))), servers, set(going))
+            ends = self._servers_for(positive(minus(short, self._freed_by(going))), servers, set(going))
         self._servers.leaving |= dict.fromkeys(ends, False)
         if going:
             reason = _SQUEEZES[self._overdraft_trigger]
@@ -1680,7 +1680,7 @@ class Scheduler:
             asked = replace(asked, available=plus(available, *unused))
             outcome = plan(asked, candidates, self.rules.policy, now)
             if not isinstance(outcome, Impossible):
-                missing = positive(minus(minus(need, available), self.ledger.freed_by(outcome.victims)))
+                missing = positive(minus(minus(need, available), self._freed_by(outcome.victims)))
                 ends = self._servers_for(missing, servers, set(outcome.victims))
         reason = ""
         if ends and isinstance(outcome, Plan):
@@ -1739,12 +1739,14 @@ class Scheduler:
 
     def _candidate(self, replica: Replica, kept: set[str]) -> Candidate:
         end, _, _ = self._stay_until(replica)
+        goes = self._goes(replica)  # then it keeps nothing that others share or need
         return Candidate(
             uid=replica.uid,
             charge=self.ledger.charge_of(replica.uid),
             evictable=replica.state is ReplicaState.LOADED and replica.uid not in kept,
             loading=replica.state is ReplicaState.LOADING and replica.uid not in kept,
-            pinned=replica.pinned or self._to_be_pinned(replica) or replica.uid in self._protected(replica.version),
+            pinned=not goes
+            and (replica.pinned or self._to_be_pinned(replica) or replica.uid in self._protected(replica.version)),
             busy=self._leases.count_busy(replica.uid) > 0,
             busy_priority=self._leases.busy_priority(replica.uid),
             last_used_time=replica.idle_since,
@@ -1754,7 +1756,7 @@ class Scheduler:
             load_seconds=self._known.load_seconds(self._known[replica.version]) or 0.0,
             clock=replica.clock,
             keep_until=end if end < ENDLESS else None,
-            shares=self.ledger.shared_by(replica.uid) if self.ledger.users else {},
+            shares=self.ledger.shared_by(replica.uid) if self.ledger.users and not goes else {},
         )
 
     def _protected(self, version: str) -> set[str]:
@@ -1854,9 +1856,17 @@ class Scheduler:
 
     def _coming(self) -> dict[str, int]:
         """Bytes by device that are on their way back."""
-        going = [uid for uid in self.ledger.charges if uid in self._replicas and self._goes(self._replicas[uid])]
         leaving = (self.ledger.charge_of(owner) for owner in self._servers.leaving)
-        return plus(self.ledger.freed_by(going), *leaving)
+        return plus(self.ledger.freed_by(self._going_in_memory()), *leaving)
+
+    def _going_in_memory(self) -> set[str]:
+        charged = (self._replicas[uid] for uid in self.ledger.charges if uid in self._replicas)
+        return {replica.uid for replica in charged if self._goes(replica)}
+
+    def _freed_by(self, uids: Iterable[str]) -> dict[str, int]:
+        """Bytes by device that come back beside those when these go as well, also what they share with who goes."""
+        going = self._going_in_memory()
+        return minus(self.ledger.freed_by({*going, *uids}), self.ledger.freed_by(going))
 
     def _servers_in_memory(self) -> dict[str, set[str]]:
         """By owner: fork servers that are charged for themselves, with the workers in memory that came from each and

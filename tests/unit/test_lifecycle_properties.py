@@ -39,8 +39,8 @@ from modelmora_lifecycle.domain import (
     Residency,
     VersionFacts,
 )
-from modelmora_lifecycle.eviction import POLICIES, Decision, Policy, Trigger
-from modelmora_lifecycle.ledger import largest, minus, positive
+from modelmora_lifecycle.eviction import POLICIES, Decision, Plan, Policy, Trigger
+from modelmora_lifecycle.ledger import covers, largest, minus, plus, positive
 from modelmora_lifecycle.placement import PlacementOutcome
 from modelmora_lifecycle.prediction import Prediction
 from modelmora_lifecycle.scaling import Scaling
@@ -428,6 +428,8 @@ class World(FakeEffects):
         super().decided(decision)
         if decision.trigger not in (Trigger.PLACEMENT, Trigger.OVERDRAFT, Trigger.FOREIGN, Trigger.BUDGET):
             return
+        if decision.trigger is not Trigger.PLACEMENT and isinstance(decision.outcome, Plan):
+            self.nobody_in_vain(decision.outcome.victims)
         short = positive(minus(decision.need.memory, decision.need.available))
         for uid, charge in self.scheduler.ledger.charges.items():
             replica = self.scheduler.replica(uid)
@@ -437,6 +439,17 @@ class World(FakeEffects):
                 assert facts is not None
                 had = largest(replica.peak, facts.declared, measured.peak if measured is not None else {})
                 assert not positive(minus(charge, had)).keys() & short, "a guess makes somebody go"
+
+    def nobody_in_vain(self, victims: tuple[str, ...]) -> None:
+        """Without any one of them, and the fork server that ends with it, an overdraft would last."""
+        scheduler, ledger = self.scheduler, self.scheduler.ledger
+        going = {r.uid for r in scheduler.replicas() if r.state in (S.DRAINING, S.FAILED)} | set(victims)
+        for uid in victims:
+            replica = scheduler.replica(uid)
+            assert replica is not None
+            servers = (ledger.charge_of(o) for o in scheduler._servers.leaving if o != self.server_of(replica))
+            less = plus(ledger.freed_by(going - {uid}), *servers)
+            assert not covers(less, ledger.overdraft), "somebody goes in vain"
 
     def stop(self, replica: Replica, grace_seconds: float) -> None:
         assert self.scheduler.leases(replica.uid)[0] == 0, "stopped under a lease"

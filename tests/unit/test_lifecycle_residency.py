@@ -879,6 +879,29 @@ def test_what_is_shared_is_charged_once_and_goes_with_its_last_user(node: Node) 
     assert node.scheduler.ledger.charged == {HOST: 90}
 
 
+@pytest.mark.parametrize("short", ["an overdraft", "a load"])
+def test_what_is_shared_with_who_goes_already_comes_back_with_its_last_user(node: Node, short: str) -> None:
+    node.keep(version("a", 5), min_replicas=2, max_replicas=2)
+    node.run_for(2.0)
+    users = [replica.uid for replica in node.scheduler.replicas()]
+    node.scheduler.charge_shared("artifacts/a", {HOST: 20}, node.clock.now, users)
+    node.want("c", version("c", 10))
+    node.run_for(1.5)
+    node.want("busy", version("busy", 60))
+    node.run_for(5.0)
+    node.use("busy")
+    node.workers["a"] = FakeWorker(stop_seconds=50.0)
+    node.keep(version("a", 5))
+    assert node.states("a") == [S.DRAINING, S.LOADED]
+    assert node.scheduler.ledger.free == {HOST: 0}
+    if short == "a load":
+        node.want("x", version("x", 20))
+    else:
+        node.scheduler.measured(node.granted_to("busy") or "", {HOST: 80}, node.clock.now)
+    assert node.states("a") == [S.DRAINING, S.DRAINING], "5 of each, and the 20 that they share"
+    assert node.states("c") == [S.LOADED]
+
+
 def test_a_second_load_reserves_what_it_will_share_with_nobody(node: Node) -> None:
     node.workers["a"] = FakeWorker(memory={HOST: 18})
     node.want("x", version("a", 20))

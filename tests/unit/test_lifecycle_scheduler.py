@@ -110,6 +110,21 @@ def test_what_never_fits_is_refused_at_once_with_the_arithmetic(node: Node) -> N
     assert node.scheduler.ledger.charged == {HOST: 30}
 
 
+def test_a_pinned_model_that_is_being_stopped_keeps_nothing_from_others(node: Node) -> None:
+    node.workers["p"] = FakeWorker(stop_seconds=5.0)
+    uid = node.want("pin", version("p", 60), pin=True)
+    node.run_for(1.0)
+    node.want("y", version("y", 30))
+    node.run_for(5.0)
+    node.scheduler.health(uid, Health(HealthState.UNHEALTHY, "silent", node.clock.now), node.clock.now)
+    node.run_for(node.rules.unhealthy_grace_seconds)
+    assert node.states("p") == [S.FAILED]
+    node.want("x", version("x", 80))
+    assert node.error_of("x") is None
+    node.run_for(10.0)
+    assert node.granted_to("x")
+
+
 def test_a_vector_is_placed_whole_or_not_at_all() -> None:
     node = Node(FakeClock(), {HOST: 100, "cuda:0": 10})
     node.want("x", version("a", 10, **{"cuda:0": 8}))
