@@ -648,7 +648,6 @@ class Dispatcher:
             max_tokens=min(ours.max_tokens, told.max_batch_tokens or ours.max_tokens),
             max_batches=min(ours.max_batches, loaded.max_in_flight_batches or ours.max_batches),
             split_tokens=ours.split_tokens,
-            max_seconds=ours.max_seconds,
         )
         profile = common_pb2.EngineProfile()
         profile.CopyFrom(loaded.engine_profile)
@@ -1010,7 +1009,6 @@ class Dispatcher:
         self._version_counts.batch(len(batch.entries), 0, compute)
         token_seconds = compute / (sum(input_tokens) or 1)
         token_cost = self._token_cost(compute, sum(input_tokens))
-        self.queue.computed(sum(input_tokens), compute)
         at = total_tokens = total_bytes = 0
         for i, position in enumerate(positions):
             start, at = at, at + 4 * dimensions[i]

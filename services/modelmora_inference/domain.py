@@ -103,9 +103,6 @@ class BatchLimits:
     """Batches on the worker at a time: one computes, the next is tokenised."""
     split_tokens: int = 256
     """A batch of at most so many tokens is not split to give the second place something to do."""
-    max_seconds: float = 5.0
-    """A batch takes about so long, by what tokens have taken of late; a single entry may take longer. Who must wait
-    for what is on a worker, to have its memory or its turn, waits for no more than this of each batch."""
     max_bytes: int = 16 * 1024 * 1024
     """Most bytes in one batch; a single entry may be larger. Images weigh more than their tokens tell, and a worker's
     wire takes 72 MiB at a time."""

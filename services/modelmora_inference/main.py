@@ -73,9 +73,6 @@ class Settings(Section):
     max_batch_tokens: int = Field(8192, ge=1, description="Tokens in a batch, at most what the engine takes.")
     max_batches: int = Field(2, ge=1, le=16, description="Batches on a worker at a time, at most what the lease says.")
     split_tokens: int = Field(256, ge=1, description="Less work than this is not split into two batches.")
-    max_batch_seconds: float = Field(
-        5, gt=0, le=600, description="A batch takes about so long at most, by what texts of the model took of late."
-    )
     idle_keep_seconds: float = Field(30, gt=0, le=3600, description="How long a lease without requests is kept.")
     asks_again_seconds: float = Field(
         3,
@@ -128,13 +125,7 @@ class Settings(Section):
             max_total_bytes=int(self.max_total_bytes),
             weights=self.tenant_weights,
             aging=Aging(self.aging_medium_seconds, self.aging_low_seconds, self.fairness_seconds),
-            batches=BatchLimits(
-                max_entries=self.max_batch_entries,
-                max_tokens=self.max_batch_tokens,
-                max_batches=self.max_batches,
-                split_tokens=self.split_tokens,
-                max_seconds=self.max_batch_seconds,
-            ),
+            batches=BatchLimits(self.max_batch_entries, self.max_batch_tokens, self.max_batches, self.split_tokens),
             idle_keep_seconds=self.idle_keep_seconds,
             asks_again_seconds=self.asks_again_seconds,
             load_attempts=self.load_attempts,

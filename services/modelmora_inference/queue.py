@@ -27,8 +27,7 @@ Batches, numbered as in the code:
   3. Beside a running batch the next one goes once as much waits as is still unanswered. Sooner it would be small, and
      small batches waste more than the wait costs: the worker is busy anyway.
   4. What is there is shared between the places of all workers: a batch takes at most its share of all tokens, so that
-     one part computes while the other is read, answered and asked again. Little work is not split, unless it takes
-     long: no batch is larger than what a worker computes in a few seconds.
+     one part computes while the other is read, answered and asked again. Little work is not split.
 
 Poison. When a worker dies, the batch that it was computing (the oldest unanswered one of a rank) is suspect: its
 entries are tried again one by one, each alone; all others just go back to their places. An entry that was the only one
@@ -77,8 +76,6 @@ LONE_DEATHS = 2
 
 UNKNOWN_RETRY_SECONDS = 1.0
 """Who finds a full queue of which nobody knows how fast it drains is told to come back after so long."""
-_SPEED_SECONDS = 5.0
-"""So much computing at another speed, and it is believed by half at least."""
 _LANES_KEPT = 16
 """Empty lanes that are not worth forgetting."""
 _NEVER = float("inf")
@@ -144,8 +141,6 @@ class EntryQueue:
         """Of the batches beside or behind which there was more to do."""
         self._full_drain = _DrainRate()
         """Of the batches that went while much was held: lone calls that take their time say little of a full queue."""
-        self._speed = _NEVER
-        """Tokens that a worker computes in a second, at its best of late."""
         self._worked_until = 0.0
         """The last answer, or when work began after a time without."""
 
@@ -274,7 +269,7 @@ class EntryQueue:
             for batch in one.running:
                 in_flight_tokens += batch.unanswered_tokens
         share = -(-(self._waiting_tokens + in_flight_tokens) // places)  # 4
-        budget = min(limits.max_tokens, max(share, limits.split_tokens), self._speed * limits.max_seconds)
+        budget = min(limits.max_tokens, max(share, limits.split_tokens))
         line, offset = self._lanes[first.lane][first.priority], self._offsets[first.priority]
         chosen = [self._take(first)]
         tokens, size_bytes = first.tokens, first.size_bytes
@@ -289,16 +284,6 @@ class EntryQueue:
             size_bytes += entry.size_bytes
         popped.batch = self._start(worker, chosen, rank=rank)
         return popped
-
-    def computed(self, tokens: int, seconds: float) -> None:
-        """A worker told what it computed, and how long that took it: from that follows how much it computes in the time
-        of a batch. What went faster is believed at once, for little at a time takes longer a token: after lone texts
-        batches are small, and each says that the next may be larger. What went slower counts by the time it took."""
-        if not tokens or not seconds:
-            return
-        speed = tokens / seconds
-        slower = speed - self._speed if self._speed < _NEVER else 0.0
-        self._speed = speed if slower >= 0.0 else self._speed + slower * min(0.5, seconds / _SPEED_SECONDS)
 
     def answer(self, batch: Batch, position: int, now: float, cost: float | None = None) -> Entry | None:
         """The worker answered a position: the entry, or None if nobody waits for it any more.

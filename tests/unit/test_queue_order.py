@@ -136,46 +136,6 @@ def test_queue_fills_a_batch_up_to_its_entries() -> None:
     assert [pop(q, limits=limits) for _ in range(3)] == ["ab", "cd", "e"]
 
 
-def test_a_batch_takes_no_longer_than_its_time_at_the_speed_of_late_but_for_a_single_entry() -> None:
-    q = queue()
-    limits = BatchLimits(max_entries=99, max_tokens=1000, max_seconds=5.0)
-    push(q, *(entry(name, tokens=40) for name in "abcdef"))
-    assert pop(q, limits=limits) == "abcdef", "nobody knows how long it takes"
-    q.computed(240, 12.0)  # 20 tokens a second
-    push(q, *(entry(name, tokens=40) for name in "ghijkl"), entry("m", tokens=400))
-    assert [pop(q, limits=limits) for _ in range(5)] == ["gh", "ij", "kl", "m", ""]
-
-
-def test_speed_is_that_of_full_batches_not_of_lone_texts() -> None:
-    """A pass takes a second, whatever is in it: after many lone texts a bulk is soon computed in large batches."""
-    q = queue()
-    limits = BatchLimits(max_entries=99, max_tokens=1000, max_batches=1, split_tokens=1, max_seconds=5.0)
-    for _ in range(1000):
-        q.computed(2, 1.0)
-    push(q, *(entry(name, tokens=2) for name in "x" * 99))
-    for size in (5, 25, 69):
-        assert len(pop(q, limits=limits)) == size
-        q.computed(2 * size, 1.0)
-
-
-def test_a_pass_that_was_held_up_leaves_batches_as_they_are() -> None:
-    q = queue()
-    limits = BatchLimits(max_entries=99, max_tokens=1000, split_tokens=1000, max_seconds=5.0)
-    for tokens, seconds in ((1000, 1.0), (10, 60.0), (10, 60.0)):
-        q.computed(tokens, seconds)
-    push(q, *(entry(name, tokens=500) for name in "ab"))
-    assert pop(q, limits=limits) == "ab"
-
-
-def test_a_worker_that_has_become_slower_is_given_smaller_batches() -> None:
-    q = queue()
-    limits = BatchLimits(max_entries=99, max_tokens=1000, split_tokens=1000, max_seconds=5.0)
-    for tokens, seconds in ((1000, 1.0), *[(10, 1.0)] * 50):
-        q.computed(tokens, seconds)
-    push(q, *(entry(name, tokens=10) for name in "abcdefghijkl"))
-    assert pop(q, limits=limits) == "abcde"
-
-
 def test_queue_hands_out_an_entry_that_is_longer_than_a_batch() -> None:
     q = queue()
     push(q, entry("a", tokens=50), entry("b"))
