@@ -359,3 +359,11 @@ async def test_streams_that_are_left_leave_nothing_behind(made: Rig, channel: gr
     ranker = Client(channel, RANKER)
     with pytest.raises(errors.InvalidArgument):
         await ranker.call(ranker.rerank.RerankStream, iter([]))
+
+
+async def test_a_stream_to_rank_says_which_of_its_texts_is_wrong(made: Rig, channel: grpc.aio.Channel) -> None:
+    ranker = Client(channel, RANKER)
+    asked = (tei.RerankStreamRequest(query="which", text=text) for text in ("one", "two", "three", "", "five"))
+    with pytest.raises(errors.InvalidArgument) as caught:
+        await ranker.call(ranker.rerank.RerankStream, asked)
+    assert [violation.field for violation in caught.value.fields] == ["text[3]"]

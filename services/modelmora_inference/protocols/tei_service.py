@@ -228,7 +228,9 @@ class TeiService:
                 truncation_direction=request.truncation_direction,
                 raw_scores=first[0].raw_scores,
             )
-            return await self.Rerank(one, context)
+            named = f"text[{len(first) - 1}]"  # one answer for all: its error says which message is to blame
+            with fields_named(lambda path: named if path == "texts[0]" else path):
+                return await self.Rerank(one, context)
 
         answer = tei.RerankResponse()
         told = answer.metadata
