@@ -66,7 +66,7 @@ def simulate(events: Sequence[AcquireEvent], policy: Policy, budget: Vector, rul
     last = 0.0
     for index, event in enumerate(events):
         if not last <= event.at_seconds < float("inf"):
-            raise InvalidArgument.at(f"events[{index}].at_seconds", "must not go back")
+            raise InvalidArgument.at(f"events[{index}].at_seconds", "must be finite, and not before the last one or 0")
         if not event.model_version:
             raise InvalidArgument.at(f"events[{index}].model_version", "is needed")
         for name, seconds in (("use_seconds", event.use_seconds), ("load_seconds", event.load_seconds)):

@@ -274,6 +274,8 @@ def test_a_trace_is_read_as_it_was_written_and_a_wrong_line_is_named() -> None:
     for wrong in ("{", "[]", '{"colour": 1}', '{"priority": "urgent"}', '{"at_seconds": "soon"}'):
         with pytest.raises(InvalidArgument, match="line 2"):
             read_trace([line, wrong])
+    with pytest.raises(InvalidArgument, match="line 1 is no acquire event: it is no object"):
+        read_trace(["[]"])
 
 
 def test_what_is_not_measured_yet_is_neither_within_the_gate_nor_outside(capsys: pytest.CaptureFixture[str]) -> None:

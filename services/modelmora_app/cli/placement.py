@@ -218,7 +218,9 @@ def read_trace(lines: Iterable[str]) -> list[lifecycle_pb2.AcquireEvent]:
         if not line.strip():
             continue
         try:
-            given: dict[str, Any] = json.loads(line)
+            given: Any = json.loads(line)
+            if not isinstance(given, dict):
+                raise ValueError("it is no object")
             priority = requests.priority_value(given.pop("priority", None))
             events.append(lifecycle_pb2.AcquireEvent(**given, priority=priority))
         except (ValueError, TypeError, AttributeError, InvalidArgument) as error:
