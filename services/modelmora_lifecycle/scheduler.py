@@ -748,8 +748,9 @@ class Scheduler:
             return
         known.measure(known.measuring().in_use(minus(memory, replica.footprint), batch_tokens))
         self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
-        taken = self.rules.prediction.after_load(known.facts, known.measuring())
-        self.ledger = self.ledger.settle(uid, largest(self.ledger.charge_of(uid), memory, taken))
+        expected = self.rules.prediction.after_load(known.facts, known.measuring())
+        wished = {} if self._goes(replica) else expected
+        self.ledger = self.ledger.settle(uid, largest(self.ledger.charge_of(uid), memory, wished))
         self._squeeze = Trigger.OVERDRAFT
         self._step(now)
 
@@ -1067,10 +1068,10 @@ class Scheduler:
 
     def _relieve(self, now: float) -> None:  # 5
         overdraft = self.ledger.overdraft
-        if overdraft:
-            overdraft = positive(minus(overdraft, self._coming()))
         if self._give_back(overdraft):
             return
+        if overdraft:
+            overdraft = positive(minus(overdraft, self._coming()))
         if not overdraft:
             self._overdrawn_since = None
         else:
@@ -1413,12 +1414,16 @@ class Scheduler:
             replica = self._replicas.get(uid)
             if replica is None or replica.state not in _IN_MEMORY:
                 continue
-            given = positive(least(minus(before.charges[uid], self._taken(replica)), short))
+            given = positive(least(self._untaken(replica), short))
             if given:
                 self.ledger = self.ledger.settle(uid, minus(before.charges[uid], given))
                 short = positive(minus(short, given))
                 self._changes += 1
         return self.ledger is not before
+
+    def _untaken(self, replica: Replica) -> dict[str, int]:
+        """What is charged to it above what was ever taken."""
+        return positive(minus(self.ledger.charge_of(replica.uid), self._taken(replica)))
 
     def _taken(self, replica: Replica) -> dict[str, int]:
         """What it was declared, or was seen to take: now, or when it was loaded before."""
@@ -1488,6 +1493,9 @@ class Scheduler:
             self._leaving.add(replica.uid)
 
     def _drain(self, replica: Replica, reason: str, now: float, grace: float) -> Replica:
+        # Who goes is charged what it took: what it might have come to take is there for others at once.
+        charge = minus(self.ledger.charge_of(replica.uid), self._untaken(replica))
+        self.ledger = self.ledger.settle(replica.uid, charge)
         self._set(replica.to(ReplicaState.DRAINING, reason, now, pinned=False))
         self._forget_invitations(replica.uid)
         known = self._known[replica.version]
@@ -1645,12 +1653,15 @@ class Scheduler:
         )
 
     def _may_start(self, known: Known, need: Vector) -> bool:
-        """Whether its memory is there and a load may begin; not from a fork server that is about to end."""
-        return (
-            covers(self.ledger.free, need)
-            and self._may_load(need)
-            and self._server(known)[0] not in self._servers.leaving
-        )
+        """Whether its memory is there and a load may begin; not from a fork server that is about to end. Nobody waits
+        for who goes where what others have not taken yet would do."""
+        if not self._may_load(need) or self._server(known)[0] in self._servers.leaving:
+            return False
+        if lacking := positive(minus(need, self.ledger.free)):
+            there = (replica for replica in self._replicas.values() if replica.state in _IN_MEMORY)
+            if covers(plus(*(self._untaken(replica) for replica in there)), lacking):
+                self._give_back(lacking)
+        return covers(self.ledger.free, need)
 
     def _plan(
         self,
@@ -1956,11 +1967,12 @@ class Scheduler:
         judged = tuple(v for v in judged if replica is None or v.candidate.uid != replica.uid)
         evictable = self._evictable({v.candidate.uid for v in judged if not v.reason}, before, self._server(known)[0])
         charges = before.ledger.charges.items()
-        given = (positive(minus(charge, self.ledger.charge_of(uid))) for uid, charge in charges)
-        available = plus(before._room_for(facts.name), *given)
+        given = {uid: positive(minus(charge, self.ledger.charge_of(uid))) for uid, charge in charges}
+        available = plus(before._room_for(facts.name), *given.values())
         if decision is not None:  # where others wait before it, it may count on less
             available = least(available, decision.need.available)
-        free = least(available, before.ledger.free)
+        stay = given.keys() - self._going_in_memory()
+        free = least(available, plus(before.ledger.free, *(given[uid] for uid in stay)))
         if replica is not None:
             claimed = {r.uid for r in self._replicas.values() if r.claimed_by == replica.uid}
             judged = tuple(replace(v, victim=True, reason="") if v.candidate.uid in claimed else v for v in judged)

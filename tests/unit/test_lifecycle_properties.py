@@ -213,7 +213,11 @@ class World(FakeEffects):
             self.removing = True
             self.excused.add(replica.uid)  # who takes far more than it said is stopped
             memory = {device: int(b * factor) for device, b in self.alive[replica.uid].items()}
+            before = self.scheduler.ledger.charge_of(replica.uid)
             self.scheduler.measured(replica.uid, memory, self.clock.now, tokens)
+            if replica.state in (S.DRAINING, S.FAILED):
+                charge = self.scheduler.ledger.charge_of(replica.uid)
+                assert covers(largest(before, memory), charge), "who goes is charged a guess"
 
     def do_share(self, index: int, memory_bytes: int) -> None:
         self.removing = True
@@ -273,7 +277,8 @@ class World(FakeEffects):
     def do_explain(self, index: int, priority: int) -> None:
         """Explaining changes nothing and says what then happens."""
         facts, now = self.facts(index), self.clock.now
-        before = self.snapshot()
+        before, there = self.snapshot(), any(r.version == facts.name for r in self.scheduler.replicas())
+        several = self.scheduler.residency(facts.name).max_replicas > 1
         placement = self.scheduler.explain(facts, priority, now)
         assert self.snapshot() == before, "explaining has changed something"
         log = len(self.log)
@@ -291,6 +296,7 @@ class World(FakeEffects):
             case PlacementOutcome.FITS:
                 loading = [r for r in self.scheduler.replicas() if r.state is S.LOADING]
                 assert any(r.state is S.LOADING for r in replicas) or len(loading) >= self.rules.load_concurrency
+                assert there or several or covers(placement.free, placement.need), "it fits in memory that is not free"
             case PlacementOutcome.FITS_AFTER_EVICTION:
                 claimed = {r.uid for r in self.scheduler.replicas() if r.claimed_by in {x.uid for x in replicas}}
                 assert claimed == victims, "others go than was explained"
@@ -431,14 +437,16 @@ class World(FakeEffects):
         if decision.trigger is not Trigger.PLACEMENT and isinstance(decision.outcome, Plan):
             self.nobody_in_vain(decision.outcome.victims)
         short = positive(minus(decision.need.memory, decision.need.available))
-        for uid, charge in self.scheduler.ledger.charges.items():
-            replica = self.scheduler.replica(uid)
-            if replica is not None and replica.state in (S.LOADED, S.UNHEALTHY):
-                measured = self.scheduler.measurement(replica.version)
-                facts = self.scheduler.facts(replica.version)
-                assert facts is not None
-                had = largest(replica.peak, facts.declared, measured.peak if measured is not None else {})
-                assert not positive(minus(charge, had)).keys() & short, "a guess makes somebody go"
+        for replica in self.scheduler.replicas():
+            if replica.state in (S.LOADED, S.UNHEALTHY):
+                assert not self.guess(replica).keys() & short, "a guess makes somebody go"
+
+    def guess(self, replica: Replica) -> dict[str, int]:
+        """What is charged to it beyond what it ever had or declared."""
+        measured, facts = self.scheduler.measurement(replica.version), self.scheduler.facts(replica.version)
+        assert facts is not None
+        had = largest(replica.peak, facts.declared, measured.peak if measured is not None else {})
+        return positive(minus(self.scheduler.ledger.charge_of(replica.uid), had))
 
     def nobody_in_vain(self, victims: tuple[str, ...]) -> None:
         """Without any one of them, and the fork server that ends with it, an overdraft would last."""
@@ -461,6 +469,7 @@ class World(FakeEffects):
             self.later(0.2, lambda: owner in self.servers and self.server_has(owner, self.servers[owner]))  # type: ignore[func-returns-value]
         if previous is S.DRAINING and replica.state is S.LOADED:
             assert not replica.claimed_by
+        assert replica.state is not S.DRAINING or not self.guess(replica), "who goes is charged a guess"
         if replica.state is S.DRAINING and not self.removing and not replica.reason.startswith("replaced"):
             least = self.scheduler.residency(replica.version).min_replicas
             there = [r for r in self.scheduler.replicas() if r.version == replica.version and r.state in IN_MEMORY]
@@ -481,6 +490,8 @@ class World(FakeEffects):
         for replica in scheduler.replicas():
             if replica.claimed_by:
                 assert scheduler.replica(replica.claimed_by) is not None, "a victim of nobody"
+            if replica.state in (S.LOADED, S.UNHEALTHY):
+                assert not self.guess(replica).keys() & scheduler.ledger.overdraft, "a guess exceeds the budget"
 
 
 def rules_of(random: Random) -> Rules:

@@ -790,6 +790,50 @@ def test_nobody_goes_for_such_room_when_others_take_memory_or_the_budget_shrinks
     assert node.states("a") == node.states("c") == [S.LOADED]
 
 
+def test_who_goes_is_charged_what_it_took_and_nobody_waits_for_more(node: Node) -> None:
+    grown(node, ("a", 40), ("c", 30))
+    node.use("a")
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    going = node.granted_to("a") or ""
+    assert node.scheduler.ledger.charge_of(going) == {HOST: 41}
+    node.want("x", version("b", 28))
+    assert node.states("b") == [S.LOADING], "what the other might have come to take is free"
+    node.run_for(1.5)
+    node.scheduler.release("x", node.clock.now)
+    node.scheduler.unload("b", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    node.scheduler.measured(going, {HOST: 44}, node.clock.now)
+    assert (node.states("a"), node.scheduler.ledger.charge_of(going)) == ([S.DRAINING], {HOST: 44})
+
+
+def test_such_room_does_not_exceed_the_budget_while_others_go(node: Node) -> None:
+    for name, size in (("a", 40), ("b", 57)):
+        node.want(name, version(name, size))
+        node.run_for(5.0)
+    node.use("b")
+    node.scheduler.unload("b", force=True, now=node.clock.now)
+    node.scheduler.measured(node.granted_to("a"), {HOST: 41}, node.clock.now)
+    assert node.scheduler.ledger.charges == {node.granted_to("a"): {HOST: 43}, node.granted_to("b"): {HOST: 57}}
+
+
+def test_nobody_waits_for_who_goes_while_such_room_would_do(node: Node) -> None:
+    grown(node, ("a", 40), ("c", 50))
+    node.use("c")
+    node.scheduler.unload("c", force=True, now=node.clock.now)
+    node.want("x", version("b", 10))
+    assert (node.states("b"), node.states("c")) == ([S.UNLOADED], [S.DRAINING])
+    assert node.scheduler.ledger.charge_of(node.granted_to("a")) == {HOST: 45}, "it would not do: it stays"
+    node.want("y", version("d", 9))
+    assert (node.states("d"), node.states("c")) == ([S.LOADING], [S.DRAINING])
+    assert node.scheduler.ledger.charge_of(node.granted_to("a")) == {HOST: 41}
+
+
+def test_explaining_counts_such_room_as_free(node: Node) -> None:
+    grown(node, ("a", 40), ("c", 30))
+    placement = node.scheduler.explain(version("b", 27), 20, node.clock.now)
+    assert (placement.outcome, placement.free, placement.evictable) == (PlacementOutcome.FITS, {HOST: 27}, {HOST: 73})
+
+
 def test_such_room_of_a_pinned_model_makes_nothing_too_large(node: Node) -> None:
     grown(node, ("a", 40))
     node.keep(version("a", 40), pinned=True)
