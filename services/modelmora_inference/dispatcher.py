@@ -1198,18 +1198,17 @@ class Dispatchers:
         self._by_version[version] = dispatcher  # not before: who is refused leaves nothing that nobody would forget
         return dispatcher
 
-    def load_later(self, version: str, priority: Priority) -> None:
-        """Asks that a version be loaded for who comes later; nobody hears what becomes of it."""
+    def load_later(self, version: str) -> None:
+        """Asks that a version be loaded for who comes later, after all for whom somebody waits; nobody hears what
+        becomes of it."""
         if self._closing or version in self._asking:
             return
-        task = asyncio.create_task(
-            self._ask_for(version, priority), name=f"ask for {version}", context=contextvars.Context()
-        )
+        task = asyncio.create_task(self._ask_for(version), name=f"ask for {version}", context=contextvars.Context())
         self._asking[version] = task
         task.add_done_callback(lambda _: self._asking.pop(version, None))
 
-    async def _ask_for(self, version: str, priority: Priority) -> None:
-        want = lifecycle_pb2.Want(model_version=version, priority=common_pb2.Priority.Name(priority), if_loaded=True)
+    async def _ask_for(self, version: str) -> None:
+        want = lifecycle_pb2.Want(model_version=version, priority=common_pb2.PRIORITY_LOW, if_loaded=True)
         stream = self._acquire()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):

@@ -217,10 +217,10 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
                 except errors.ModelLoading:
                     pass  # it has just been evicted
                 except errors.ModelMoraError:
-                    self._dispatchers.load_later(main.name, asked.priority)
+                    self._dispatchers.load_later(main.name)
                     raise
                 else:
-                    self._dispatchers.load_later(main.name, asked.priority)
+                    self._dispatchers.load_later(main.name)
                     return answer
         return await self._ask_resolved(asked, request.cold_policy == _FAIL_FAST)
 

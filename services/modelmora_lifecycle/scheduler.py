@@ -435,7 +435,12 @@ class Scheduler:
             return
         if deadline > waiting.deadline:
             self._leases.expire_at(waiting, deadline)
+        eased = priority < waiting.priority
         if self._leases.urge(waiting, priority, now, self.rules.policy.aging_seconds_per_point):
+            if eased:  # what was planned at its old priority, and has not begun to load, is planned again
+                for replica in self._of(waiting.version, (ReplicaState.UNLOADED,)):
+                    self._remove(replica.uid)
+                    self._give_up_claims(replica.uid, now)
             self._step(now)
 
     def in_use(

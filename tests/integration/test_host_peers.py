@@ -16,6 +16,7 @@ from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.status import error_from_rpc
 from modelmora_runtime import auth, telemetry
 from modelmora_runtime.host import Context, Host
+from modelmora_runtime.peers import PeerChannel
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 
@@ -159,3 +160,33 @@ async def test_a_collector_that_is_away_harms_nobody(data_dir: Path) -> None:
     async with asyncio.timeout(60):
         async with tiny_host(data_dir, Tiny(), **options) as host:
             assert "peer" in await embed(host, "caller")
+
+
+async def test_a_stream_that_ends_while_it_is_written_to_is_none_that_went_wrong_inside() -> None:
+    """grpc.aio says INTERNAL then, whatever the other side has said; who reads it may try again."""
+
+    async def refuse(requests: Any, context: Any) -> None:
+        await context.read()
+        await context.abort(grpc.StatusCode.NOT_FOUND, "there is none")
+
+    server = grpc.aio.server()
+    methods: Any = {"Talk": grpc.stream_stream_rpc_method_handler(refuse)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Talks", methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    seen: set[type[errors.ModelMoraError]] = set()
+    try:
+        async with PeerChannel(grpc.aio.insecure_channel(f"127.0.0.1:{port}"), (), 30.0) as channel:
+            async with asyncio.timeout(60):
+                while len(seen) < 2:
+                    call = channel.stream_stream("/test.Talks/Talk")()
+                    await call.write(b"first")
+                    writing = asyncio.ensure_future(call.write(bytes(3_000_000)))
+                    with pytest.raises(errors.ModelMoraError) as raised:
+                        await call.read()
+                    await asyncio.wait([writing])
+                    writing.exception()
+                    seen.add(type(raised.value))
+    finally:
+        await server.stop(0)
+    assert seen == {errors.NotFound, errors.Unavailable}

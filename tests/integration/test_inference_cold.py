@@ -207,6 +207,14 @@ async def test_a_model_is_loaded_for_later_also_where_nobody_has_patience_with_l
         await is_loaded(made)
 
 
+async def test_what_is_loaded_for_later_is_urgent_for_nobody(two: Rig) -> None:
+    await two.right("warm", model="acme/small")
+    await two.right("in its place", fallback_model="acme/small", priority=HIGH)
+    await is_loaded(two)
+    later = [want for want in two.lessor.wants if want.if_loaded and not want.load_nothing]
+    assert [want.priority for want in later] == [LOW]
+
+
 async def test_a_model_is_loaded_for_later_also_when_its_fallback_fails(two: Rig) -> None:
     await two.right("warm", model="acme/small")
     with pytest.raises(errors.InvalidArgument):

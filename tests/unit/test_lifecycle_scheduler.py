@@ -433,6 +433,22 @@ def test_what_nobody_urgent_waits_for_any_more_has_the_place_that_it_came_for(no
     assert node.started() == ["p", "mid", "low", "other"]
 
 
+def test_nobody_gives_way_any_more_to_who_was_urgent_and_has_gone(node: Node) -> None:
+    node.want("h", version("h", 80), priority=30)
+    node.run_for(9.0)
+    node.use("h")
+    node.want("low", version("low", 80), priority=10)
+    node.scheduler.urge("low", 1000, FOREVER, node.clock.now)
+    assert node.states("h") == [ReplicaState.DRAINING]
+    node.want("mid", version("mid", 80), priority=20)
+    node.scheduler.urge("low", 10, FOREVER, node.clock.now)
+    assert node.states("h") == [ReplicaState.LOADED]
+    for lease in ("h", "mid"):
+        node.release(lease)
+        node.run_for(60.0)
+    assert node.started() == ["h", "mid", "low"]
+
+
 def test_a_load_for_later_is_as_urgent_as_the_most_urgent_who_asked(node: Node) -> None:
     node.want("p", version("p"), priority=1000)
     node.run_for(3.0)
