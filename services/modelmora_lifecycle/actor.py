@@ -765,8 +765,8 @@ class Node:
 
     # Reports of workers.
 
-    def launched(self, uid: str, pid: int, start_mode: StartMode) -> None:
-        self._post(lambda now: self.scheduler.launched(uid, pid, now, start_mode))
+    def launched(self, uid: str, pid: int, start_mode: StartMode, refused: bool) -> None:
+        self._post(lambda now: self.scheduler.launched(uid, pid, now, start_mode, refused))
 
     def loaded(self, uid: str, reply: worker_pb2.LoadReply, seconds: float) -> None:
         memory = {item.device: item.memory_bytes for item in reply.footprint if item.memory_bytes}

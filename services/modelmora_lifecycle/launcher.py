@@ -117,6 +117,8 @@ class WorkerProcess(Protocol):
     """Of the fork server whose memory it shares; 0 when it was spawned."""
     server_seconds: float
     """So long its launch waited for a fork server to start."""
+    refused: bool
+    """It was spawned because the fork server of its family forks nothing."""
     exited: asyncio.Future[WorkerExit]
 
     def terminate(self) -> None:
@@ -170,6 +172,7 @@ class LocalWorker:
         self.start_mode: Literal["forked", "spawned"] = "forked" if reaper.family else "spawned"
         self.lender_pid = reaper.pid if reaper.family else 0
         self.server_seconds = order.server_seconds
+        self.refused = order.refused
         self.reaper = reaper
         """Who reports how it ended."""
         self._loop = asyncio.get_running_loop()
@@ -451,6 +454,7 @@ class LocalLauncher:
                         return await server.start(order, None)
                 except _NoForks as error:
                     log.warning("workers of the family %s are spawned: %s", family, error)
+                    order.refused = True
                     order.renew()
                     break
                 except _ForkServerGone as error:
@@ -576,6 +580,8 @@ class _Order:
         self.log = log
         self.server_seconds = 0.0
         """So long it waited for a fork server to start."""
+        self.refused = False
+        """By a fork server that forks nothing."""
         self.practised = False
         """Of a spare: it waits for nothing but its orders."""
         self.boot: socket.socket | None = None

@@ -633,12 +633,15 @@ class Scheduler:
 
     # Events from workers.
 
-    def launched(self, uid: str, pid: int, now: float, start_mode: StartMode | None = None) -> None:
+    def launched(
+        self, uid: str, pid: int, now: float, start_mode: StartMode | None = None, refused: bool = False
+    ) -> None:
+        """`refused`: the fork server of its family runs and forks nothing."""
         replica = self._replicas.get(uid)
         if replica is not None:
             self._replicas[uid] = replica.changed(now, pid=pid, start_mode=start_mode)
             if start_mode is not None and (family := self.rules.families.get(replica.engine)):
-                self._servers.launched(f"{PREFIX}{family}", start_mode)
+                self._servers.launched(f"{PREFIX}{family}", start_mode, refused)
 
     def loaded(
         self,
@@ -660,12 +663,12 @@ class Scheduler:
             self.load_failed(uid, NonsenseFootprint(f"the engine tells of {told}", model_version=replica.version), now)
             return
         limits = limits or EngineLimits()
-        known.measure(
-            known.measuring().after_load(footprint.memory, footprint.load_seconds, limits, replica.start_mode)
-        )
+        taken = known.measuring().after_load(footprint.memory, footprint.load_seconds, limits, replica.start_mode)
+        if not self._stray(replica):
+            known.measure(taken)
         self._known.took(replica.engine, footprint.load_seconds)
         known.error, known.note, known.outgrown = None, "", {}
-        expected = self.rules.prediction.after_load(known.facts, known.measuring())
+        expected = self.rules.prediction.after_load(known.facts, taken)
         self.ledger = self.ledger.settle(uid, largest(footprint.memory, expected))
         for owner, memory in known.shared.items():
             self.ledger = self.ledger.share(owner, memory, {uid, *self.ledger.users.get(owner, ())})
@@ -741,7 +744,8 @@ class Scheduler:
             return
         known = self._known[replica.version]
         if replica.state is ReplicaState.LOADING:
-            known.measure(known.measuring().while_loading(memory))
+            if not self._stray(replica):
+                known.measure(known.measuring().while_loading(memory))
             charge = self.ledger.charge_of(uid)
             if not covers(charge, memory):
                 self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
@@ -753,7 +757,7 @@ class Scheduler:
             return
         known.measure(known.measuring().in_use(minus(memory, replica.footprint), batch_tokens))
         self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
-        expected = self.rules.prediction.after_load(known.facts, known.measuring())
+        expected = self.rules.prediction.after_load(known.facts, replace(known.measuring(), base=replica.footprint))
         wished = {} if self._goes(replica) else expected
         self.ledger = self.ledger.settle(uid, largest(self.ledger.charge_of(uid), memory, wished))
         self._squeeze = Trigger.OVERDRAFT
@@ -1341,7 +1345,7 @@ class Scheduler:
         known = self._known[replica.version]
         owner, server = self._server(known)
         # Who was promised its place when there was a fork server has nothing for a new one.
-        least_own = known.need(self.rules.prediction, self.ledger, forked=bool(owner), room={})
+        least_own = known.need(self.rules.prediction, self.ledger, forked=self._forked(known), room={})
         if not covers(need, plus(least_own, server)):
             server = {}
         own = minus(need, server)
@@ -1363,7 +1367,7 @@ class Scheduler:
                 now,
                 start_time=now,
                 cpu_threads=cpu_threads,
-                predicted=self.rules.prediction.expected(known.facts, known.measured, bool(owner)),
+                predicted=self.rules.prediction.expected(known.facts, known.measured, self._forked(known)),
                 need_source=self.rules.prediction.source(known.facts, known.measured),
                 granted=own,
             )
@@ -1373,22 +1377,30 @@ class Scheduler:
         return self._give_up_claims(replica.uid, now)
 
     def _server(self, known: Known) -> tuple[str, dict[str, int]]:
-        """The owner of the fork server that its next worker comes from, empty when it is spawned; and the bytes of that
-        server where nobody has started it yet."""
+        """The owner of the fork server that its next worker is asked of, empty when its engine has none; and the bytes
+        of that server where nobody has started it yet: the launch starts it, also to hear that it forks nothing."""
         family = self.rules.families.get(known.facts.engine, "")
         owner = f"{PREFIX}{family}"
-        spawned = known.measured is not None and known.measured.start_mode is StartMode.SPAWNED
-        if not family or spawned or not self._servers.forks(owner):
+        if not family:
             return "", {}
         if owner in self.ledger.charges and owner not in self._servers.leaving:
             return owner, {}
         return owner, dict(self._servers.memory(owner) or self.rules.prediction.server(known.facts))
 
+    def _forked(self, known: Known) -> bool:
+        """Whether its next worker is expected to share the libraries of a fork server."""
+        owner, _ = self._server(known)
+        return bool(owner) and self._servers.forks(owner)
+
+    def _stray(self, replica: Replica) -> bool:
+        """Whether it was spawned because its fork server died: what it takes says nothing of the next load."""
+        return replica.start_mode is StartMode.SPAWNED and self._forked(self._known[replica.version])
+
     def _server_ready_in(self, known: Known, now: float) -> tuple[str, float]:
         """The owner of the fork server that its next worker comes from, and the seconds until that takes orders; one
         that nobody has charged has not been started."""
         owner, _ = self._server(known)
-        if not owner:
+        if not self._forked(known):
             return "", 0.0
         default = self.rules.prediction.server_seconds(known.facts)
         if owner not in self.ledger.charges or owner in self._servers.leaving:
@@ -1398,12 +1410,12 @@ class Scheduler:
     def _need(self, known: Known, available: Vector) -> dict[str, int]:
         """Bytes by device to reserve for one more replica, and for the fork server that it would start. `available`:
         what there is without anybody's going."""
-        owner, server = self._server(known)
-        need = known.need(self.rules.prediction, self.ledger, server, bool(owner))
+        (_, server), forked = self._server(known), self._forked(known)
+        need = known.need(self.rules.prediction, self.ledger, server, forked)
         if covers(available, need):
             return need
         room = self._most(known, self._candidates(set()))
-        return known.need(self.rules.prediction, self.ledger, server, bool(owner), room, available)
+        return known.need(self.rules.prediction, self.ledger, server, forked, room, available)
 
     def _most(self, known: Known, candidates: Sequence[Candidate]) -> dict[str, int]:
         """The room for a load if all went that may; others' memory stays theirs."""
@@ -1435,7 +1447,7 @@ class Scheduler:
         known, prediction = self._known[replica.version], self.rules.prediction
         seen = [replica.peak, known.facts.declared, known.measuring().peak]
         if replica.state is ReplicaState.LOADING:
-            forked = bool(self._server(known)[0])
+            forked = self._forked(known)
             seen += [prediction.usual(known.facts, known.measured, forked), known.outgrown]
             return plus(largest(*seen), *known.shared.values())
         return largest(*seen)
@@ -1959,7 +1971,7 @@ class Scheduler:
         decision = next(
             (d for d in reversed(notes.decisions) if d.version == facts.name and d.trigger is Trigger.PLACEMENT), None
         )
-        forked = bool(self._server(known)[0])
+        forked = self._forked(known)
         own: Vector = known.own(self.rules.prediction, forked)
         if replica is not None and replica.uid in before.ledger.charges:
             need = own = before.ledger.charge_of(replica.uid)

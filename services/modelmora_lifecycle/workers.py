@@ -120,7 +120,7 @@ class Hold(Protocol):
 class Reports(Protocol):
     """Where a worker's life is reported."""
 
-    def launched(self, uid: str, pid: int, start_mode: StartMode) -> None: ...
+    def launched(self, uid: str, pid: int, start_mode: StartMode, refused: bool) -> None: ...
 
     def loaded(self, uid: str, reply: worker_pb2.LoadReply, seconds: float) -> None:
         """`seconds`: of the load alone, without the start of a fork server."""
@@ -324,7 +324,7 @@ class Worker:
         try:
             process = await self._launcher.launch(spec, timeout_seconds=self._rules.launch_timeout_seconds)
             self._process = process
-            self._reports.launched(self.uid, process.pid, StartMode(process.start_mode))
+            self._reports.launched(self.uid, process.pid, StartMode(process.start_mode), process.refused)
             self._confine(process, 0, self._free_bytes)
             self._control = await WorkerChannel.connect(process.endpoint, process.control_key)
             self.endpoint = process.endpoint

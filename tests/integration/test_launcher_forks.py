@@ -202,18 +202,19 @@ def children(pid: int) -> set[int]:
 
 
 @pytest.mark.parametrize(
-    "library_code",
+    ("library_code", "refused"),
     [
-        "import no_such_library",
-        "import os; os._exit(3)",
-        "import __main__; __main__._ACCELERATORS = ('/dev/zero',); DEVICE = open('/dev/zero')",
+        ("import no_such_library", True),
+        ("import os; os._exit(3)", False),
+        ("import __main__; __main__._ACCELERATORS = ('/dev/zero',); DEVICE = open('/dev/zero')", True),
     ],
     ids=["missing", "crashes", "opens-a-device"],
 )
-async def test_where_nothing_can_be_forked_workers_are_spawned(launcher, library, library_code):
+async def test_where_nothing_can_be_forked_workers_are_spawned(launcher, library, library_code, refused):
     library.write_text(library_code)
     worker = await launch(launcher)
     assert worker.start_mode == "spawned"
+    assert worker.refused == refused, "a server that died may fork the next time"
     assert parent_of(worker.pid) == launcher.fork_server_pid
     await works(worker)
 

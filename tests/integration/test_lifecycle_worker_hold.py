@@ -43,7 +43,7 @@ class Told:
     def __init__(self) -> None:
         self.words: asyncio.Queue[tuple[str, object]] = asyncio.Queue()
 
-    def launched(self, uid: str, pid: int, start_mode: StartMode) -> None:
+    def launched(self, uid: str, pid: int, start_mode: StartMode, refused: bool) -> None:
         self.words.put_nowait(("launched", pid))
 
     def loaded(self, uid: str, reply: worker_pb2.LoadReply, seconds: float) -> None:

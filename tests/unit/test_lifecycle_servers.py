@@ -133,28 +133,59 @@ def test_what_was_learned_of_a_fork_server_outlives_us(node: Node) -> None:
 def test_who_is_spawned_after_all_has_its_libraries_itself(node: Node) -> None:
     node.workers["a"] = FakeWorker(memory={HOST: 400 * MIB})
     uid = node.want(version("a"))
-    node.scheduler.launched(uid, 7, node.clock.now, StartMode.SPAWNED)
+    node.scheduler.launched(uid, 7, node.clock.now, StartMode.SPAWNED, refused=True)
     node.run_for(2.0)
     assert node.charges() == {uid: 440 * MIB}
     node.scheduler.unload("a", force=True, now=node.clock.now)
     node.run_for(1.0)
     assert node.charges() == {}
-    assert node.charges() | {node.want(version("a")): 440 * MIB} == node.charges()
+    assert node.charges() | {node.want(version("a")): 440 * MIB, SERVER: 350 * MIB} == node.charges()
 
 
 def test_what_a_family_that_cannot_fork_takes_is_expected_of_its_next_version(node: Node) -> None:
     spawned = (84 + 350) * MIB
     first = node.want(version("a"))
     assert node.charges()[first] == OWN, "nobody knows yet"
-    node.scheduler.launched(first, 7, node.clock.now, StartMode.SPAWNED)
-    assert node.scheduler.explain(version("b"), 20, node.clock.now).need == {HOST: spawned}
+    node.scheduler.launched(first, 7, node.clock.now, StartMode.SPAWNED, refused=True)
+    assert node.scheduler.explain(version("b"), 20, node.clock.now).need == {HOST: spawned}, "the server runs"
     node.run_for(2.0)
+    node.server_has(0)
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    gone = node.scheduler.explain(version("b"), 20, node.clock.now)
+    assert gone.need == {HOST: spawned + 350 * MIB}, "it is started to be asked"
     second = node.want(version("b"))
     assert node.charges()[second] == spawned
     assert node.scheduler.replica(second).predicted == {HOST: spawned}
     node.scheduler.launched(second, 8, node.clock.now, StartMode.FORKED)
     node.server_has(20 * MIB)
     assert node.scheduler.explain(version("c"), 20, node.clock.now).need == {HOST: OWN}, "it forks again"
+
+
+def test_a_spawn_for_want_of_a_fork_server_says_nothing_of_the_next_load(node: Node) -> None:
+    node.workers["a"] = FakeWorker(memory={HOST: 400 * MIB})
+    uid = node.want(version("a"))
+    node.scheduler.launched(uid, 7, node.clock.now, StartMode.SPAWNED)
+    node.scheduler.measured(uid, {HOST: 390 * MIB}, node.clock.now)
+    node.run_for(2.0)
+    assert node.charges() == {uid: 440 * MIB}, "with its libraries"
+    node.scheduler.measured(uid, {HOST: 401 * MIB}, node.clock.now)
+    assert node.charges() == {uid: 441 * MIB + MIB // 10}, "by what it took itself"
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    node.want(other("filler", 1000 - 450))
+    node.run_for(5.0)
+    told = node.scheduler.explain(version("a"), 20, node.clock.now)
+    assert told.need == {HOST: OWN + 350 * MIB}, "the launcher tries a fork server again"
+    assert told.outcome is PlacementOutcome.FITS_AFTER_EVICTION
+    node.workers["a"] = FakeWorker(load_seconds=5.0, memory={HOST: 400 * MIB})
+    again = node.want(version("a"))
+    node.run_for(2.0)
+    assert node.charges().keys() == {again, SERVER}
+    node.scheduler.launched(again, 8, node.clock.now, StartMode.SPAWNED)
+    node.run_for(2.0)
+    spawned = node.scheduler.explain(version("c"), 20, node.clock.now).need
+    assert spawned == {HOST: (84 + 350) * MIB}, "beside what is reserved for a server that always dies"
 
 
 def test_a_place_that_was_promised_beside_a_fork_server_stands_when_it_is_gone(node: Node) -> None:
