@@ -774,8 +774,9 @@ class Scheduler:
         self.ledger = self.ledger.share(owner, memory, users)
         for uid in users:
             # What a dead fork server left to its workers goes with them: the next load does not bring it back.
-            if uid in self._replicas and owner.startswith("artifacts/"):
-                self._known[self._replicas[uid].version].shared[owner] = positive(memory)
+            replica = self._replicas.get(uid)
+            if replica is not None and owner.startswith("artifacts/") and not self._stray(replica):
+                self._known[replica.version].shared[owner] = positive(memory)
         if self.ledger != before:
             self._squeeze = Trigger.OVERDRAFT
             self._step(now)

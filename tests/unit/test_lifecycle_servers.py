@@ -171,6 +171,8 @@ def test_a_spawn_for_want_of_a_fork_server_says_nothing_of_the_next_load(node: N
     assert node.charges() == {uid: 440 * MIB}, "with its libraries"
     node.scheduler.measured(uid, {HOST: 401 * MIB}, node.clock.now)
     assert node.charges() == {uid: 441 * MIB + MIB // 10}, "by what it took itself"
+    node.scheduler.charge_shared("artifacts/a", {HOST: 50 * MIB}, node.clock.now, [uid])
+    assert node.charges()["artifacts/a"] == 50 * MIB
     node.scheduler.unload("a", force=True, now=node.clock.now)
     node.run_for(1.0)
     node.want(other("filler", 1000 - 450))
