@@ -13,6 +13,7 @@ import pytest
 from integration.lifecycle_rig import MIB, WAIT_SECONDS, Holder, Rig, refused, rig
 from modelmora.errors import LoadFailed, NonsenseFootprint, OutOfMemory, WorkerUnavailable
 from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
+from modelmora_lifecycle import actor
 
 ARITHMETIC = r"declared {declared}, granted \d+, last measured \d+, limit {limit} bytes"
 
@@ -87,8 +88,11 @@ async def test_models_that_take_twice_what_they_declared_are_stopped_and_their_n
         await holder.close()
 
 
-async def test_who_declares_nothing_may_take_what_is_free_at_once(database_url: str, data_dir: Path) -> None:
-    async with rig(database_url, data_dir) as node:
+async def test_who_declares_nothing_may_take_what_is_free_at_once(
+    database_url: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor, "SAMPLE_SECONDS", 60.0)  # from the launch on, not from the first measuring on
+    async with rig(database_url, data_dir, watch_interval_seconds=60.0) as node:
         version = await node.echo("acme/unknown", takes_bytes=280 * MIB)
         holder = await (await node.acquire(version)).ready()
         assert (await holder.embed()).rows
