@@ -32,7 +32,7 @@ from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
-from modelmora.status import DETAILS_KEY
+from modelmora.status import DETAILS_KEY, WRITE_FAILED
 from modelmora_worker.engines.echo import vector
 
 from bench.fuzz_messages import Messages, Rpc, rpcs_of
@@ -65,8 +65,6 @@ WRONG = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA
 INFERENCE = ("/modelmora.inference.", "/inference.", "/tei.")
 OURS = ("/modelmora.", "/inference.", "/tei.")
 """Services whose errors all have a name."""
-OURSELVES = "Internal error from Core"
-"""What grpc.aio says, with INTERNAL, when it writes to a stream that the server has just ended."""
 TOO_LATE = "ended before we had written all"
 """What such a stream is counted as: with which status the server ended it, grpc.aio does not say any more."""
 SHORT = {"SimulatePlacement": 3.0}
@@ -357,7 +355,7 @@ class Fuzz:
             await answer
         except grpc.aio.AioRpcError as error:
             code = error.code()
-            if error.details() == OURSELVES:
+            if error.details() == WRITE_FAILED:
                 self.report.statuses.setdefault(rpc.path, Counter())[TOO_LATE] += 1
                 return
             self._judge_error(rpc, raw, accepted, error, time.monotonic() - began)
@@ -569,7 +567,7 @@ def evidence(report: Report) -> str:
         + ".",
         "",
         f"*{TOO_LATE}*: the server had ended a stream, for a message before, while the client still wrote. grpc.aio "
-        f"then says INTERNAL, `{OURSELVES}`, of itself; no server has sent that.",
+        f"then says INTERNAL, `{WRITE_FAILED}`, of itself; no server has sent that.",
         "",
         "| RPC | messages | taken by the parser | answers |",
         "|---|---|---|---|",

@@ -21,7 +21,7 @@ import grpc
 from modelmora import errors, requests
 from modelmora.inference.v1 import inference_pb2
 from modelmora.requests import Embeddings
-from modelmora.status import error_from_call, error_from_rpc
+from modelmora.status import WRITE_FAILED, error_from_call, error_from_rpc
 
 OPEN_CALLS = 64
 """Sent and not answered at a time: what a server takes before it stops reading."""
@@ -31,7 +31,6 @@ KEPT = 4
 """So many times OPEN_CALLS inputs may be answered, or on their way, behind the one that is to be handed out next."""
 LONGEST_SECONDS = 600.0
 """The longest time that a server gives to one call."""
-_WRITE_FAILED = "Internal error from Core"
 CONNECTED_SECONDS = 5.0
 """A stream that lasted longer was connected, even if there was nothing to tell."""
 
@@ -418,7 +417,7 @@ class _AsyncSession:
                         self.kick()
                 except grpc.aio.AioRpcError as failure:
                     # A message that was on its way when the server ended the stream hides, in grpc.aio, why it did.
-                    if failure.details() != _WRITE_FAILED:
+                    if failure.details() != WRITE_FAILED:
                         error = error_from_rpc(failure)
                 finally:
                     call.cancel()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from modelmora.inference.v1 import inference_pb2
 
 DETAILS_KEY = "grpc-status-details-bin"
+WRITE_FAILED = "Internal error from Core"
+"""What grpc.aio says of a stream that the server ended while it was written to, whatever the server said."""
 _REMOVED = "Stream removed ("
 
 

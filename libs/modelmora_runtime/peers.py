@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 from modelmora.errors import FailedPrecondition, Unavailable
-from modelmora.status import error_from_rpc
+from modelmora.status import WRITE_FAILED, error_from_rpc
 
 from modelmora_runtime import telemetry
 from modelmora_runtime.auth import PEER_KEY
@@ -25,9 +25,6 @@ Metadata = Sequence[tuple[str, str | bytes]]
 ONE_ON_DUTY = frozenset({"lifecycle"})
 """Contexts of which several processes may run while one at a time serves. Where a target has several addresses, these
 are called at the one on duty; other contexts at the first that takes connections, for each of them can answer."""
-
-
-_WRITE_FAILED = "Internal error from Core"
 
 
 class PeerNotConfigured(FailedPrecondition):
@@ -204,14 +201,8 @@ class PeerCall:
             raise error_from_rpc(error) from error
 
     async def read(self) -> Any:
-        """The next message, or grpc.aio.EOF. Unavailable where the other side ended the stream while we wrote to it:
-        grpc.aio then hides why it did."""
-        try:
-            return await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            if error.details() == _WRITE_FAILED:
-                raise Unavailable("the other side ended the stream while it was written to") from error
-            raise error_from_rpc(error) from error
+        """The next message, or grpc.aio.EOF."""
+        return await self._named(self._call.read())
 
     async def write(self, request: Any) -> None:
         await self._named(self._call.write(request))
@@ -226,9 +217,12 @@ class PeerCall:
         await self._named(self._call.wait_for_connection())
 
     async def _named(self, pending: Any) -> Any:
+        """Unavailable where the other side ended the stream while it was written to: grpc.aio hides why it did."""
         try:
             return await pending
         except grpc.aio.AioRpcError as error:
+            if error.details() == WRITE_FAILED:
+                raise Unavailable("the other side ended the stream while it was written to") from error
             raise error_from_rpc(error) from error
         except asyncio.InvalidStateError:
             # grpc.aio's word for writing to a call that ended; why it ended is in its status.
