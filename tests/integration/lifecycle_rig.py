@@ -144,9 +144,11 @@ class Rig:
         await holder.call.write(pb.AcquireRequest(want=want))
         return holder
 
-    async def load(self, version: str, *, wait: bool = True, pin: bool = False) -> pb.Replica:
+    async def load(
+        self, version: str, *, wait: bool = True, pin: bool = False, within: float = WAIT_SECONDS
+    ) -> pb.Replica:
         request = pb.LoadModelRequest(model=version, wait=wait, pin=pin)
-        return (await self.lifecycle.LoadModel(request, timeout=WAIT_SECONDS)).replica
+        return (await self.lifecycle.LoadModel(request, timeout=within)).replica
 
     async def unload(self, version: str, *, force: bool = False, wait: bool = True) -> list[pb.Replica]:
         request = pb.UnloadModelRequest(model=version, force=force, wait=wait)
@@ -187,14 +189,22 @@ class Rig:
 
 @asynccontextmanager
 async def rig(
-    database_url: str, data_dir: Path, *, model_roots: Sequence[Path] = (), **settings: object
+    database_url: str,
+    data_dir: Path,
+    *,
+    model_roots: Sequence[Path] = (),
+    grace_seconds: float = 30.0,
+    **settings: object,
 ) -> AsyncIterator[Rig]:
-    """Runs until left; afterwards no worker of it is alive. `model_roots`: folders to import from."""
+    """Runs until left; afterwards no worker of it is alive. `model_roots`: folders to import from; `grace_seconds`: how
+    long calls may take to finish when it is left."""
     lifecycle_settings = lifecycle_main.Settings.model_validate(
         {"memory_budget_bytes": 400 * MIB, "minimum_residency_seconds": 0.3, "watch_interval_seconds": 0.1, **settings}
     )
     host = Host(
-        PlatformSettings(data_dir=data_dir, database_url=database_url, port=0, metrics_port=0),
+        PlatformSettings(
+            data_dir=data_dir, database_url=database_url, port=0, metrics_port=0, grace_seconds=grace_seconds
+        ),
         [
             Context("registry", registry_main.Settings(model_roots=model_roots), registry_main.open, "required"),
             Context("lifecycle", lifecycle_settings, lifecycle_main.open, "used"),

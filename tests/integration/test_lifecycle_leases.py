@@ -62,8 +62,8 @@ async def test_a_lease_tells_where_the_worker_is_and_lets_its_holder_in(node: Ri
     assert other.loaded.replica == holder.loaded.replica
     assert other.loaded.key != holder.loaded.key
     await other.embed()
-    replica = (await node.replicas())[0]
-    assert (replica.leases, replica.busy_leases) == (2, 1)
+    # What is said on one lease and asked by another call nobody puts in order.
+    await eventually(node.replicas, lambda found: (found[0].leases, found[0].busy_leases) == (2, 1))
     await other.close()
     await holder.close()
 
@@ -229,8 +229,14 @@ async def test_errors_end_the_stream(node: Rig) -> None:
     await holder.close()
     third = await (await node.acquire(two_, priority=30)).ready()
     await third.in_use(1)
-    # Heard of in any case before it is over: else it would be another error.
-    await refused((await node.acquire(one, priority=10, seconds=3.0)).hear("loaded"), MemoryBusy)
+
+    async def told() -> type[Exception]:
+        with pytest.raises((MemoryBusy, DeadlineExceeded)) as caught:
+            await (await node.acquire(one, priority=10, seconds=3.0)).hear("loaded")
+        return type(caught.value)
+
+    # Where the machine stands still, it may be over before it is heard of: that is another error.
+    await eventually(told, lambda error: error is MemoryBusy)
     await third.close()
     silent = node.leases.Acquire()
     await silent.write(pb.AcquireRequest(in_use=pb.InUse(in_flight=1)))
@@ -291,7 +297,7 @@ async def test_a_want_that_is_said_again_is_as_urgent_as_the_last_one(node: Rig)
     one, other = await two(node)
     busy = await (await node.acquire(one, priority=30)).ready()
     await busy.in_use(1)
-    waiting = await node.acquire(other, priority=10, seconds=15.0)
+    waiting = await node.acquire(other, priority=10)
     await waiting.hear("loading")
     await waiting.call.write(pb.AcquireRequest(want=pb.Want(model_version=other, priority=common_pb2.PRIORITY_HIGH)))
     await busy.hear("yield")
@@ -331,12 +337,12 @@ async def test_unloading_a_busy_model_needs_force_and_then_lets_its_holder_finis
 
 async def test_a_platform_with_idle_leases_stops_at_once(database_url: str, data_dir: Path) -> None:
     holders: list[Holder] = []
-    async with rig(database_url, data_dir) as node:
+    patient = {"holder_grace_seconds": GRACE, "drain_grace_seconds": GRACE}
+    # No grace is waited for, or this would not end; how long it takes is measured end to end.
+    async with rig(database_url, data_dir, grace_seconds=GRACE, **patient) as node:
         for number in range(3):
             version = await node.echo(f"acme/m{number}", memory_bytes=40 * MIB)
             holders.append(await (await node.acquire(version)).ready())
         pids = workers_of(data_dir)
         assert len(pids) >= 3
-        begin = time.monotonic()
-    assert time.monotonic() - begin < 10  # no grace is waited for; the figure itself is measured end to end
     assert not any(alive(pid) for pid in pids)

@@ -55,7 +55,7 @@ async def test_memory_asked_for_right_after_the_start_has_its_devices_and_budget
 async def test_a_standby_tells_nothing_of_memory_and_is_not_called_until_it_takes_over(
     database_url: str, data_dir: Path
 ) -> None:
-    database = Database(database_url, "lifecycle")
+    database = Database(database_url, "lifecycle", connect_seconds=30.0, statement_seconds=60.0)
     other = await database.try_lock("node here")
     assert other is not None
     try:

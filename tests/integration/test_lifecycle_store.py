@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from integration.lifecycle_rig import WAIT_SECONDS, patience
 from modelmora_lifecycle import store as stores
 from modelmora_lifecycle.domain import EngineLimits, StartMode
 from modelmora_lifecycle.eviction import Candidate, Decision, Need, Plan, Policy
@@ -13,6 +15,12 @@ from modelmora_lifecycle.placement_service import decision_message
 from modelmora_lifecycle.prediction import Measured, Setup
 from modelmora_lifecycle.store import Acquired, Kept, LifecycleStore, StoreJournal
 from modelmora_runtime.db import Database
+
+
+@pytest.fixture(autouse=True)
+async def _patience() -> AsyncIterator[None]:
+    async with patience():
+        yield
 
 
 def measured(version: str, memory_bytes: int, profile: str = "") -> Measured:
@@ -86,7 +94,7 @@ async def test_one_row_that_the_database_does_not_take_costs_no_other(database_u
         for version in ("one", "a NUL \0 is no text", "two"):
             journal.measured(measured(version, 1))
         running = asyncio.create_task(journal.run())
-        await journal.flush(10)
+        await journal.flush(WAIT_SECONDS)
         running.cancel()
         assert {row.version for row in await store.measurements()} == {"one", "two"}
     finally:
