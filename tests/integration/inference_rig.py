@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from integration.tiny_platform import only
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
@@ -23,6 +24,7 @@ from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 from modelmora.worker.v1 import worker_pb2
+from modelmora_inference import dispatcher as dispatching
 from modelmora_inference import main as inference
 from modelmora_lifecycle.launcher import LaunchSpec, LocalLauncher, WorkerProcess
 from modelmora_runtime.auth import SERVICES
@@ -148,13 +150,13 @@ class Lessor(lifecycle_pb2_grpc.LifecycleLeaseServiceServicer, lifecycle_pb2_grp
 
     async def lease(self, number: int) -> Granted:
         """The lease of this number, counted from 0, once it is granted."""
-        async with self.changed, asyncio.timeout(20):
+        async with self.changed, asyncio.timeout(60):
             await self.changed.wait_for(lambda: len(self.leases) > number)
         return self.leases[number]
 
     async def end_of(self, number: int) -> asyncio.Event:
         """Of the want of this number, counted from 0, once it has come."""
-        async with self.changed, asyncio.timeout(20):
+        async with self.changed, asyncio.timeout(60):
             await self.changed.wait_for(lambda: len(self.ends) > number)
         return self.ends[number]
 
@@ -441,6 +443,7 @@ async def rig(
     **settings: Any,
 ) -> AsyncIterator[Rig]:
     """`models`: `org/repo` → options of the echo engine; by default `acme/echo`. Jobs need a `database_url`."""
+    settings.setdefault("patience_seconds", 60.0)  # a machine that stands still is not a lifecycle that is away
     versions = {version_of(name): options for name, options in (models or {"acme/echo": {}}).items()}
     launcher = LocalLauncher(data_dir / "w", data_dir / "logs")
     lessor, resolver = Lessor(launcher, versions), Resolver(versions)
@@ -493,6 +496,8 @@ async def rig(
         announce=lambda line: None,
     )
     channel: PeerChannel | None = None
+    patched = pytest.MonkeyPatch()
+    patched.setattr(dispatching, "LAST_WORD_SECONDS", 60.0)  # the lessor always says why a worker is gone
     try:
         async with host:
             channel = PeerChannel(grpc.aio.insecure_channel(host.target), (), 60.0)
@@ -502,3 +507,4 @@ async def rig(
             await channel.close()
         await lessor.close()
         await launcher.close()
+        patched.undo()

@@ -41,6 +41,17 @@ async def is_loaded(made: Rig) -> None:
     await made.until(lambda _: version in made.lessor.loaded and made.lessor.loaded[version].alive)
 
 
+async def ran_out(made: Rig) -> float:
+    """Returns once a call that waited for the load has run out of time: when it had that at least, monotonic."""
+    for seconds in (0.3, 1, 3, 10, 30):  # it waits for the load within a few milliseconds, if the machine lets it
+        ends = time.monotonic() + seconds
+        with pytest.raises(errors.DeadlineExceeded) as caught:
+            await made.embed("x", within=seconds)
+        if "for the model to be loaded" in caught.value.message:
+            return ends
+    raise AssertionError(caught.value.message)
+
+
 async def test_a_call_that_would_not_wait_fails_at_once_and_the_load_goes_on(two: Rig) -> None:
     with pytest.raises(errors.ModelLoading) as caught:
         await two.embed("hasty", cold_policy=FAIL_FAST)
@@ -226,21 +237,20 @@ async def test_who_ran_out_of_time_keeps_his_turn_for_a_while(data_dir: Path) ->
     async with rig(data_dir, {"acme/echo": {}}, idle_keep_seconds=3600, asks_again_seconds=0.5) as made:
         made.lessor.reason = "waiting for memory"
         async with made.lessor.loads_wait(version_of("acme/echo")):
-            with pytest.raises(errors.DeadlineExceeded):
-                await made.embed("x", timeout=0.3)
-            ended = await made.lessor.end_of(0)
-            assert not ended.is_set()
+            out_of_time = await ran_out(made)
+            *_, ended = made.lessor.ends
+            assert not ended.is_set() or time.monotonic() - out_of_time >= 0.5
             await asyncio.wait_for(ended.wait(), 60)
+            wants = len(made.lessor.ends)
         await made.right("z")
-        assert len(made.lessor.ends) == 2
+        assert len(made.lessor.ends) == wants + 1
 
 
 async def test_who_goes_away_takes_nobody_elses_turn(data_dir: Path) -> None:
     async with rig(data_dir, {"acme/echo": {}}, idle_keep_seconds=3600, asks_again_seconds=3600) as made:
         made.lessor.reason = "waiting for memory"
         async with made.lessor.loads_wait(version_of("acme/echo")):
-            with pytest.raises(errors.DeadlineExceeded):
-                await made.embed("x", timeout=0.3)
+            await ran_out(made)
             hasty = made.stub.Embed(
                 inference_pb2.EmbedRequest(model="acme/echo", texts=["y"], request_id="mine"), timeout=60
             )
@@ -263,8 +273,7 @@ async def test_a_want_is_of_use_for_longer_than_those_who_wait(data_dir: Path) -
 async def test_a_load_that_has_begun_goes_on_for_who_asks_again(data_dir: Path) -> None:
     async with rig(data_dir, {"acme/echo": {}}, idle_keep_seconds=3600, asks_again_seconds=0.01) as made:
         async with made.lessor.loads_wait(version_of("acme/echo")):
-            with pytest.raises(errors.DeadlineExceeded):
-                await made.embed("x", timeout=0.3)
+            await ran_out(made)
             await asyncio.sleep(1.0)
         await made.right("z")
         assert len(made.lessor.ends) == 1
@@ -303,10 +312,12 @@ async def test_who_was_urgent_and_ran_out_of_time_keeps_his_turn_among_the_other
         async with made.lessor.loads_wait(version_of("acme/echo")):
             patient = asyncio.create_task(made.right("patient", priority=LOW, timeout=60))
             await made.waiting(1)
-            urgent = asyncio.create_task(made.embed("urgent", priority=HIGH, timeout=2))
+            for seconds in (0.5, 2, 8, 32):  # it is said within a quarter of a second, if the machine lets it
+                with pytest.raises(errors.DeadlineExceeded):
+                    await made.embed("urgent", priority=HIGH, within=seconds)
+                if made.lessor.urged:
+                    break
             await said_again(made, 1)
-            with pytest.raises(errors.DeadlineExceeded):
-                await urgent
             longer = asyncio.create_task(made.right("longer", priority=LOW, timeout=120))
             await said_again(made, 2)
         await asyncio.gather(patient, longer)

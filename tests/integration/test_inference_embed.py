@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from integration.inference_rig import DIGEST, Rig, assert_right, rig, version_of
+from integration.stepwise import OPTIONS, Steps
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.inference.v1 import inference_pb2
@@ -19,10 +20,6 @@ from modelmora_inference.dispatcher import Call, Dispatcher, Dispatchers
 from modelmora_worker.engines.echo import vector
 
 LOW, HIGH = common_pb2.PRIORITY_LOW, common_pb2.PRIORITY_HIGH
-
-
-BEGUN = 2
-"""Entries that a worker has computed, or begun with, when it hears that nobody wants them."""
 
 
 @pytest.fixture
@@ -36,6 +33,11 @@ async def slow(data_dir: Path) -> AsyncIterator[Rig]:
     """One text a batch, one batch on the worker; each takes a moment."""
     async with rig(data_dir, {"acme/echo": {"delay_seconds": 0.1}}, max_batch_entries=1, max_batches=1) as made:
         yield made
+
+
+@pytest.fixture
+def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Steps:
+    return Steps(tmp_path, monkeypatch)
 
 
 async def test_each_text_gets_its_own_vector_in_order(echo: Rig) -> None:
@@ -77,7 +79,10 @@ async def test_dimensions_are_cut_to_what_was_asked(echo: Rig) -> None:
 
 async def test_calls_of_many_clients_share_batches_and_the_metric_agrees_with_the_worker(data_dir: Path) -> None:
     async with rig(data_dir, {"acme/echo": {"delay_seconds": 0.03}}) as made:
-        calls = [made.right(f"client {client} call {call}") for client in range(32) for call in range(4)]
+        async with made.lessor.loads_wait(version_of("acme/echo")):  # until all are there, however slow the machine is
+            texts = [f"client {client} call {call}" for client in range(32) for call in range(4)]
+            calls = [asyncio.create_task(made.right(text)) for text in texts]
+            await made.waiting(128)
         await asyncio.gather(*calls)
         seen = await made.worker.seen()
         assert seen.entries == 128
@@ -173,8 +178,11 @@ async def test_the_timeout_of_a_request_counts_when_it_is_earlier(slow: Rig) -> 
 async def test_a_call_that_expires_on_the_worker_is_answered_too(data_dir: Path) -> None:
     async with rig(data_dir, {"acme/echo": {"hang_after_batches": 1}}) as made:
         await made.right("the first works")
-        with pytest.raises(errors.DeadlineExceeded) as caught:
-            await made.embed("the second hangs", within=4.0)  # it is on the worker in a few milliseconds
+        for seconds in (1, 3, 10, 30):  # it is on the worker in a few milliseconds, if the machine lets it
+            with pytest.raises(errors.DeadlineExceeded) as caught:
+                await made.embed("the second hangs", within=seconds)
+            if "still waited" not in caught.value.message:
+                break
         assert "on the worker" in caught.value.message
 
 
@@ -191,41 +199,41 @@ async def test_a_cancelled_call_leaves_the_queue_at_once(slow: Rig) -> None:
     assert (await slow.worker.seen()).entries == 2
 
 
-async def test_a_batch_that_nobody_wants_any_more_is_taken_back_from_the_worker(data_dir: Path) -> None:
-    options = {"delay_seconds": 0.1, "micro_batch_entries": 1}
-    async with rig(data_dir, {"acme/echo": options}) as made:
+async def test_a_batch_that_nobody_wants_any_more_is_taken_back_from_the_worker(data_dir: Path, steps: Steps) -> None:
+    async with rig(data_dir, {"acme/echo": OPTIONS}) as made:
+        made.lessor.engine = "theirs"
+        steps.allow(3)
         await made.embed("warm up")
         call = asyncio.create_task(made.embed(*(f"text {i}" for i in range(100))))
-        await made.computed(3)
-        with made.held():
-            await made.queue()  # what the worker has answered is heard
-            call.cancel()
-            await made.until(lambda queue: queue.abandoned > 0)
-            answered = 100 - (await made.queue()).abandoned
+        await steps.begun(4)
+        call.cancel()
+        await made.until(lambda queue: queue.abandoned > 0)
+        await steps.heard(made)
+        steps.allow(200)
         await made.right("the next")
-        assert (await made.worker.seen()).entries <= 2 + answered + BEGUN
+        assert len(steps.texts()) == 4 + 1, "what it had begun with, and the next"
 
 
-async def test_rows_that_nobody_wants_any_more_are_dropped_from_a_batch_of_others(data_dir: Path) -> None:
-    options = {"delay_seconds": 0.1, "micro_batch_entries": 1}
-    async with rig(data_dir, {"acme/echo": options}, max_batches=1) as made:
+async def test_rows_that_nobody_wants_any_more_are_dropped_from_a_batch_of_others(data_dir: Path, steps: Steps) -> None:
+    async with rig(data_dir, {"acme/echo": OPTIONS}, max_batches=1) as made:
+        made.lessor.engine = "theirs"
+        steps.allow(1)
         await made.embed("warm up")
-        with made.held():
-            running = asyncio.create_task(made.embed("running"))
-            await made.running()
-            leaving = asyncio.create_task(made.embed(*(f"text {i}" for i in range(100))))
-            staying = asyncio.create_task(made.right("stays"))
-            await made.waiting(101)
+        running = asyncio.create_task(made.embed("running"))
+        await steps.begun(2)
+        leaving = asyncio.create_task(made.embed(*(f"text {i}" for i in range(100))))
+        staying = asyncio.create_task(made.right("stays"))
+        await made.waiting(101)
+        steps.allow(3)
         await running
-        await made.computed(4)
-        with made.held():
-            # What the worker has answered is heard, and both are on it.
-            assert sum(level.entries for level in (await made.queue()).levels) == 0
-            leaving.cancel()
-            await made.until(lambda queue: queue.abandoned > 0)
-            answered = 101 - (await made.queue()).abandoned
+        await steps.begun(5)  # both are on the worker
+        leaving.cancel()
+        await made.until(lambda queue: queue.abandoned > 0)
+        await steps.heard(made)
+        steps.allow(200)
         await staying
-        assert (await made.worker.seen()).entries <= 2 + answered + BEGUN
+        await made.right("the next")
+        assert set(steps.texts()[5:]) <= {"stays", "the next"}
 
 
 async def test_a_full_queue_says_when_to_come_back(data_dir: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from integration.inference_rig import Rig, rig, version_of
+from integration.stepwise import OPTIONS, Steps
 from integration.test_inference_embed import _metrics, _value
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
@@ -30,6 +31,11 @@ async def stepping(data_dir: Path) -> AsyncIterator[Rig]:
         yield made
 
 
+@pytest.fixture
+def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Steps:
+    return Steps(tmp_path, monkeypatch)
+
+
 def texts(count: int) -> list[str]:
     return [f"text {number}" for number in range(count)]
 
@@ -39,25 +45,20 @@ def _left(queue: inference_pb2.Queue) -> int:
     return queue.in_flight + sum(level.entries for level in queue.levels)
 
 
-async def test_high_waits_for_one_micro_batch_of_low_and_not_for_its_batches(data_dir: Path) -> None:
-    # Its worker ends with the urgent text, so that what was computed by then can be counted.
-    options = {"delay_seconds": 0.05, "micro_batch_entries": 1, "crash_on_text": "urgent"}
-    async with rig(data_dir, {"acme/echo": options}, max_batch_entries=20) as made:
+async def test_high_waits_for_one_micro_batch_of_low_and_not_for_its_batches(data_dir: Path, steps: Steps) -> None:
+    async with rig(data_dir, {"acme/echo": OPTIONS}, max_batch_entries=20) as made:
+        made.lessor.engine = "theirs"
+        steps.allow(3)
         await made.right("warm up")
         low = asyncio.create_task(made.right(*texts(60), priority=LOW))
-        await made.computed(3)
-        with made.held():
-            await made.queue()  # what the worker has answered is heard
-            before = _left(await made.queue())
-            urgent = asyncio.create_task(made.embed("urgent", priority=HIGH))
-            await made.until(lambda queue: _left(queue) == before + 1)
-        async with made.lessor.loads_wait(version_of("acme/echo")):
-            await made.until(lambda queue: not queue.in_flight)
-            after = _left(await made.queue()) - 1
-            # What ran, and what began while it was heard; the batches that were there would be forty.
-            assert before - after <= 3
-            for call in (low, urgent):
-                call.cancel()
+        await steps.begun(4)
+        urgent = asyncio.create_task(made.right("urgent", priority=HIGH))
+        await made.until(lambda queue: queue.in_flight == 39 and _left(queue) == 59)
+        await steps.heard(made)
+        steps.allow(100)
+        await asyncio.gather(low, urgent)
+        # What ran, and none of the others: there were nearly forty on the worker.
+        assert steps.texts().index("urgent") == 4
 
 
 async def test_what_was_overtaken_goes_on_and_nothing_is_computed_twice(stepping: Rig) -> None:
@@ -80,21 +81,29 @@ async def test_the_next_batch_is_on_the_worker_before_the_running_one_ends(data_
         await asyncio.gather(running, following, return_exceptions=True)
 
 
-async def test_what_is_computed_for_nobody_is_counted(stepping: Rig) -> None:
-    leaving = asyncio.create_task(stepping.embed(*texts(40)))
-    await stepping.computed(3)  # the warm up, and two of them
-    with stepping.held():
-        await stepping.queue()  # what the worker has answered is heard
+async def wasted(made: Rig) -> float:
+    page = await asyncio.to_thread(_metrics, made.host.metrics_port)
+    return _value(page, "modelmora_inference_wasted_compute_seconds_total")
+
+
+async def test_what_is_computed_for_nobody_is_counted(data_dir: Path, steps: Steps) -> None:
+    async with rig(data_dir, {"acme/echo": OPTIONS}, max_batch_entries=20) as made:
+        made.lessor.engine = "theirs"
+        steps.allow(3)
+        await made.right("warm up")
+        leaving = asyncio.create_task(made.embed(*texts(40)))
+        await steps.begun(4)
+        await made.until(lambda queue: queue.in_flight == 38)
         leaving.cancel()
-        await stepping.until(lambda queue: queue.abandoned > 0)
-        answered = 40 - (await stepping.queue()).abandoned
-    await stepping.right("the next")
-    seen = await stepping.worker.seen()
-    assert 1 <= seen.entries - 2 - answered <= 8, "the text that was running, and no more than a few"
-    page = await asyncio.to_thread(_metrics, stepping.host.metrics_port)
-    wasted = _value(page, "modelmora_inference_wasted_compute_seconds_total")
-    # A worker that stands still counts that too; but no text takes less than its twentieth of a second.
-    assert 0.05 * (answered + 1) - 1e-6 <= wasted <= seen.compute.ToNanoseconds() / 1e9 - 0.05 * 2 + 1e-6
+        await made.until(lambda queue: queue.abandoned == 38)
+        # A worker that stands still counts that too; but no text takes less than its twentieth of a second.
+        assert await wasted(made) >= 0.05 * 2 - 1e-6, "the two that it had, before the third is there"
+        await steps.heard(made)
+        steps.allow(100)
+        await made.right("the next")
+        seen = await made.worker.seen()
+        assert seen.entries == 1 + 2 + 1 + 1, "of what is left the text that was running, and no more"
+        assert 0.05 * 3 - 1e-6 <= await wasted(made) <= seen.compute.ToNanoseconds() / 1e9 - 0.05 * 2 + 1e-6
 
 
 async def test_what_was_computed_for_a_call_that_ran_out_of_time_is_counted(stepping: Rig) -> None:
@@ -102,10 +111,12 @@ async def test_what_was_computed_for_a_call_that_ran_out_of_time_is_counted(step
         await stepping.embed(*texts(40), within=1.0)
     await stepping.right("the next")
     seen = await stepping.worker.seen()
-    page = await asyncio.to_thread(_metrics, stepping.host.metrics_port)
-    wasted = _value(page, "modelmora_inference_wasted_compute_seconds_total")
     # All but the first and the last text, each of which takes its twentieth of a second at least.
-    assert 0.05 * (seen.entries - 2) - 1e-6 <= wasted <= seen.compute.ToNanoseconds() / 1e9 - 0.05 * 2 + 1e-6
+    assert (
+        0.05 * (seen.entries - 2) - 1e-6
+        <= await wasted(stepping)
+        <= seen.compute.ToNanoseconds() / 1e9 - 0.05 * 2 + 1e-6
+    )
 
 
 async def test_a_call_can_be_asked_where_it_is(stepping: Rig) -> None:

@@ -79,6 +79,7 @@ async def test_a_model_that_is_not_there_is_not_found_once_and_again(
 
 
 async def test_calls_for_one_model_share_one_lookup(echo: Rig) -> None:
+    echo.resolver.cache_ttl_seconds = 3600.0
     await asyncio.gather(*(echo.right(f"text {i}") for i in range(20)))
     assert echo.resolver.lookups == 1
 
