@@ -639,9 +639,14 @@ class Scheduler:
         """`refused`: the fork server of its family runs and forks nothing."""
         replica = self._replicas.get(uid)
         if replica is not None:
-            self._replicas[uid] = replica.changed(now, pid=pid, start_mode=start_mode)
+            self._replicas[uid] = replica = replica.changed(now, pid=pid, start_mode=start_mode)
             if start_mode is not None and (family := self.rules.families.get(replica.engine)):
                 self._servers.launched(f"{PREFIX}{family}", start_mode, refused)
+            if start_mode is StartMode.SPAWNED and not refused and (libraries := self._forget_server(replica)):
+                # Its server died: what was reserved for that is for the libraries that it has itself.
+                self.ledger = self.ledger.settle(uid, plus(self.ledger.charge_of(uid), libraries))
+                predicted, granted = plus(replica.predicted, libraries), plus(replica.granted, libraries)
+                self._replicas[uid] = replica.changed(now, predicted=predicted, granted=granted)
 
     def loaded(
         self,
@@ -1401,7 +1406,8 @@ class Scheduler:
         """The owner of the fork server that its next worker comes from, and the seconds until that takes orders; one
         that nobody has charged has not been started."""
         owner, _ = self._server(known)
-        if not self._forked(known):
+        loading = self._of(known.facts.name, (ReplicaState.LOADING,))
+        if not self._forked(known) or any(replica.start_mode is StartMode.SPAWNED for replica in loading):
             return "", 0.0
         default = self.rules.prediction.server_seconds(known.facts)
         if owner not in self.ledger.charges or owner in self._servers.leaving:
@@ -1449,7 +1455,7 @@ class Scheduler:
         seen = [replica.peak, known.facts.declared, known.measuring().peak]
         if replica.state is ReplicaState.LOADING:
             forked = self._forked(known)
-            seen += [prediction.usual(known.facts, known.measured, forked), known.outgrown]
+            seen += [prediction.usual(known.facts, known.measured, forked), known.outgrown, replica.predicted]
             return plus(largest(*seen), *known.shared.values())
         return largest(*seen)
 
@@ -1465,13 +1471,15 @@ class Scheduler:
             self._servers.ended(owner)
         return [], memory
 
-    def _forget_server(self, replica: Replica) -> None:
-        """It was spawned after all: what was reserved for a fork server is in its own bytes."""
+    def _forget_server(self, replica: Replica) -> Vector:
+        """It was spawned after all. What was reserved for a fork server, and is for nobody else."""
         owner = f"{PREFIX}{self.rules.families.get(replica.engine, '')}"
-        users = self.ledger.users.get(owner, frozenset())
-        if replica.uid in users:
-            others = users - {replica.uid}
-            self.ledger = self.ledger.share(owner, self.ledger.charges[owner] if others else {}, others)
+        users, server = self.ledger.users.get(owner, frozenset()), self.ledger.charge_of(owner)
+        if replica.uid not in users:
+            return {}
+        others = users - {replica.uid}
+        self.ledger = self.ledger.share(owner, server if others else {}, others)
+        return {} if others else server
 
     def _claim(self, victim: Replica, by: str, version: str, now: float) -> None:
         policy = self.rules.policy

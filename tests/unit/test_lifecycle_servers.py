@@ -186,8 +186,40 @@ def test_a_spawn_for_want_of_a_fork_server_says_nothing_of_the_next_load(node: N
     assert node.charges().keys() == {again, SERVER}
     node.scheduler.launched(again, 8, node.clock.now, StartMode.SPAWNED)
     node.run_for(2.0)
+    assert node.charges().keys() == {again}
     spawned = node.scheduler.explain(version("c"), 20, node.clock.now).need
-    assert spawned == {HOST: (84 + 350) * MIB}, "beside what is reserved for a server that always dies"
+    assert spawned == {HOST: (84 + 350 + 350) * MIB}, "beside a server that is started once more, and always dies"
+
+
+def test_who_is_spawned_for_want_of_a_fork_server_has_what_was_reserved_for_that(node: Node) -> None:
+    node.scheduler.configure(node.rules, {HOST: 600 * MIB}, node.clock.now)
+    node.scheduler.remember(Measured("a", setup_of(version("a")), load_seconds=(1.0,)))
+    node.workers["a"] = FakeWorker(load_seconds=3.0, memory={HOST: 400 * MIB})
+    uid = node.want(version("a"))
+    assert node.scheduler.ready_in("a", node.clock.now) == 6.0
+    node.scheduler.launched(uid, 7, node.clock.now, StartMode.SPAWNED)
+    assert node.charges() == {uid: OWN + 350 * MIB}, "nothing twice, and nothing is free"
+    assert node.scheduler.ready_in("a", node.clock.now) == 1.0, "it waits for no server"
+    node.server_has(0)
+    assert node.charges() == {uid: OWN + 350 * MIB}
+    small = node.want(other("small", 150))
+    assert node.charges().keys() == {uid}, "it has not imported everything yet"
+    node.scheduler.measured(uid, {HOST: 400 * MIB}, node.clock.now)
+    assert node.scheduler.ledger.overdraft == {}
+    node.run_for(4.0)
+    assert node.charges() == {uid: 440 * MIB, small: 150 * MIB}
+    assert node.of("stop") == []
+
+
+def test_what_is_reserved_for_a_fork_server_stays_while_another_load_waits_for_it(node: Node) -> None:
+    first, second = node.want(version("a")), node.want(version("b"))
+    node.scheduler.launched(first, 7, node.clock.now, StartMode.SPAWNED)
+    assert node.charges() == {first: OWN, second: OWN, SERVER: 350 * MIB}
+    node.scheduler.launched(second, 8, node.clock.now, StartMode.FORKED)
+    assert node.charges() == {first: OWN, second: OWN, SERVER: 350 * MIB}
+    node.run_for(2.0)
+    node.server_has(280 * MIB)
+    assert node.charges()[SERVER] == 280 * MIB
 
 
 def test_a_place_that_was_promised_beside_a_fork_server_stands_when_it_is_gone(node: Node) -> None:
