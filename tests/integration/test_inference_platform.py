@@ -51,6 +51,14 @@ class Running:
                 break
         return str(name)
 
+    async def has_tables(self) -> bool:
+        """Those of the registry are made beside the start."""
+        try:
+            await self.registry.ListModels(registry_pb2.ListModelsRequest(), timeout=30)
+        except errors.DatabaseUnavailable:
+            return False
+        return True
+
     async def right(self, model: str, *texts: str, timeout: float = 60.0, **fields: Any) -> inference_pb2.EmbedResponse:
         request = inference_pb2.EmbedRequest(model=model, texts=texts, **fields)
         answer = await self.inference.Embed(request, timeout=timeout)
@@ -77,12 +85,16 @@ async def running(
     )
     async with host:
         channel = PeerChannel(grpc.aio.insecure_channel(host.target), (), 60.0)
+        found = Running(
+            inference_pb2_grpc.InferenceServiceStub(channel),
+            lifecycle_pb2_grpc.LifecycleServiceStub(channel),
+            registry_pb2_grpc.RegistryServiceStub(channel),
+        )
         try:
-            yield Running(
-                inference_pb2_grpc.InferenceServiceStub(channel),
-                lifecycle_pb2_grpc.LifecycleServiceStub(channel),
-                registry_pb2_grpc.RegistryServiceStub(channel),
-            )
+            async with asyncio.timeout(60):
+                while not await found.has_tables():
+                    pass
+            yield found
         finally:
             await channel.close()
 
@@ -140,15 +152,18 @@ async def test_calls_outlive_kills_of_their_worker(platform: Running) -> None:
     await platform.right("acme/echo", "warm up")
     answered = asyncio.Semaphore(0)
 
+    killed: set[int] = set()
+
     async def client(number: int) -> None:
-        for call in range(10):
-            await platform.right("acme/echo", f"client {number} call {call}")
+        calls = 0
+        while calls < 10 or len(killed) < 2:
+            await platform.right("acme/echo", f"client {number} call {calls}")
             answered.release()
+            calls += 1
 
     async with asyncio.TaskGroup() as clients:
         for number in range(16):
             clients.create_task(client(number))
-        killed: set[int] = set()
         while len(killed) < 2:
             for _ in range(60):
                 await answered.acquire()

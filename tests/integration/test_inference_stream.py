@@ -306,18 +306,23 @@ async def test_a_client_that_never_reads_is_held_to_its_bounds_and_given_up(
     caplog.set_level("INFO", "modelmora_inference")
     async with rig(data_dir, {"acme/echo": {"dimensions": 4096}}, stream_idle_seconds=1.0, stream_calls=8) as made:
         await made.embed("warm up")
-        stream = Open(made)
-        most = 0.0
-
-        for number in range(40):  # few enough that none of them is still being sent at the end
-            await stream.send(str(number), *(f"{number} {i}" for i in range(64)))
+        most, sent = 0.0, False
+        while not sent:
+            caplog.clear()
+            stream = Open(made)
+            try:
+                for number in range(40):  # few enough that none of them is still being sent at the end
+                    await stream.send(str(number), *(f"{number} {i}" for i in range(64)))
+                sent = True
+            except (grpc.aio.AioRpcError, errors.ModelMoraError, asyncio.InvalidStateError):
+                stream.call.cancel()  # it was given up before all was sent: this machine stands still
         answer_bytes = 64 * (4 * 4096 + 16)
         async with asyncio.timeout(100):
             while "is given up" not in caplog.text:
                 most = max(most, bytes_in_flight())
                 await made.queue()
         assert most < 12 * answer_bytes, "eight calls, and what is on its way"
-        assert bytes_in_flight() < 1.2 * answer_bytes, "what the transport has"
+        await until(made, lambda: bytes_in_flight() < 1.2 * answer_bytes)  # what the transport has
         await made.embed("the others go on")
         assert isinstance(await stream.ended_with(), errors.StreamNotRead), "should it read after all"
         await until(made, lambda: open_streams() == 0 and bytes_in_flight() == 0)
@@ -325,6 +330,7 @@ async def test_a_client_that_never_reads_is_held_to_its_bounds_and_given_up(
 
 async def test_a_stop_answers_what_is_open_and_ends_idle_streams_at_once(data_dir: Path) -> None:
     async with rig(data_dir) as made:
+        made.host.settings = made.host.settings.model_copy(update={"grace_seconds": 60})
         await made.embed("warm up")
         busy, idle = Open(made), Open(made)
         await until(made, lambda: open_streams() == 2)

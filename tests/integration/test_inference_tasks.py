@@ -34,7 +34,7 @@ async def tasks(data_dir: Path) -> AsyncIterator[Rig]:
         yield made
 
 
-async def rerank(tasks: Rig, query: str, *texts: str, within: float = 20.0, **fields: Any) -> pb.RerankResponse:
+async def rerank(tasks: Rig, query: str, *texts: str, within: float = 60.0, **fields: Any) -> pb.RerankResponse:
     request = pb.RerankRequest(**{"model": RANKER, "query": query, "texts": texts, **fields})
     answer: pb.RerankResponse = await tasks.stub.Rerank(request, timeout=within)
     return answer
@@ -286,7 +286,7 @@ async def test_a_call_that_hangs_up_leaves_nothing_in_the_queue(data_dir: Path) 
         slow.resolver.task_types[version_of(RANKER)] = common_pb2.TASK_TYPE_RERANKING
         calls = [asyncio.ensure_future(rerank(slow, "q", *[f"t{n}" for n in range(20)])) for _ in range(3)]
         request = pb.GetQueueRequest(model=RANKER)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (await slow.stub.GetQueue(request)).queues[0].in_flight:
                 pass
             for call in calls:

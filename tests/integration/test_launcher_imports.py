@@ -37,8 +37,8 @@ def busy() -> int:
 async def test_a_fork_server_that_computes_is_waited_for_longer_than_a_launch_may_take(busy: int) -> None:
     server = _ForkServer("slow", {})
     server.pid = busy
-    waiting = asyncio.create_task(server.opened_at_work(0.5))
-    await asyncio.wait((waiting,), timeout=0.8)  # it would be ended after 5
+    waiting = asyncio.create_task(server.opened_at_work(2.0))
+    await asyncio.wait((waiting,), timeout=2.5)  # it would be ended after 20
     assert not waiting.done()
     server._heard({"ready": True}, [])
     await waiting
