@@ -24,7 +24,7 @@ from modelmora.lifecycle.v1 import lifecycle_pb2_grpc
 from modelmora.registry.v1 import registry_pb2, registry_pb2_grpc
 from modelmora.worker.v1 import worker_pb2
 from modelmora_app.host_commands import engine_cards
-from modelmora_lifecycle import duty
+from modelmora_lifecycle import duty, launcher
 from modelmora_runtime.db import Database
 from modelmora_runtime.host import Context, Host
 from modelmora_runtime.peers import Peers
@@ -235,13 +235,14 @@ async def rig(
 
 @asynccontextmanager
 async def patience() -> AsyncIterator[None]:
-    """How long lifecycle and the registry wait for a database is asked elsewhere: here it is there, however late it
-    answers on a machine that stands still."""
+    """How long lifecycle and the registry wait for a database is asked elsewhere, and how long for what a fork server
+    says of who has ended: here it is there, however late it answers on a machine that stands still."""
     defaults = Database.__init__.__kwdefaults__
     assert defaults is not None
     with (
         patch.dict(defaults, connect_seconds=30.0, statement_seconds=60.0),
         patch.object(duty, "DECIDING_SECONDS", 60.0),
+        patch.object(launcher, "_STATUS_SECONDS", 20.0),
     ):
         yield
 

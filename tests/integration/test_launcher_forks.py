@@ -52,6 +52,8 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who stands still for a moment, with the machine or alone, is waited for here, and not taken for stuck."""
     monkeypatch.setattr(launchers, "_SPARE_IDLE_SECONDS", 60.0)
     monkeypatch.setattr(launchers, "_FORK_IDLE_SECONDS", 60.0)
+    monkeypatch.setattr(launchers, "_STATUS_SECONDS", 20.0)
+    monkeypatch.setattr(launchers, "_COOL_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ async def works(worker: LocalWorker) -> None:
 
 async def ended(pid: int) -> None:
     """Returns when the process is gone and reaped."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while Path(f"/proc/{pid}").exists():
             await asyncio.sleep(0.01)
 
@@ -159,7 +161,7 @@ async def test_a_killed_family_server_touches_no_worker_and_comes_back(launcher)
     await works(worker)
     assert parent_of(worker.pid) == launcher.fork_server_pid, "nobody would reap it"
     os.kill(worker.pid, signal.SIGSEGV)
-    exit_ = await asyncio.wait_for(worker.exited, 20)
+    exit_ = await asyncio.wait_for(worker.exited, 30)
     assert exit_.signal == signal.SIGSEGV
     await ended(worker.pid)
 
@@ -171,12 +173,12 @@ async def test_a_killed_root_touches_nobody_and_forks_go_on_without_it(launcher)
     other = await launch(launcher)
     assert parent_of(other.pid) == family == family_pid(launcher)
     worker.terminate()
-    assert (await asyncio.wait_for(worker.exited, 20)).code == 0
+    assert (await asyncio.wait_for(worker.exited, 30)).code == 0
     os.kill(family, signal.SIGKILL)
     spawned = await launch(launcher, LaunchSpec("x", "theirs", "x"))
     assert spawned.start_mode == "spawned"
     other.kill()
-    assert str(await asyncio.wait_for(other.exited, 20)) == "ended with unknown status"
+    assert str(await asyncio.wait_for(other.exited, 30)) == "ended with unknown status"
 
 
 async def test_a_fork_server_killed_during_launches_leaks_nobody(launcher, data_dir):
@@ -188,7 +190,7 @@ async def test_a_fork_server_killed_during_launches_leaks_nobody(launcher, data_
     workers = await asyncio.gather(*tasks)
     known = {worker.pid for worker in workers} | {family_pid(launcher)}
     assert len(known) == 5
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while children(launcher.fork_server_pid) | children(family_pid(launcher)) != known | spares(launcher):
             await asyncio.sleep(0.01)
 
@@ -256,12 +258,12 @@ async def test_closing_ends_a_fork_server_that_is_still_importing(data_dir, libr
     library.write_text("import signal; signal.pause()")
     launcher = LocalLauncher(data_dir / "run", data_dir / "logs")
     warming = asyncio.create_task(launcher.warm("cheap"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not launcher.fork_servers():
             await asyncio.sleep(0.01)
     pid = family_pid(launcher)
-    await asyncio.wait_for(launcher.close(), 10)
-    await asyncio.wait_for(warming, 10)
+    await asyncio.wait_for(launcher.close(), 30)
+    await asyncio.wait_for(warming, 30)
     assert not Path(f"/proc/{pid}").exists()
 
 
@@ -284,7 +286,7 @@ async def test_an_idle_fork_server_makes_room_for_another_family(launcher):
 async def test_a_fork_server_that_stays_in_use_ends_all_the_same_and_its_worker_lives_on(launcher, monkeypatch):
     monkeypatch.setattr(launchers, "_COOL_SECONDS", 0.1)
     worker = await launch(launcher)
-    await asyncio.wait_for(launcher.cool("cheap"), 10)
+    await asyncio.wait_for(launcher.cool("cheap"), 30)
     assert launcher.fork_servers() == []
     assert not worker.exited.done()
     assert Path(f"/proc/{worker.pid}").exists()
@@ -299,7 +301,7 @@ async def test_a_fork_server_that_is_stopped_ends_when_its_memory_is_needed(laun
     cooling = asyncio.create_task(launcher.cool("cheap"))
     await asyncio.sleep(0)
     assert launcher.fork_servers() == [("cheap", pid)], "it still has its memory"
-    await asyncio.wait_for(cooling, 10)
+    await asyncio.wait_for(cooling, 30)
     assert launcher.fork_servers() == []
     assert not Path(f"/proc/{pid}").exists()
 
@@ -327,7 +329,7 @@ async def test_a_launch_takes_the_spare_and_the_next_one_gets_another(launcher, 
     assert len({worker.control_key for worker in (first, *workers)}) == 3
     await works(workers[0])
     workers[0].terminate()
-    assert (await asyncio.wait_for(workers[0].exited, 20)).code == 0
+    assert (await asyncio.wait_for(workers[0].exited, 30)).code == 0
     assert list((data_dir / "logs").glob("worker-acme_other_versions_1-ffffffff-*.log"))
     assert await spare_of(launcher) not in {spare, workers[1].pid}
 
@@ -382,7 +384,7 @@ async def test_a_spare_that_ends_while_it_practises_leaves_nothing(launcher, lib
     ((_, pid),) = launcher.spares()
     os.kill(pid if whose == "its own" else family_pid(launcher), signal.SIGKILL)
     await ended(pid)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while launcher.spares() or folder.exists():
             await asyncio.sleep(0.01)
 
@@ -433,6 +435,7 @@ async def test_a_fork_server_that_is_frozen_is_replaced(launcher, monkeypatch):
     # So little time is only for this one: who starts another in its place stands still at times as well.
     monkeypatch.setattr(launchers, "_signs_of_work", lambda pid: real(pid) if pid == server else (time.monotonic(),))
     monkeypatch.setattr(launchers, "_FORK_IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(launchers, "_STATUS_SECONDS", 0.3)  # it does not tell of the spare's end
     worker = await launcher.launch(SPEC, timeout_seconds=300)
     assert worker.lender_pid == family_pid(launcher) != server
     await ended(server)
@@ -459,7 +462,7 @@ async def test_a_fork_server_with_nothing_but_a_spare_is_idle(launcher):
     worker.kill()
     await worker.exited
     assert launcher.spares() == [("cheap", spare)]
-    await asyncio.wait_for(launcher.cool("cheap"), 5)
+    await asyncio.wait_for(launcher.cool("cheap"), 30)
     assert launcher.fork_servers() == launcher.spares() == []
     await ended(spare)
     await ended(server)

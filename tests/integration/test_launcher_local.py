@@ -32,7 +32,14 @@ async def launcher(data_dir: Path) -> AsyncIterator[LocalLauncher]:
     await launcher.close()
 
 
-async def within(awaitable, seconds: float = 20):
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork server that stands still for a moment tells later how a worker has ended, and is not taken for stuck."""
+    monkeypatch.setattr(launchers, "_STATUS_SECONDS", 20.0)
+    monkeypatch.setattr(launchers, "_FORK_IDLE_SECONDS", 60.0)
+
+
+async def within(awaitable, seconds: float = 30):
     async with asyncio.timeout(seconds):
         return await awaitable
 

@@ -30,7 +30,7 @@ async def tuned(node: Rig, model: str, *candidates: str, apply: bool = False) ->
     request = pb.TuneModelVersionRequest(model=model, candidates=candidates, apply=apply)
     name = (await node.lifecycle.TuneModelVersion(request, timeout=WAIT_SECONDS)).tuning.name
     told: list[pb.Tuning] = []
-    async for response in node.lifecycle.WatchTuning(pb.WatchTuningRequest(name=name), timeout=WAIT_SECONDS):
+    async for response in node.lifecycle.WatchTuning(pb.WatchTuningRequest(name=name), timeout=2 * WAIT_SECONDS):
         told.append(response.tuning)
     return told[-1], [tuning.reason for tuning in told]
 
