@@ -1463,11 +1463,11 @@ class Scheduler:
         """Whom to charge how much for a fork server: what was reserved for it stands while the first load from it goes
         on, for it has not imported everything yet; then it stands for itself."""
         loading = [uid for uid in self.ledger.users.get(owner, ()) if self._replicas[uid].state is ReplicaState.LOADING]
+        if memory:
+            self._servers.took(owner, memory, importing=bool(loading))
         if loading:
             return loading, largest(memory, self.ledger.charges[owner])
-        if memory:
-            self._servers.took(owner, memory)
-        else:
+        if not memory:
             self._servers.ended(owner)
         return [], memory
 

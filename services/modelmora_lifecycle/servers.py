@@ -18,7 +18,7 @@ from copy import copy
 from dataclasses import replace
 
 from modelmora_lifecycle.domain import StartMode
-from modelmora_lifecycle.ledger import Vector
+from modelmora_lifecycle.ledger import Vector, largest
 from modelmora_lifecycle.prediction import LOADS_KEPT, OVERDUE_SECONDS, Measured, Pace, Setup
 
 PREFIX = "fork-servers/"
@@ -46,15 +46,18 @@ class ForkServers:
         self._measured.setdefault(measured.version, measured)
 
     def memory(self, owner: str) -> Vector:
-        """Bytes by device when it was seen last; empty: it never was."""
+        """Bytes by device to reserve for it: the most that it had, importing or later, when it was there last; empty:
+        it never was."""
         measured = self._measured.get(owner)
-        return measured.base if measured is not None else {}
+        return largest(measured.base, measured.loading) if measured is not None and measured.base else {}
 
-    def took(self, owner: str, memory: Vector) -> None:
-        self._measured[owner] = replace(self._measuring(owner), base=dict(memory))
+    def took(self, owner: str, memory: Vector, *, importing: bool) -> None:
+        measured = self._measuring(owner).while_loading(memory)
+        self._measured[owner] = measured if importing else replace(measured, base=dict(memory))
 
     def starting(self, owner: str, now: float) -> None:
         """A load has it started."""
+        self._measured[owner] = replace(self._measuring(owner), loading={})
         self._open.pop(owner, None)
         self._since[owner] = now
 

@@ -114,6 +114,41 @@ def test_time_to_ready_has_the_start_of_a_fork_server_that_does_not_run(node: No
     assert node.scheduler.ready_in("a", node.clock.now) == 61.0, "its own loads took 1 s and 41 s"
 
 
+def test_a_fork_server_is_expected_to_take_what_it_takes_while_it_imports(node: Node) -> None:
+    node.want(version("a"))
+    node.server_has(20 * MIB)
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.server_has(0)
+    node.run_for(1.0)
+    assert node.scheduler.explain(version("a"), 20, node.clock.now).need == {HOST: OWN + 350 * MIB}, (
+        "it came to nothing"
+    )
+    node.want(version("a"))
+    node.run_for(2.0)
+    node.server_has(280 * MIB)
+    assert node.charges()[SERVER] == 280 * MIB, "as it is"
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.server_has(0)
+    node.run_for(1.0)
+    assert node.scheduler.explain(version("b"), 20, node.clock.now).need == {HOST: OWN + 280 * MIB}
+    node.want(version("a"))
+    node.server_has(300 * MIB)
+    node.run_for(2.0)
+    node.server_has(280 * MIB)
+    assert node.charges()[SERVER] == 280 * MIB, "what it has"
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    node.server_has(0)
+    assert node.scheduler.explain(version("b"), 20, node.clock.now).need == {HOST: OWN + 300 * MIB}
+    node.want(version("a"))
+    node.run_for(2.0)
+    node.server_has(290 * MIB)
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(1.0)
+    node.server_has(0)
+    assert node.scheduler.explain(version("b"), 20, node.clock.now).need == {HOST: OWN + 290 * MIB}
+
+
 def test_what_was_learned_of_a_fork_server_outlives_us(node: Node) -> None:
     family = Setup("torch")
     node.scheduler.remember(Measured(SERVER, family, base={HOST: 123 * MIB}, load_seconds=(3.0, 9.0, 7.0)))
