@@ -343,6 +343,8 @@ class Scheduler:
         reason = placement.reason
         if placement.outcome is PlacementOutcome.FITS and self._of(facts.name, (ReplicaState.LOADING,)):
             reason = "it is being loaded"
+            if positive(placement.need).keys() & positive(minus(self.ledger.overdraft, self._coming())).keys():
+                reason += "; memory is overdrawn, and it may have to go soon after"
         elif placement.outcome is PlacementOutcome.FITS_AFTER_EVICTION:
             begun = any(replica.uid in self._promised for replica in self._of(facts.name, (ReplicaState.UNLOADED,)))
             reason += ", and that is on its way" if begun else ""

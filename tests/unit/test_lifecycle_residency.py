@@ -1256,6 +1256,10 @@ def test_explaining_what_is_being_loaded_says_so() -> None:
     assert node.states("a") == [S.LOADING]
     loading = node.scheduler.explain(version("a", 60), 20, node.clock.now)
     assert (loading.outcome, loading.reason) == (PlacementOutcome.FITS, "it is being loaded")
+    node.scheduler.configure(node.rules, {HOST: 50}, node.clock.now)
+    smaller = node.scheduler.explain(version("a", 60), 20, node.clock.now)
+    assert smaller.reason == "it is being loaded; memory is overdrawn, and it may have to go soon after"
+    node.scheduler.configure(node.rules, {HOST: 100}, node.clock.now)
     node.run_for(5.0)
     assert node.scheduler.explain(version("a", 60), 20, node.clock.now).reason == "it is loaded"
 
