@@ -11,7 +11,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from integration.lifecycle_rig import MIB, WAIT_SECONDS, Rig, alive, refused, rig, workers_of
+from integration.lifecycle_rig import MIB, WAIT_SECONDS, Rig, alive, eventually, refused, rig, workers_of
 from modelmora.errors import (
     InvalidArgument,
     LoadFailed,
@@ -250,11 +250,14 @@ async def test_a_worker_that_hangs_is_replaced(database_url: str, data_dir: Path
 
 
 async def test_decisions_and_measurements_are_kept(database_url: str, data_dir: Path) -> None:
-    async with rig(database_url, data_dir) as node:
-        for name in ("one", "two"):
-            await node.load(await node.echo(f"acme/{name}", memory_bytes=300 * MIB))
     connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
     try:
+        async with rig(database_url, data_dir) as node:
+            for name in ("one", "two"):
+                await node.load(await node.echo(f"acme/{name}", memory_bytes=300 * MIB))
+            # They are written down a moment later, and at the end half a second is waited for that.
+            count = "SELECT count(DISTINCT model_version) FROM lifecycle.measurement"
+            await eventually(lambda: connection.fetchval(count), lambda found: found >= 2)
         rows = await connection.fetch("SELECT * FROM lifecycle.eviction_decision ORDER BY uid")
         outcomes = [row["outcome"] for row in rows]
         assert outcomes[-1] == "plan"

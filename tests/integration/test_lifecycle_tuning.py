@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from integration.lifecycle_rig import WAIT_SECONDS, Rig, eventually, refused, rig
 from modelmora.common.v1 import common_pb2
@@ -165,12 +166,16 @@ async def test_a_profile_set_in_the_registry_replaces_what_is_idle_and_leaves_wh
 
 
 async def test_auto_tune_makes_the_best_profile_current_once(database_url: str, data_dir: Path) -> None:
+    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
     async with rig(database_url, data_dir, auto_tune=True) as node:
         version = await node.echo("acme/auto", **SLOW)
         await node.load("acme/auto")
         await eventually(lambda: profile_of(node, version), lambda precision: precision == "bf16")
+        # That it was applied is written down after it was.
+        await eventually(lambda: connection.fetchval("SELECT bool_or(applied) FROM lifecycle.tuning"), bool)
         # What was said by a call stands, also at the next start.
         await node.registry.SetEngineProfile(registry_pb2.SetEngineProfileRequest(name=version))
+    await connection.close()
     async with rig(database_url, data_dir, auto_tune=True) as node:
         await node.load(version)
         tunings = (await node.lifecycle.ListTunings(pb.ListTuningsRequest(model="acme/auto"))).tunings
