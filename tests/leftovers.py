@@ -23,7 +23,7 @@ def processes_naming(folder: Path) -> dict[int, str]:
     return found
 
 
-def wait_for_none(folder: Path, seconds: float = 10.0) -> None:
+def wait_for_none(folder: Path, seconds: float = 20.0) -> None:
     """Returns when no process names the folder any more; fails after `seconds` with those that do."""
     until = time.monotonic() + seconds
     while left := processes_naming(folder):

@@ -83,7 +83,7 @@ def main() -> None:
         assert modelmora("lock", "verify", "--full", str(locked))["intact"]
 
         # 2. It answers as it did on the other machine, and the registry hears of it.
-        (vector,) = modelmora("embed", job["model"], job["text"])["embeddings"]
+        (vector,) = modelmora("embed", job["model"], job["text"], "--timeout", "200")["embeddings"]
         assert vector == job["vector"]
         library = 'models[0].engine_profile.library_versions["torch"]'
         older = re.sub(r'( torch: )"[^"]+"', r'\1"1.0.0"', job["lock"])

@@ -10,10 +10,11 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import DEVNULL, Popen
+from typing import Any
 
 import grpc
 import pytest
@@ -93,21 +94,22 @@ def prepare(up: Up) -> None:
         up.add_model(f"drill/{name}", engine="echo", options={"load_seconds": 0.05})
 
 
+def told(ask: Callable[[], Any]) -> Any:
+    """What it answers; None while it cannot."""
+    try:
+        return ask()
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:  # a database that is slow to come back is waited for
+            raise
+        return None
+
+
 def committed_is_there(up: Up, names: list[str]) -> None:
     found: set[str] = set()
     request = registry_pb2.ListModelsRequest(page_size=1000)
 
-    def listed() -> registry_pb2.ListModelsResponse | None:
-        try:
-            return up.registry.ListModels(request, timeout=10)  # type: ignore[no-any-return]
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:  # a database that is slow to come back is waited for
-                raise
-            return None
-
     while True:
-        answer = eventually(listed, 60, "the registry answers")
-        assert answer is not None
+        answer = eventually(lambda: told(lambda: up.registry.ListModels(request, timeout=10)), 60, "the models")
         found |= {model.name for model in answer.models}
         if not answer.next_page_token:
             break
@@ -116,7 +118,8 @@ def committed_is_there(up: Up, names: list[str]) -> None:
 
 
 def still_works(up: Up) -> None:
-    answer = up.inference.Embed(inference_pb2.EmbedRequest(model="drill/one", texts=["a b"]), timeout=30)
+    embed = inference_pb2.EmbedRequest(model="drill/one", texts=["a b"])
+    answer = eventually(lambda: told(lambda: up.inference.Embed(embed, timeout=30)), 60, "an answer")
     assert len(answer.embeddings) == 1
 
 
@@ -205,7 +208,7 @@ def test_a_pid_file_that_points_to_an_innocent_process_harms_nobody(start_up: St
         assert innocent.poll() is None
     finally:
         innocent.kill()
-        innocent.wait(5)
+        innocent.wait(30)
 
 
 def _point_other_pid_files(data_dir: Path, pid: int) -> None:

@@ -161,7 +161,7 @@ def test_what_is_cancelled_leaves_the_worker_and_is_counted(up: Up, program: Run
         "cancelled",
         "cancelled",
     ]
-    # Each would have taken 10 s; a micro-batch takes 0.1. A call is counted when it ends, after its entries have gone.
+    # Each would have taken 30 s; a micro-batch takes 0.3. A call is counted when it ends, after its entries have gone.
     eventually(lambda: up.scrape().get(name, 0) - before >= 6, 60, "six calls are counted as cancelled")
 
 

@@ -90,15 +90,17 @@ def test_a_cancelled_call_leaves_the_platform(up: Up, client: modelmora.Client) 
 
     async def cancel() -> None:
         async with modelmora.AsyncClient(up.target) as other:
-            call = asyncio.create_task(other.embed("demo/slow", ["x"] * 100))
 
             async def until(fact: Callable[[list[inference_pb2.Queue]], bool]) -> None:
                 async with asyncio.timeout(60):
                     while not fact(await other.queue("demo/slow")):
                         pass
 
-            await until(lambda queues: any(queue.in_flight for queue in queues))
-            call.cancel()
+            cancelled = False
+            while not cancelled:  # who stood still until it was answered asks again
+                call = asyncio.create_task(other.embed("demo/slow", ["x"] * 100))
+                await until(lambda queues: call.done() or any(queue.in_flight for queue in queues))  # noqa: B023
+                cancelled = call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
             await until(lambda queues: not any(level.entries for queue in queues for level in queue.levels))
@@ -183,13 +185,13 @@ def test_a_client_lives_through_a_restart(tmp_path: Path) -> None:
                             resets.release()
 
             threading.Thread(target=watch, daemon=True).start()
-            assert resets.acquire(timeout=30)
+            assert resets.acquire(timeout=60)
             up.stop()
             with pytest.raises(errors.Unavailable):
                 client.embed("demo/echo", "a text", timeout=60)  # ends with its attempts
             up.start()
             client.wait_serving(timeout=60)
             assert numpy.array_equal(client.embed("demo/echo", "a text"), before)
-            assert resets.acquire(timeout=30), "the watch did not start over"
+            assert resets.acquire(timeout=60), "the watch did not start over"
     finally:
         up.stop()

@@ -25,11 +25,11 @@ async def main(data_dir: Path, run_dir: Path, number: int) -> None:
         print(f"ready {postgres.state.pid}", flush=True)
         while True:
             try:
-                connection = await asyncpg.connect(url, timeout=5)
+                connection = await asyncpg.connect(url, timeout=60)
                 await connection.execute("CREATE TABLE IF NOT EXISTS number (value integer PRIMARY KEY)")
                 while True:
                     number += 1
-                    await connection.execute("INSERT INTO number VALUES ($1)", number, timeout=5)
+                    await connection.execute("INSERT INTO number VALUES ($1)", number, timeout=60)
                     print(number, flush=True)
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
                 await asyncio.sleep(0.01)

@@ -19,6 +19,7 @@ from modelmora.errors import ModelMoraError
 from modelmora.registry.v1 import registry_pb2 as pb
 from modelmora.registry.v1 import registry_pb2_grpc
 from modelmora.status import error_from_rpc
+from modelmora_registry import list_store
 from modelmora_registry.main import Settings
 from modelmora_runtime.db import Database
 from modelmora_runtime.host import Context, EngineCard, Host
@@ -123,15 +124,20 @@ async def registry(
     *,
     engines: Mapping[str, EngineCard] = ENGINES,
     connect_seconds: float = WAIT_SECONDS,
+    statement_seconds: float = WAIT_SECONDS,
     **settings: Any,
 ) -> AsyncIterator[Rig]:
-    """A registry that serves; `settings` are those of its section. It waits for a connection as long as the tests wait
-    for an answer, and so does whoever opens a database beside it: on a machine that stands still that is not away."""
+    """A registry that serves; `settings` are those of its section. It waits for a connection and for a statement as
+    long as the tests wait for an answer, and so does whoever opens a database beside it: on a machine that stands still
+    that is not away, and no condition finds too little."""
     platform = PlatformSettings(data_dir=data_dir, database_url=database_url, port=0, metrics_port=0, grace_seconds=2)
     settings = {"source_hosts": ("*", "127.0.0.1", "localhost"), **settings}  # where the tests' servers are
     context = Context("registry", Settings(**settings), registry_main.open, "required")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(Database.__init__.__kwdefaults__, "connect_seconds", connect_seconds)  # type: ignore[misc]
+        defaults = Database.__init__.__kwdefaults__
+        patch.setitem(defaults, "connect_seconds", connect_seconds)  # type: ignore[type-var]
+        patch.setitem(defaults, "statement_seconds", statement_seconds)  # type: ignore[type-var]
+        patch.setattr(list_store, "LONGEST_SECONDS", int(WAIT_SECONDS))
         async with (
             Host(platform, [context], engines=engines, announce=lambda line: None) as host,
             grpc.aio.insecure_channel(host.target) as channel,

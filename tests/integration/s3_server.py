@@ -67,4 +67,4 @@ def s3_server() -> Iterator[S3Server]:
         yield S3Server(found[0])
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(30)

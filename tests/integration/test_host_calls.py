@@ -99,19 +99,19 @@ async def test_an_unknown_exception_is_an_incident_whose_text_stays_in_the_log(
 
 async def test_a_stray_cancellation_is_an_incident_and_not_a_call_without_end(data_dir: Path) -> None:
     async with rig(data_dir) as it:
-        assert type(await it.failure("stray", timeout=5)) is errors.InternalError
+        assert type(await it.failure("stray", timeout=20)) is errors.InternalError
 
 
 async def test_a_call_without_deadline_gets_the_default_and_a_long_one_is_cut(data_dir: Path) -> None:
-    async with rig(data_dir, default_deadline_seconds=20, max_deadline_seconds=50) as it:
-        assert 15 < float(await it.get("deadline", timeout=None)) <= 20
-        assert 25 < float(await it.get("deadline", timeout=30)) < 31, "gRPC rounds up on its way"
-        assert 45 < float(await it.get("deadline", timeout=3000)) <= 50
+    async with rig(data_dir, default_deadline_seconds=200, max_deadline_seconds=500) as it:
+        assert 150 < float(await it.get("deadline", timeout=None)) <= 200
+        assert 250 < float(await it.get("deadline", timeout=300)) < 310, "gRPC rounds up on its way"
+        assert 450 < float(await it.get("deadline", timeout=3000)) <= 500
 
 
 async def test_the_default_deadline_ends_a_call(data_dir: Path) -> None:
     async with rig(data_dir, default_deadline_seconds=0.2) as it:
-        async with asyncio.timeout(10):  # a signal of pytest's in the middle of gRPC's loop may end the interpreter
+        async with asyncio.timeout(20):  # a signal of pytest's in the middle of gRPC's loop may end the interpreter
             error = await it.failure("wait", timeout=None)
         assert type(error) is errors.DeadlineExceeded
         assert "0.2 s" in error.message
@@ -143,10 +143,18 @@ async def test_bytes_in_flight_are_bounded_and_given_back(data_dir: Path) -> Non
         assert await it.get("caller")
         it.tiny.go_on.set()
         await first
+
+        async def all_are_given_back() -> None:
+            """Who has its answer is a moment ahead of the host, which is told then that the bytes have left."""
+            async with asyncio.timeout(20):
+                while "modelmora_bytes_in_flight 0.0" not in await metrics(it.host):
+                    pass
+
+        await all_are_given_back()
         assert "everyone" in await it.get("caller:" + "x" * 60_000)
+        await all_are_given_back()
         assert "everyone" in await it.get("caller:" + "x" * 200_000), "one call alone is let in"
-        page = await metrics(it.host)
-        assert "modelmora_bytes_in_flight 0.0" in page
+        await all_are_given_back()
 
 
 async def test_a_malformed_message_is_an_invalid_argument(data_dir: Path) -> None:
@@ -275,7 +283,7 @@ async def metrics(host: Host, path: str = "/metrics") -> str:
     url = f"http://127.0.0.1:{host.metrics_port}{path}"
 
     def read() -> str:
-        with urllib.request.urlopen(url, timeout=10) as page:
+        with urllib.request.urlopen(url, timeout=20) as page:
             return str(page.read().decode())
 
     return await asyncio.to_thread(read)
@@ -596,7 +604,7 @@ async def test_calls_leave_nothing_to_the_collector(data_dir: Path) -> None:
     def calls() -> int:
         return sum(type(one).__name__ == "RPCState" for one in gc.get_objects())
 
-    async with rig(data_dir) as it, asyncio.timeout(20):
+    async with rig(data_dir) as it, asyncio.timeout(60):
         await it.get("nothing")
         gc.collect()
         gc.disable()

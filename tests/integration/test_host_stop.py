@@ -45,7 +45,7 @@ async def error_of(call: Any) -> errors.ModelMoraError:
 
 async def test_the_stop_goes_in_its_order(data_dir: Path) -> None:
     tiny = Tiny()
-    async with running(data_dir, tiny) as (host, lifecycle, channel):
+    async with running(data_dir, tiny, grace_seconds=60) as (host, lifecycle, channel):
         endpoint = data_dir / "run" / "endpoint.json"
         assert json.loads(endpoint.read_text()) == {
             "target": host.target,

@@ -82,6 +82,7 @@ async def test_watch_follows_every_change_and_an_unknown_name_may_come_later(dat
 async def test_get_health_says_what_each_component_says_and_why(data_dir: Path) -> None:
     async with platform(data_dir) as (host, _, stub):
         host.board.set("inference", "degraded", "one worker is slow")
+        before = int(time.time())
         answer = await stub.GetHealth(pb.GetHealthRequest(), timeout=20)
         assert set(answer.components) == {
             "registry",
@@ -95,7 +96,7 @@ async def test_get_health_says_what_each_component_says_and_why(data_dir: Path) 
         }
         inference = answer.components["inference"]
         assert (inference.state, inference.reason) == (common_pb2.HEALTH_STATE_DEGRADED, "one worker is slow")
-        assert abs(inference.last_check_time.ToSeconds() - time.time()) < 5
+        assert before <= inference.last_check_time.ToSeconds() <= time.time()
         assert answer.components["observability"].state == HEALTHY
         assert answer.components["storage"].state in (HEALTHY, common_pb2.HEALTH_STATE_DEGRADED)
         assert answer.components["registry"].state == common_pb2.HEALTH_STATE_UNKNOWN

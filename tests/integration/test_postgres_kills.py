@@ -47,7 +47,7 @@ class Host:
 
     def read_rest(self) -> None:
         self.committed.update(int(line) for line in self.output.read().splitlines() if line.strip().isdigit())
-        self.process.wait(10)
+        self.process.wait(30)
         self.output.close()
         assert self.process.stderr is not None
         self.process.stderr.close()

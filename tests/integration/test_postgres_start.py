@@ -33,7 +33,7 @@ def embedded(data_dir: Path, **options: object) -> EmbeddedPostgres:
 
 
 async def scalar(postgres: EmbeddedPostgres, query: str) -> object:
-    connection = await asyncpg.connect(postgres.url.replace("+asyncpg", ""), timeout=5)
+    connection = await asyncpg.connect(postgres.url.replace("+asyncpg", ""), timeout=60)
     try:
         return await connection.fetchval(query)
     finally:
@@ -218,7 +218,7 @@ async def test_a_server_that_keeps_dying_is_red_and_comes_back_when_it_can(data_
         control.write_bytes(b"broken")
         assert postgres.state.pid is not None
         os.kill(postgres.state.pid, signal.SIGKILL)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (state := await states.get()).healthy:
                 pass
             assert state.status == "restarting"
@@ -326,7 +326,7 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_where_namespaces_are_refused_root_takes_an_existing_user_or_names_what_is_in_the_way(data_dir: Path) -> None:
     def start() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", NO_NAMESPACES, str(data_dir)], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", NO_NAMESPACES, str(data_dir)], capture_output=True, text=True, timeout=120
         )
 
     refused = start()
@@ -378,7 +378,7 @@ async def main():
         with open(ballast, "wb") as file:
             file.write(bytes(free.f_bavail * free.f_frsize - 4_000_000))
         rows, seen = 0, set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while "StorageFull" not in seen and "DatabaseUnavailable" not in seen:
                 try:
                     async with database.begin() as connection:
@@ -410,7 +410,7 @@ def test_a_full_disk_is_named_and_when_there_is_room_again_all_goes_on(data_dir:
         ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", FULL_DISK, str(data_dir)],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=150,
     )
     if "unshare:" in result.stderr:
         pytest.skip(f"no namespaces here: {result.stderr.strip()}")
@@ -431,7 +431,7 @@ def test_an_unwritable_folder_is_named_with_its_mode(data_dir: Path) -> None:
         ["unshare", "-Urm", "/bin/sh", "-c", script, "sh", str(data_dir), sys.executable, code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     if "unshare:" in result.stderr:
         pytest.skip(f"no namespaces here: {result.stderr.strip()}")

@@ -226,7 +226,7 @@ async def test_what_this_process_holds_ends_with_the_registry_in_it(database_url
 
 async def test_who_could_not_hold_is_waited_for(database_url: str, data_dir: Path) -> None:
     """The database did not answer in time: lifecycle loads all the same, and asks again a moment later."""
-    async with registry(database_url, data_dir) as rig:
+    async with registry(database_url, data_dir, statement_seconds=5.0) as rig:
         version = await rig.echo()
         one = pb.DeleteModelVersionRequest(name=version.name, force=True)
         whole = pb.DeleteModelRequest(name="acme/echo", force=True)

@@ -54,7 +54,7 @@ async def empty(database_url: str, data_dir: Path, roots: Path) -> AsyncIterator
     """Another machine: another data folder, another database, nothing in it."""
     name = f"test_{uuid.uuid4().hex}"
     head, tail = database_url.split("@/", 1)
-    admin = await asyncpg.connect(database_url.replace("+asyncpg", ""), timeout=10)
+    admin = await asyncpg.connect(database_url.replace("+asyncpg", ""), timeout=60)
     await admin.execute(f"CREATE DATABASE {name}")
     try:
         other = f"{head}@/{name}?{tail.partition('?')[2]}"

@@ -63,14 +63,14 @@ async def test_a_child_has_a_session_a_clean_signal_state_and_only_the_given_env
 
 
 async def test_stop_asks_then_kills_and_reaps() -> None:
-    polite = await shell("trap 'exit 7' TERM; echo ready; for i in $(seq 999); do sleep 0.01; done")
-    stubborn = await shell("trap '' TERM; echo ready; sleep 20 & for i in $(seq 999); do sleep 0.01; done")
+    polite = await shell("trap 'exit 7' TERM; echo ready; for i in $(seq 9999); do sleep 0.01; done")
+    stubborn = await shell("trap '' TERM; echo ready; sleep 600 & for i in $(seq 9999); do sleep 0.01; done")
     for child in (polite, stubborn):
         await _says_something(child)
-    assert (await polite.stop(10)).code == 7
+    assert (await polite.stop(60)).code == 7
     began = time.monotonic()
     exit = await stubborn.stop(0.2)
-    assert 0.2 <= time.monotonic() - began < 15  # until then its sleep goes on
+    assert time.monotonic() - began >= 0.2
     assert exit.signal == signal.SIGKILL
     for child in (polite, stubborn):
         assert not child.is_running
@@ -85,7 +85,7 @@ async def test_stop_asks_then_kills_and_reaps() -> None:
 
 
 async def test_cancelling_a_stop_skips_to_the_kill() -> None:
-    child = await shell("trap '' TERM; echo ready; for i in $(seq 999); do sleep 0.01; done")
+    child = await shell("trap '' TERM; echo ready; for i in $(seq 9999); do sleep 0.01; done")
     await _says_something(child)
     stop = asyncio.create_task(child.stop(600))
     await asyncio.wait([stop], timeout=0.2)
@@ -96,7 +96,7 @@ async def test_cancelling_a_stop_skips_to_the_kill() -> None:
 
 
 async def test_cancelling_the_wait_for_a_child_leaves_it_alone() -> None:
-    child = await shell("sleep 20")
+    child = await shell("sleep 600")
     waiting = asyncio.ensure_future(child.exited)
     waiting.cancel()
     await asyncio.wait([waiting])
@@ -108,10 +108,9 @@ async def test_a_grandchild_that_keeps_the_output_open_does_not_hold_up_the_exit
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(supervisor, "_DRAIN_SECONDS", 0.5)
-    child = await shell("echo before; setsid sleep 50 & echo $!; exit 0")
-    began = time.monotonic()
-    exit = await child.exited
-    assert time.monotonic() - began < 30
+    child = await shell("echo before; setsid sleep 600 & echo $!; exit 0")
+    async with asyncio.timeout(60):
+        exit = await child.exited
     assert exit.log_tail[0] == "before"
     os.kill(int(exit.log_tail[1]), signal.SIGKILL)
 
@@ -129,7 +128,7 @@ from modelmora_runtime.supervisor import Child
 async def main():
     # A child that ignores what it can and whose grandchild is on its own: the kernel's signal still ends it.
     child = await Child.start(
-        ["/bin/sh", "-c", "trap '' TERM INT HUP; echo ready; for i in $(seq 200); do sleep 0.05; done"],
+        ["/bin/sh", "-c", "trap '' TERM INT HUP; echo ready; for i in $(seq 2000); do sleep 0.05; done"],
         {"PATH": "/usr/bin:/bin"},
     )
     while sys.argv[1] == "later" and not child.log_tail():
@@ -151,7 +150,7 @@ async def test_when_the_parent_is_killed_the_kernel_ends_the_child(moment: str) 
         pidfd = os.pidfd_open(pid)
         assert supervisor.start_ticks(pid) == ticks
         parent.kill()
-        assert await supervisor.wait_process(pidfd, 5)
+        assert await supervisor.wait_process(pidfd, 20)
         os.close(pidfd)
         await parent.wait()
 

@@ -21,7 +21,7 @@ def test_a_terminal_that_closes_is_noticed() -> None:
         assert not gone.is_set()
     finally:
         os.close(ours)
-    watching.join(10)
+    watching.join(60)
     assert gone.is_set()
     os.close(theirs)
 
