@@ -158,7 +158,7 @@ async def stopped(postgres: EmbeddedPostgres) -> AsyncIterator[None]:
 async def test_an_entry_waits_for_a_database_that_is_away(data_dir: Path) -> None:
     async with (
         EmbeddedPostgres(data_dir.parent / "pg", data_dir.parent / "run") as postgres,
-        registry(postgres.url, data_dir, connect_seconds=2.0) as rig,
+        registry(postgres.url, data_dir, connect_seconds=2.0, statement_seconds=5.0) as rig,
     ):
         await rig.echo()
         async with stopped(postgres):

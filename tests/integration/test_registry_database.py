@@ -9,16 +9,19 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import grpc
 import psutil
 import pytest
 from integration.registry_rig import Rig, local, registry, safetensors, sentence_model
 from modelmora.errors import DatabaseUnavailable, ModelMoraError
 from modelmora.registry.v1 import registry_pb2 as pb
+from modelmora.status import error_from_rpc
 from modelmora_runtime.postgres import EmbeddedPostgres
 
-SECONDS = 2.0
-"""So long the registry waits for a connection, as it does where it serves."""
+SECONDS = {"connect_seconds": 2.0, "statement_seconds": 5.0}
+"""So long the registry waits for a connection and for an answer, as it does where it serves."""
 
 
 @pytest.fixture
@@ -63,6 +66,19 @@ async def made(rig: Rig) -> pb.ModelVersion:
                 continue
 
 
+async def held(rig: Rig, name: str) -> Any:
+    """The stream of a hold, as soon as the registry has its database."""
+    async with asyncio.timeout(60):
+        while True:
+            stream = rig.holds.AcquireHold(pb.AcquireHoldRequest(name=name, holder="lifecycle@test"))
+            try:
+                await stream.read()
+                return stream
+            except grpc.aio.AioRpcError as error:
+                if not isinstance(error_from_rpc(error), DatabaseUnavailable):
+                    raise
+
+
 async def back(rig: Rig) -> pb.Model:
     async with asyncio.timeout(60):
         while True:
@@ -75,11 +91,10 @@ async def back(rig: Rig) -> pb.Model:
 async def test_calls_fail_fast_while_it_is_stopped_and_work_when_it_is_back(
     postgres: EmbeddedPostgres, data_dir: Path
 ) -> None:
-    async with registry(postgres.url, data_dir, connect_seconds=SECONDS) as rig:
+    async with registry(postgres.url, data_dir, **SECONDS) as rig:
         version = await made(rig)
         before = await back(rig)
-        stream = rig.holds.AcquireHold(pb.AcquireHoldRequest(name=version.name, holder="lifecycle@test"))
-        await stream.read()
+        stream = await held(rig, version.name)
         with stopped(postgres):
             async with asyncio.timeout(20):
                 with pytest.raises(DatabaseUnavailable):
@@ -92,6 +107,7 @@ async def test_calls_fail_fast_while_it_is_stopped_and_work_when_it_is_back(
             if not isinstance(refused.value, DatabaseUnavailable):  # it may stand still once more
                 break
         assert "held by lifecycle@test" in refused.value.message
+        stream.cancel()
 
 
 async def test_a_kill_of_the_server_costs_no_import(postgres: EmbeddedPostgres, data_dir: Path) -> None:
@@ -119,7 +135,7 @@ async def test_a_kill_of_the_server_costs_no_import(postgres: EmbeddedPostgres, 
 async def test_it_starts_without_its_database_and_serves_when_it_comes(
     postgres: EmbeddedPostgres, data_dir: Path
 ) -> None:
-    starting = registry(postgres.url, data_dir, connect_seconds=SECONDS)
+    starting = registry(postgres.url, data_dir, **SECONDS)
     with stopped(postgres):
         rig = await asyncio.wait_for(starting.__aenter__(), 60)
     try:
