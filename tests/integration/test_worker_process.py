@@ -15,12 +15,19 @@ import pytest
 from modelmora import errors
 from modelmora.common.v1 import common_pb2
 from modelmora.worker.v1 import worker_pb2
+from modelmora_lifecycle import launcher as launchers
 from modelmora_lifecycle.launcher import LaunchSpec, LocalLauncher, LocalWorker
 from modelmora_runtime import framing
 from modelmora_runtime.worker_channel import WorkerChannel, error_from_entry
 from modelmora_worker.engines.echo import unit, vector
 
 SPEC = LaunchSpec(replica_uid="0123456789", engine="echo", label="models/acme/echo/versions/1")
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork server that stands still for a moment is waited for: it knows how its workers ended."""
+    monkeypatch.setattr(launchers, "_STATUS_SECONDS", 20.0)
 
 
 @pytest.fixture
@@ -71,7 +78,7 @@ async def rows(channel: WorkerChannel, request: worker_pb2.InferRequest) -> dict
     return found
 
 
-async def within(awaitable, seconds: float = 20):
+async def within(awaitable, seconds: float = 60):
     async with asyncio.timeout(seconds):
         return await awaitable
 
