@@ -79,7 +79,10 @@ async def test_watch_follows_every_change_and_an_unknown_name_may_come_later(dat
         watch.cancel()
 
 
-async def test_get_health_says_what_each_component_says_and_why(data_dir: Path) -> None:
+async def test_get_health_says_what_each_component_says_and_why(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(HealthCheck.__init__.__kwdefaults__, "ask_seconds", 30.0)  # who stands still is not silent
     async with platform(data_dir) as (host, _, stub):
         host.board.set("inference", "degraded", "one worker is slow")
         before = int(time.time())

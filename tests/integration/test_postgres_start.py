@@ -178,7 +178,10 @@ async def test_folders_that_are_not_ours_or_not_of_this_format_are_refused_by_na
         await embedded(data_dir).__aenter__()
 
 
-async def test_a_failed_start_leaves_no_process_and_lets_the_folder_go(data_dir: Path) -> None:
+async def test_a_failed_start_leaves_no_process_and_lets_the_folder_go(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_DRAIN_SECONDS", 20.0)  # its last lines are what is looked at
     async with embedded(data_dir):
         pass
     control = data_dir / "postgres" / "global" / "pg_control"
@@ -209,7 +212,10 @@ async def test_a_cancelled_start_leaves_no_process(data_dir: Path) -> None:
         assert await postgres.ping()
 
 
-async def test_a_server_that_keeps_dying_is_red_and_comes_back_when_it_can(data_dir: Path) -> None:
+async def test_a_server_that_keeps_dying_is_red_and_comes_back_when_it_can(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_DRAIN_SECONDS", 20.0)  # its last lines are what is looked at
     states: asyncio.Queue[PostgresState] = asyncio.Queue()
     policy = supervisor.RestartPolicy(first_delay_seconds=0.01, max_delay_seconds=0.1)
     async with embedded(data_dir, on_state=states.put_nowait, policy=policy) as postgres:
