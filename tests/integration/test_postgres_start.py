@@ -43,13 +43,18 @@ async def scalar(postgres: EmbeddedPostgres, query: str) -> object:
 async def test_the_first_start_says_what_it_does_and_the_second_is_fast(data_dir: Path) -> None:
     said: list[str] = []
     states: list[PostgresState] = []
+
+    def told() -> list[str]:
+        """But for what is said where a start takes long, as it may on a machine that stands still."""
+        return [line for line in said if "still starting" not in line]
+
     async with embedded(data_dir, on_progress=said.append, on_state=states.append) as postgres:
         assert await scalar(postgres, "SELECT current_setting('listen_addresses')") == ""
         assert await scalar(postgres, "SELECT current_setting('fsync')") == "on"
         assert await scalar(postgres, "SELECT current_setting('data_checksums')") == "on"
         sync = await scalar(postgres, "SELECT current_setting('recovery_init_sync_method')")
         assert sync == recovery_sync(os.uname().release)
-    assert len(said) == 1
+    assert len(told()) == 1
     assert [state.status for state in states] == ["starting", "ready", "stopped"]
     started, stopped = [], []
     for _ in range(10):
@@ -60,7 +65,7 @@ async def test_the_first_start_says_what_it_does_and_the_second_is_fast(data_dir
         stopped.append(time.monotonic() - began)
         if min(started) < 1.5 and min(stopped) < 0.5:
             break
-    assert len(said) == 1
+    assert len(told()) == 1
     # 0.06 and 0.01 on an idle machine; beside others' load the best of ten tells.
     assert min(started) < 1.5
     assert min(stopped) < 0.5
