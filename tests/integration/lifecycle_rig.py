@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import asyncpg
 import grpc
 import modelmora_lifecycle.main as lifecycle_main
 import modelmora_registry.main as registry_main
@@ -231,6 +232,18 @@ async def rig(
         finally:
             await peers.close()
     assert workers_of(data_dir) == []
+    await let_go(database_url)
+
+
+async def let_go(database_url: str) -> None:
+    """Returns once the database knows that nobody has its locks any more: before that, who is next stands by."""
+    held = "SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid"
+    held += " WHERE locktype = 'advisory' AND datname = current_database()"
+    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    try:
+        await eventually(lambda: connection.fetchval(held), lambda count: count == 0)
+    finally:
+        await connection.close()
 
 
 @asynccontextmanager
