@@ -2055,8 +2055,9 @@ class Scheduler:
             who = ["others"] if claimed else ["what ends already"] if going else []
             if self._servers.leaving:
                 who.append(f"the fork server of {_families(self._servers.leaving)}")
+            reason = "it is expected to fit in the memory that is free, once other loads are over"
             if not who:
-                return PlacementOutcome.FITS, "it fits in the memory that is free, once other loads are over", ready_in
+                return PlacementOutcome.FITS, reason, ready_in
             reason = f"it fits once {' and '.join(who)} {'are' if claimed or len(who) > 1 else 'is'} gone"
             return PlacementOutcome.FITS_AFTER_EVICTION, reason, ready_in
         return PlacementOutcome.WAITS, self._known[version].note or "it waits", ready_in

@@ -1191,7 +1191,8 @@ def test_what_is_waited_for_is_said_by_its_name() -> None:
         placement = node.scheduler.explain(version(name, memory), 20, node.clock.now)
         return placement.outcome, placement.reason
 
-    assert told("c", 10) == (PlacementOutcome.FITS, "it fits in the memory that is free, once other loads are over")
+    expected = "it is expected to fit in the memory that is free, once other loads are over"
+    assert told("c", 10) == (PlacementOutcome.FITS, expected)
     assert told("c", 60) == (PlacementOutcome.FITS_AFTER_EVICTION, "it fits once others are gone")
     node.scheduler.release("y", node.clock.now)
     assert told("c", 40) == (PlacementOutcome.FITS_AFTER_EVICTION, "it fits once what ends already is gone")
