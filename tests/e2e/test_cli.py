@@ -57,10 +57,16 @@ def test_embed_prints_vectors_for_programs_and_likeness_for_people(up: Up) -> No
 
 
 def test_embed_reads_lines_from_standard_input(up: Up) -> None:
-    told = answer(up, "embed", "demo/echo", "--file", "-", text="first\n\nsecond\n")
+    told = answer(up, "embed", "demo/echo", "--file", "-", text="first\nsecond\n")
     assert len(told["embeddings"]) == 2
-    streamed = modelmora(up, "embed", "demo/echo", "--lines", "--file", "-", text="first\n\nsecond\n").stdout
+    streamed = modelmora(up, "embed", "demo/echo", "--lines", "--file", "-", text="first\nsecond\n").stdout
     assert [json.loads(line)["embedding"] for line in streamed.splitlines()] == told["embeddings"]
+
+
+def test_a_blank_line_ends_a_stream_after_the_answers_to_those_before_it(up: Up) -> None:
+    shown = modelmora(up, "embed", "demo/echo", "--lines", "--file", "-", text="first\nsecond\n\nthird\n")
+    assert (shown.exit_code, len(shown.stdout.splitlines())) == (2, 2), shown.output
+    assert ":3: is empty or only white space" in shown.stderr
 
 
 def test_a_model_is_imported_loaded_listed_and_taken_away(up: Up) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from modelmora.common.v1 import common_pb2
 from modelmora.errors import InvalidArgument
 from modelmora.lifecycle.v1 import lifecycle_pb2
 from modelmora_app.cli import COMMANDS, cli, memory, show
+from modelmora_app.cli.inputs import texts_of
 from modelmora_app.cli.models import _source
 from modelmora_app.cli.placement import read_trace
 from modelmora_app.cli.platform import COMMANDS as HOST_COMMANDS
@@ -102,6 +104,9 @@ def test_errors_are_json_where_json_is_asked_for() -> None:
         ("embed", "a/b"),
         ("embed", "a/b", "text", "--priority", "urgent"),
         ("embed", "a/b", "text", "--timeout", "0"),
+        ("jobs", "create", "a/b", "text", "--query", "q"),
+        ("jobs", "create", "a/b", "text", "--task", "rerank", "--query", "q", "--question", "q"),
+        ("jobs", "create", "a/b", "text", "--task", "classify", "--question", ""),
         ("models", "alias", "set", "a/b", "production"),
         ("models", "alias", "remove", "a/b", "production", "1"),
         ("models", "search"),
@@ -286,6 +291,52 @@ def test_what_is_not_measured_yet_is_neither_within_the_gate_nor_outside(capsys:
     _, first, second = capsys.readouterr().out.splitlines()
     assert first.split() == ["torch/bf16"]
     assert second.split() == ["torch/bf16", "no", "it", "crashed"]
+
+
+TAKES_LINES = (
+    ("embed", "a/b"),
+    ("embed", "a/b", "--lines"),
+    ("classify", "a/b"),
+    ("rerank", "a/b", "query"),
+    ("tokenize", "a/b"),
+    ("jobs", "create", "a/b"),
+    ("jobs", "create", "a/b", "--task", "rerank"),
+)
+
+
+@pytest.mark.parametrize("command", [*TAKES_LINES, ("answer", "a/b", "question")], ids=" ".join)
+def test_a_file_that_is_not_utf_8_is_wrong_use_and_its_line_is_named(command: tuple[str, ...], tmp_path: Path) -> None:
+    (bad := tmp_path / "bad.txt").write_bytes(b"no\xff\n" if command[-1] == "--lines" else b"caf\xc3\xa9\r\nno\xff\n")
+    at = f"{bad}:{1 if command[-1] == '--lines' else 2}"
+    shown = run(*command, "--file", str(bad), "--target", "127.0.0.1:1", "--json")
+    assert shown.exit_code == 2, shown.output
+    (field,) = json.loads(shown.stderr)["error"]["fields"]
+    assert field == {"field": at, "description": "is not UTF-8: invalid start byte at byte 2"}
+
+
+@pytest.mark.parametrize("command", TAKES_LINES, ids=" ".join)
+def test_a_blank_line_is_named_and_not_left_out(command: tuple[str, ...], tmp_path: Path) -> None:
+    (file := tmp_path / "texts.txt").write_text(" \nx\n" if command[-1] == "--lines" else "x\n\ny\n")
+    at = f"{file}:{1 if command[-1] == '--lines' else 2}"
+    shown = run(*command, "--file", str(file), "--target", "127.0.0.1:1")
+    assert shown.exit_code == 2, shown.output
+    assert f"{at}: is empty or only white space" in shown.stderr
+
+
+@pytest.mark.parametrize("command", TAKES_LINES, ids=" ".join)
+def test_a_file_without_lines_is_wrong_use(command: tuple[str, ...]) -> None:
+    shown = run(*command, "--file", "/dev/null", "--target", "127.0.0.1:1")
+    assert shown.exit_code == 2, shown.output
+    assert "/dev/null has no lines" in shown.stderr
+
+
+def test_lines_are_read_as_they_are_wanted(tmp_path: Path) -> None:
+    (file := tmp_path / "texts.txt").write_bytes(b"one\r\n two \nthree\nno\xff\n")
+    with file.open(encoding="utf-8", errors="surrogateescape") as opened:
+        texts = texts_of(["zero"], opened)
+        assert list(islice(texts, 4)) == ["zero", "one", " two ", "three"], "the last newline makes no text"
+        with pytest.raises(InvalidArgument, match=r"texts\.txt:4: is not UTF-8"):
+            next(texts)
 
 
 def test_a_trace_that_is_no_text_is_one_line(tmp_path: Path) -> None:

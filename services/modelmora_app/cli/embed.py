@@ -6,20 +6,20 @@ import json
 import math
 from array import array
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import IO
 
 import click
 from modelmora.requests import Embeddings, EmbedOptions
 
 from modelmora_app.cli import show
+from modelmora_app.cli.inputs import file_option, texts_of
 from modelmora_app.cli.session import Session, remote
 
 
 @click.command()
 @click.argument("model")
 @click.argument("texts", nargs=-1)
-@click.option("--file", type=click.File("r", encoding="utf-8"), help="One text for each line; - reads standard input.")
+@file_option("One text for each line, none of them blank")
 @click.option("--priority", type=click.Choice(["low", "medium", "high"]))
 @click.option("--dimensions", type=click.IntRange(min=1), help="Keep the first n dimensions.")
 @click.option("--no-normalize", is_flag=True, help="Leave the vectors as long as they come.")
@@ -33,7 +33,12 @@ from modelmora_app.cli.session import Session, remote
 @click.option("--fallback", metavar="MODEL", help="Answers while MODEL is not in memory.")
 @click.option("--request-id", help="Names the call for `modelmora queue --request`.")
 @click.option("--prompt", metavar="NAME", help="One of the model's prompts, to go before each text.")
-@click.option("--lines", is_flag=True, help="One JSON object for each text, as soon as it is known: for any number.")
+@click.option(
+    "--lines",
+    is_flag=True,
+    help="One JSON object for each text, as soon as it is known: for any number. A line that is blank or not UTF-8 "
+    "ends it with an error, after the answers to all lines before it.",
+)
 @remote
 def embed(
     session: Session,
@@ -63,13 +68,11 @@ def embed(
         "request_id": request_id,
         "prompt": prompt,
     }
-    given = chain(texts, (line.rstrip("\n") for line in file or () if line.strip()))
+    given = texts_of(texts, file)
     if lines:
         print_lines(session, model, given, options)
         return
     asked = list(given)
-    if not asked:
-        raise click.UsageError("Give texts, or --file.")
     answer = session.client.embed_detailed(model, asked, **options)
     if session.as_json:
         show.print_json(

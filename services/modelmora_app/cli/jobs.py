@@ -13,14 +13,15 @@ from modelmora.jobs import JobResult, check_succeeded
 
 from modelmora_app.cli import show
 from modelmora_app.cli.bars import bar
+from modelmora_app.cli.inputs import file_option, texts_of
 from modelmora_app.cli.session import Session, remote, seconds_of
 from modelmora_app.cli.tasks import listed, read_file
 
 OF_TASKS = {
     "embed": {"normalize", "truncate", "dimensions", "prompt"},
     "classify": {"truncate", "top_n", "raw_scores"},
-    "rerank": {"truncate", "top_n", "raw_scores"},
-    "answer": {"top_n"},
+    "rerank": {"truncate", "top_n", "raw_scores", "query"},
+    "answer": {"top_n", "question"},
     "predict": set[str](),
 }
 """Which options the tasks have."""
@@ -40,7 +41,7 @@ def jobs() -> None:
 @click.option(
     "--task", type=click.Choice(TASKS), default="embed", show_default=True, help="What to do with the inputs."
 )
-@click.option("--file", type=click.File("r", encoding="utf-8"), help="One input for each line; - reads standard input.")
+@file_option("One input for each line, none of them blank")
 @click.option("--query", help="What the texts of a rerank job answer.")
 @click.option("--question", help="What is looked for in the texts of an answer job.")
 @click.option("--priority", type=click.Choice(["low", "medium", "high"]), help="Default: low.")
@@ -86,13 +87,12 @@ def create(
     name to predict, {"texts": ["…"]} or {"images": ["@cat.png"]}. With --query the TEXTS are one input to rerank, with
     --question each of them is a context.
     """
-    lines = [*texts, *(line.rstrip("\n") for line in file or () if line.strip())]
-    if not lines:
-        raise click.UsageError("Give texts, or --file.")
     asked = {name: value for name, value in options.items() if value is not None}
     client = session.client
-    if wrong := set(asked) - COMMON - OF_TASKS[task]:
+    given = {*asked, *(name for name, value in (("query", query), ("question", question)) if value is not None)}
+    if wrong := given - COMMON - OF_TASKS[task]:
         raise click.UsageError(f"A job to {task} has no option {', '.join(sorted(wrong))}.")
+    lines = list(texts_of(texts, file))
     if task == "embed":
         made = client.create_embed_job(model, lines, **asked)
     elif task == "classify":

@@ -12,6 +12,7 @@ import click
 from modelmora.tensors import Prediction
 
 from modelmora_app.cli import show
+from modelmora_app.cli.inputs import file_option, texts_of, whole
 from modelmora_app.cli.session import Session, remote
 
 
@@ -32,7 +33,7 @@ def _call_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-_file = click.option("--file", type=click.File("r", encoding="utf-8"), help="One text for each line; - reads stdin.")
+_file = file_option("One text for each line, none of them blank")
 _top = click.option("--top", "top_n", type=click.IntRange(min=1), help="Only the best n.")
 _cut = click.option(
     "--no-truncate", "truncate", flag_value=False, default=None, help="Refuse what is over the model's limit."
@@ -54,7 +55,7 @@ def rerank(
     session: Session, model: str, query: str, texts: tuple[str, ...], file: IO[str] | None, **options: Any
 ) -> None:
     """Sort TEXTS by how well they answer QUERY."""
-    asked = _texts(texts, file)
+    asked = list(texts_of(texts, file))
     told = session.client.rerank(model, query, asked, **options)
     if session.as_json:
         show.print_json(told)
@@ -81,7 +82,7 @@ def classify(
     session: Session, model: str, texts: tuple[str, ...], pairs: tuple[str, ...], file: IO[str] | None, **options: Any
 ) -> None:
     """Give TEXTS labels with scores."""
-    asked = _texts(texts, file)
+    asked = list(texts_of(texts, file))
     told = session.client.classify(model, asked, pairs=pairs, **options)
     if session.as_json:
         show.print_json(told)
@@ -101,7 +102,7 @@ def classify(
 @click.argument("model")
 @click.argument("question")
 @click.argument("context", required=False)
-@click.option("--file", type=click.File("r", encoding="utf-8"), help="The context; - reads stdin.")
+@file_option("The context")
 @click.option("--top", "top_n", type=click.IntRange(1, 20), help="So many answers, the best ones.")
 @click.option("--max-answer-tokens", type=click.IntRange(1, 512), help="Tokens of an answer at most. Default 30.")
 @_call_options
@@ -112,7 +113,7 @@ def answer(
     """Find the answer to QUESTION in CONTEXT."""
     if (context is None) == (file is None):
         raise click.UsageError("Give the context, or --file.")
-    told = session.client.answer_question(model, question, context or (file.read() if file else ""), **options)
+    told = session.client.answer_question(model, question, context or (whole(file) if file else ""), **options)
     if session.as_json:
         show.print_json(told)
         return
@@ -183,7 +184,7 @@ def predict(
 @remote
 def tokenize(session: Session, model: str, texts: tuple[str, ...], file: IO[str] | None, plain: bool) -> None:
     """Show what a model's tokenizer makes of TEXTS."""
-    asked = _texts(texts, file)
+    asked = list(texts_of(texts, file))
     told = session.client.tokenize(model, asked, add_special_tokens=not plain)
     if session.as_json:
         show.print_json(told)
@@ -229,13 +230,6 @@ def describe(session: Session, model: str) -> None:
     click.echo(f"\n{show.short(told.model_version)}: at most {', '.join(limits)}")
     if told.labels:
         click.echo(f"labels: {', '.join(told.labels)}")
-
-
-def _texts(texts: tuple[str, ...], file: IO[str] | None) -> list[str]:
-    asked = [*texts, *(line.rstrip("\n") for line in file or () if line.strip())]
-    if not asked:
-        raise click.UsageError("Give texts, or --file.")
-    return asked
 
 
 def _pair(given: str) -> tuple[str, str]:
