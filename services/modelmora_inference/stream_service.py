@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,7 +32,7 @@ from typing import Any
 
 from modelmora import errors
 from modelmora.inference.v1 import inference_pb2 as pb
-from modelmora_runtime.interceptors import add_bytes, take_bytes
+from modelmora_runtime.interceptors import add_bytes, deadline_seconds, take_bytes
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +102,7 @@ class _Stream:
         self._context = context
         self._rules = rules
         self._loop = asyncio.get_running_loop()
-        remaining = context.time_remaining()
-        self._deadline = math.inf if remaining is None else time.monotonic() + remaining
+        self._deadline = time.monotonic() + deadline_seconds(context)
         self._open: dict[str, asyncio.Task[None]] = {}
         self._answers: deque[tuple[pb.StreamEmbedResponse, int, bool]] = deque()
         """Ready to be written: the answer, what it weighs, and whether its id is open."""

@@ -109,6 +109,13 @@ async def test_a_call_without_deadline_gets_the_default_and_a_long_one_is_cut(da
         assert 450 < float(await it.get("deadline", timeout=3000)) <= 500
 
 
+async def test_no_caller_is_taken_to_wait_longer_than_it_does(data_dir: Path) -> None:
+    """gRPC tells a deadline in three digits, rounded up; one near to one told before, and shorter, as that one."""
+    async with rig(data_dir, default_deadline_seconds=200, max_deadline_seconds=3000) as it:
+        for timeout in (9.503, 10.03, 12.05, 60.01, 110.2, 250.5, 1203.0):
+            assert timeout / 2 < float(await it.get("deadline", timeout=timeout)) <= timeout
+
+
 async def test_the_default_deadline_ends_a_call(data_dir: Path) -> None:
     async with rig(data_dir, default_deadline_seconds=0.2) as it:
         async with asyncio.timeout(20):  # a signal of pytest's in the middle of gRPC's loop may end the interpreter
