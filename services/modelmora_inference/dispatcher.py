@@ -491,7 +491,7 @@ class Dispatcher:
         nothing is to be loaded."""
         if self._leases:
             return
-        self._loading = True
+        self._loading = self._loading or not only_careful  # who has nothing loaded does not know of any load
         now = time.monotonic()
         if error.retry_after_seconds is not None:
             self._ready_time = now + error.retry_after_seconds

@@ -379,6 +379,15 @@ async def test_a_cold_fallback_is_not_loaded_and_the_policy_decides(two: Rig) ->
     assert version_of("acme/small") not in two.lessor.loaded
 
 
+@pytest.mark.parametrize("fallback", ["acme/small", "acme/echo"])
+async def test_what_is_not_waited_for_is_loaded_for_later_also_when_its_fallback_is_cold(
+    two: Rig, fallback: str
+) -> None:
+    with pytest.raises(errors.ModelLoading):
+        await two.embed("x", fallback_model=fallback, cold_policy=FAIL_FAST)
+    await is_loaded(two)
+
+
 async def test_a_bad_fallback_is_refused_though_the_model_is_there(two: Rig) -> None:
     await two.right("warm")
     with pytest.raises(errors.ModelNotFound) as missing:
