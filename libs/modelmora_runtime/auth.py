@@ -51,6 +51,7 @@ PEER_KEY = "x-modelmora-peer"
 LOOK_SECONDS = 1.0
 """So long after a change of the file a running platform has seen it."""
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+SLUG_RULE = "must be letters, digits, `-` and `_`, at most 63"
 
 
 class TokenMissing(Unauthenticated):
@@ -224,8 +225,14 @@ class TokenFile:
 def narrowed(caller: Caller, subtenant: str) -> Caller:
     """`caller` acting for one part of its tenant: `acme/research`. Raises InvalidArgument."""
     if not _SLUG.fullmatch(subtenant):
-        raise InvalidArgument.at(SUBTENANT_KEY, "must be letters, digits, `-` and `_`, at most 63")
+        raise InvalidArgument.at(SUBTENANT_KEY, SLUG_RULE)
     return replace(caller, tenant=f"{caller.tenant}/{subtenant}")
+
+
+def may_be_tenant(name: str) -> bool:
+    """Whether a caller can have this tenant: `acme`, or a part of it, `acme/research`."""
+    parts = name.split("/")
+    return len(parts) <= 2 and all(_SLUG.fullmatch(part) for part in parts)
 
 
 def new_peer_key() -> str:
@@ -255,7 +262,7 @@ def create_token(
     except ValueError as error:
         raise InvalidArgument.at("role", f"must be one of {', '.join(known.value for known in Role)}") from error
     if not _SLUG.fullmatch(tenant):
-        raise InvalidArgument.at("tenant", "must be letters, digits, `-` and `_`, at most 63")
+        raise InvalidArgument.at("tenant", SLUG_RULE)
     if len(subject) > 200 or not subject.isprintable():
         raise InvalidArgument.at("subject", "must be at most 200 printable characters")
     if expires is not None and expires <= timedelta():

@@ -16,12 +16,12 @@ from modelmora.common.v1 import common_pb2
 from modelmora.errors import FieldViolation
 from modelmora.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelmora.worker.v1 import worker_pb2
-from modelmora_runtime.auth import OPERATORS, Caller, current_caller
+from modelmora_runtime.auth import OPERATORS, SLUG_RULE, Caller, current_caller, may_be_tenant
 from modelmora_runtime.interceptors import deadline_seconds, metadata_value
 from modelmora_runtime.telemetry import current_span
 
 from modelmora_inference.cache import ResponseCache
-from modelmora_inference.catalog import MAX_REFERENCE_CHARACTERS, Catalog
+from modelmora_inference.catalog import Catalog
 from modelmora_inference.checks import (
     MAX_PROMPT_NAME_CHARACTERS,
     MAX_REQUEST_ID_CHARACTERS,
@@ -177,8 +177,8 @@ class InferenceService(StreamRpcs, TaskRpcs, TokenWork, JobRpcs, inference_pb2_g
         violations = []
         if not request.tenant:
             violations.append(FieldViolation("tenant", "is required"))
-        elif len(request.tenant) > MAX_REFERENCE_CHARACTERS or "\0" in request.tenant:
-            violations.append(FieldViolation("tenant", f"at most {MAX_REFERENCE_CHARACTERS} characters, none NUL"))
+        elif not may_be_tenant(request.tenant):
+            violations.append(FieldViolation("tenant", f"{SLUG_RULE}; of a part of a tenant, two such with / between"))
         if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
             violations.append(FieldViolation("weight", f"{MIN_WEIGHT:g} to {MAX_WEIGHT:g}"))
         if violations:

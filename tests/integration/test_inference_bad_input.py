@@ -146,6 +146,8 @@ NATIVES: list[tuple[str, Any, type[errors.ModelMoraError], str]] = [
     ("ExplainRequest", pb.ExplainRequestRequest(request_id="x" * 200), errors.RequestNotFound, ""),
     ("SetTenantWeight", pb.SetTenantWeightRequest(weight=1), WRONG, "tenant"),
     ("SetTenantWeight", pb.SetTenantWeightRequest(tenant="a\0"), WRONG, "tenant"),
+    ("SetTenantWeight", pb.SetTenantWeightRequest(tenant="a\nb", weight=2), WRONG, "tenant"),
+    ("SetTenantWeight", pb.SetTenantWeightRequest(tenant="a/b/c", weight=2), WRONG, "tenant"),
     ("SetTenantWeight", pb.SetTenantWeightRequest(tenant="a", weight=math.nan), WRONG, "weight"),
     ("SetTenantWeight", pb.SetTenantWeightRequest(tenant="a", weight=-1), WRONG, "weight"),
     ("CreateInferenceJob", job(), WRONG, "embed"),

@@ -224,3 +224,22 @@ def test_tokens_are_listed_and_revoked_by_id(path: Path) -> None:
     with pytest.raises(auth.TokenNotFound):
         auth.revoke_token(path, "nothing")
     assert json.loads(path.read_text())["tokens"][0]["subject"] == "two"
+
+
+@pytest.mark.parametrize(
+    ("name", "possible"),
+    [
+        ("acme", True),
+        ("acme/research", True),
+        ("a" * 63, True),
+        ("a" * 64, False),
+        ("", False),
+        ("acme/", False),
+        ("/research", False),
+        ("acme/research/one", False),
+        ("acme\n", False),
+        ("テナント", False),
+    ],
+)
+def test_a_name_that_no_caller_can_have_is_told_from_a_tenants(name: str, possible: bool) -> None:
+    assert auth.may_be_tenant(name) is possible

@@ -12,7 +12,13 @@ from modelmora_app.cli.session import Session, remote
 @click.command()
 @click.argument("model", default="")
 @click.option("--request", "request_id", help="Explain one call by the request id that it was sent with.")
-@click.option("--weight", nargs=2, type=(str, float), metavar="TENANT WEIGHT", help="Change a tenant's share.")
+@click.option(
+    "--weight",
+    nargs=2,
+    type=(str, float),
+    metavar="TENANT WEIGHT",
+    help="Change a tenant's share; 1, the default, takes it back.",
+)
 @click.option("--weights", is_flag=True, help="Show the shares of tenants that somebody has set.")
 @remote
 def queue(

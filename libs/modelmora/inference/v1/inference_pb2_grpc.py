@@ -264,7 +264,9 @@ class InferenceServiceServicer(object):
     def SetTenantWeight(self, request, context):
         """Changes the weight of a tenant against the others, at once, here and in every other inference process, also after a
         restart (without a database: in this process, until it ends). It goes before the setting `inference.tenant_weights`.
-        Role operator. INVALID_ARGUMENT: a weight outside [0.001, 1000]; UNAVAILABLE (DatabaseUnavailable): nothing changed.
+        The weight that a tenant has without it, 1 or what that setting says, takes away what was set. Role operator.
+        INVALID_ARGUMENT: a weight outside [0.001, 1000], a name that no tenant can have; UNAVAILABLE (DatabaseUnavailable):
+        nothing changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
