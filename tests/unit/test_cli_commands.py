@@ -141,6 +141,24 @@ def test_wrong_use_is_refused_before_anything_is_called(arguments: tuple[str, ..
 
 
 @pytest.mark.parametrize(
+    "arguments", [("embed", "a/b"), ("embed", "a/b", "x", "--dimensions", "0"), ("jobs", "list", "--limit", "0")]
+)
+def test_wrong_use_is_json_where_json_is_asked_for(arguments: tuple[str, ...]) -> None:
+    for given in (("--json", *arguments), (*arguments, "--json")):
+        shown = run("--target", "127.0.0.1:1", *given)
+        assert (shown.exit_code, shown.stdout) == (2, "")
+        assert json.loads(shown.stderr)["error"]["status"] == "INVALID_ARGUMENT"
+    assert run("--json", "jobs").stderr.startswith("Usage: "), "a group alone shows its help"
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:23000", "https://node:50051", "grpc://node:50051"])
+def test_a_url_is_no_target(target: str) -> None:
+    shown = run("ps", MODELMORA_TARGET=target)
+    assert shown.exit_code == 2, shown.output
+    assert f"it is HOST:PORT, '{target.partition('//')[2]}'" in shown.stderr
+
+
+@pytest.mark.parametrize(
     ("source", "expected"),
     [
         ("hub:org/repo", (None, "org/repo", None)),
@@ -261,7 +279,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     shown = run("token", "create", "--role", "admin", "--data-dir", str(tmp_path / "file" / "below"))
     assert shown.exit_code == 1
-    assert shown.stderr.startswith("Error: ")
+    assert shown.stderr.startswith(f"Error: {tmp_path / 'file' / 'below'}: ")
     assert "Traceback" not in shown.output
 
 

@@ -70,6 +70,11 @@ def test_an_error_names_its_fields_and_what_to_do() -> None:
     ]
     once = show.error_lines(errors.InvalidArgument.at("model", "is empty"))
     assert once == ["modelmora: model: is empty (InvalidArgument)"]
+    long = errors.InvalidArgument("texts[0]: is long", fields=[errors.FieldViolation("texts[0]", "is lo…")])
+    assert len(show.error_lines(long)) == 1, "said once, though what a server says of a field is cut"
+    for key in ("model_version", "version"):  # of lifecycle, of the registry
+        used = show.error_lines(errors.VersionInUse("it is held", **{key: "models/a/b/versions/1"}))
+        assert "`modelmora jobs list --model a/b@1`" in used[-1]
     assert "modelmora models" in "\n".join(show.error_lines(errors.ModelNotFound(model="a/b")))
     assert "model=a/b" in "\n".join(show.error_lines(errors.ModelNotFound(model="a/b")))
     assert "in 2.5 s" in show.error_lines(errors.QueueFull(retry_after_seconds=2.5))[-1]

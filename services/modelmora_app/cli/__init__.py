@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from modelmora.errors import ModelMoraError
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "up": ("platform", "Start the whole platform on this machine."),
@@ -74,7 +77,10 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
         context.meta[JSON_KEY] = given or context.meta.get(JSON_KEY, False)
         return bool(context.meta[JSON_KEY])
 
-    return click.option("--json", "as_json", is_flag=True, callback=remember, help="Print JSON for programs.")(command)
+    # Eager: known before another option is found to be wrong.
+    return click.option(
+        "--json", "as_json", is_flag=True, is_eager=True, callback=remember, help="Print JSON for programs."
+    )(command)
 
 
 class Tree(click.Group):
@@ -97,20 +103,28 @@ class Tree(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in self.table.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        from modelmora.errors import ModelMoraError
+        from modelmora.errors import InvalidArgument, ModelMoraError
 
         try:
             return super().invoke(ctx)
         except ModelMoraError as error:
-            from modelmora_app.cli.show import error_lines
-
-            for line in error_lines(error):
-                click.echo(line, err=True)
-            ctx.exit(EXIT_CODES.get(error.status, 1))
+            self._end(ctx, error)
+        except click.UsageError as error:
+            if not ctx.meta.get(JSON_KEY) or isinstance(error, click.exceptions.NoArgsIsHelpError):
+                raise
+            self._end(ctx, InvalidArgument(error.format_message()))
         except OSError as error:
             if error.errno in (errno.EPIPE, None):
                 raise  # the reader has gone: click ends quietly
-            raise click.ClickException(str(error)) from error
+            named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise click.ClickException(named) from error
+
+    def _end(self, ctx: click.Context, error: ModelMoraError) -> NoReturn:
+        from modelmora_app.cli.show import error_lines
+
+        for line in error_lines(error):
+            click.echo(line, err=True)
+        ctx.exit(EXIT_CODES.get(error.status, 1))
 
 
 @click.group(

@@ -49,8 +49,11 @@ def remote(command: Callable[..., Any]) -> Callable[..., Any]:
         **options: Any,
     ) -> Any:
         root = context.find_root().params
+        target = target or root.get("target") or os.environ.get("MODELMORA_TARGET") or local_target()
+        if target.startswith(("http://", "https://", "grpc://")):
+            raise click.UsageError(f"{target!r} is no target; it is HOST:PORT, {target.partition('://')[2]!r}.")
         client = Client(
-            target or root.get("target") or os.environ.get("MODELMORA_TARGET") or local_target(),
+            target,
             token=token or root.get("token"),
             timeout=timeout or 60.0,
             retry=RetryPolicy(attempts=3),  # a person is waiting

@@ -21,7 +21,8 @@ _ADVICE = {
     "VersionNotFound": "`modelmora models show MODEL` lists its versions and aliases.",
     "ReplicaNotFound": "`modelmora ps` lists what is in memory.",
     "VersionIsCurrent": "Move the alias first (`modelmora models alias set`), or use --force.",
-    "VersionInUse": "Run `modelmora unload MODEL` first.",
+    "VersionInUse": "Run `modelmora unload MODEL` first. Who still calls it or has jobs of it loads it again: "
+    "`modelmora jobs list --model MODEL` lists those, `modelmora jobs cancel JOB` ends one.",
     "VersionDrifted": "`modelmora models verify MODEL` says which files differ.",
     "LockNotFound": "`modelmora lock list` lists what the registry keeps.",
     "JobNotFound": "`modelmora jobs list` lists those that are kept.",
@@ -51,12 +52,15 @@ def error_lines(error: ModelMoraError) -> list[str]:
         return [json.dumps({"error": content})]
     lines = [f"modelmora: {error.message} ({error.reason})" if error.reason not in error.message else error.message]
     places = [f"{violation.field}: {violation.description}" for violation in error.fields]
-    lines += [f"  {place}" for place in places if place not in error.message]
+    # A server cuts what is long, the description before the message.
+    lines += [f"  {place}" for place in places if place.removesuffix("…") not in error.message]
     facts = [f"{key}={value}" for key, value in error.metadata.items() if value and value not in error.message]
     if facts:
         lines.append("  " + ", ".join(facts))
     if error.reason in _ADVICE and "force" not in error.message:
-        model = error.metadata.get("model_version")
+        # Of a version that is not there only its model can be shown.
+        key = "version" if error.status == "FAILED_PRECONDITION" else ""
+        model = error.metadata.get("model_version") or error.metadata.get(key)
         lines.append("  " + (_ADVICE[error.reason].replace("MODEL", short(model)) if model else _ADVICE[error.reason]))
     elif error.reason == "Unavailable" and error.retry_after_seconds is None:  # no word of a server's
         lines.append(
