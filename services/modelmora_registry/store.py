@@ -202,7 +202,7 @@ class Store:
             ).all()
             if versions and not force:
                 raise VersionInUse(
-                    f"{model_id} has {len(versions)} versions; delete them first, or use force", model=model_id
+                    f"{model_id} still has versions ({len(versions)}); delete them first, or use force", model=model_id
                 )
             for row in versions:
                 await self._check_not_held(connection, row.uid, model_id.version_name(row.version), held)

@@ -123,6 +123,10 @@ def test_resource_names_for_people(name: str, text: str) -> None:
     assert show.short(name) == text
 
 
+def test_one_thing_is_not_several() -> None:
+    assert [show.many(number, "token") for number in (0, 1, 2)] == ["0 tokens", "1 token", "2 tokens"]
+
+
 def test_a_queue_shows_a_row_for_each_tenant_that_waits_and_hides_the_others_sum() -> None:
     from modelmora.inference.v1 import inference_pb2
     from modelmora_app.cli.queue import rows

@@ -123,8 +123,9 @@ def print_answer(texts: Sequence[str], answer: Embeddings) -> None:
     profile, timings = answer.engine_profile, answer.timings
     click.echo(
         f"\n{show.short(answer.model_version)} ({profile.backend} {profile.precision}): {answer.shape[0]} × "
-        f"{answer.shape[1]} float32, {answer.usage.input_tokens} tokens in {show.milliseconds(timings.total)}"
-        f" (queue {show.milliseconds(timings.queue)}, tokenise {show.milliseconds(timings.tokenise)}, "
+        f"{answer.shape[1]} float32, {show.many(answer.usage.input_tokens, 'token')} in "
+        f"{show.milliseconds(timings.total)} (queue {show.milliseconds(timings.queue)}, "
+        f"tokenise {show.milliseconds(timings.tokenise)}, "
         f"compute {show.milliseconds(timings.compute)})"
     )
 

@@ -111,7 +111,7 @@ def create(
     elif session.as_json:
         show.print_json(job)
     else:
-        click.echo(f"{job.name}: {job.progress.inputs} inputs for {show.short(job.model_version)}")
+        click.echo(f"{job.name}: {show.many(job.progress.inputs, 'input')} for {show.short(job.model_version)}")
 
 
 def _fields(line: str, *names: str) -> tuple[Any, ...]:
@@ -230,7 +230,7 @@ def result(session: Session, job: str, partial: bool, output: Path | None) -> No
             empty="no results",
         )
     else:
-        click.echo(f"{output}: {len(lines)} results, {len(found.errors)} of them errors")
+        click.echo(f"{output}: {show.many(len(lines), 'result')}, {len(found.errors)} of them errors")
 
 
 def _watch(session: Session, name: str) -> None:
@@ -251,7 +251,7 @@ def _print(session: Session, job: inference_pb2.InferenceJob) -> None:
         show.print_json(job)
         return
     failed = f", {job.progress.failed} with errors" if job.progress.failed else ""
-    tokens = f", {job.progress.input_tokens} tokens" if job.progress.input_tokens else ""
+    tokens = f", {show.many(job.progress.input_tokens, 'token')}" if job.progress.input_tokens else ""
     show.facts(
         [
             ("job", job.name),

@@ -200,6 +200,11 @@ def count(number: int) -> str:
     return f"{amount:.0f}{unit}" if not unit or amount >= 100 else f"{amount:.1f}{unit}"
 
 
+def many(number: int, word: str) -> str:
+    """1 token, 2 tokens."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def ago(time: Any, *, now: datetime | None = None) -> str:
     """How long ago a Timestamp was; empty when it is unset."""
     if not time.seconds:

@@ -287,7 +287,7 @@ def _cost(told: Any) -> None:
     profile, timings = told.engine_profile, told.timings
     click.echo(
         f"\n{show.short(told.model_version)} ({profile.backend} {profile.precision}): "
-        f"{told.usage.input_tokens} tokens in {show.milliseconds(timings.total)}"
+        f"{show.many(told.usage.input_tokens, 'token')} in {show.milliseconds(timings.total)}"
         f" (queue {show.milliseconds(timings.queue)}, tokenise {show.milliseconds(timings.tokenise)}, "
         f"compute {show.milliseconds(timings.compute)})"
     )
