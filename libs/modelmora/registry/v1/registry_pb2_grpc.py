@@ -302,7 +302,8 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias at a version, or removes it when `version` is empty. `latest` cannot be set.
+        """Points an alias at a version, or removes it when `version` is empty. `latest` cannot be set. Calls by the alias reach
+        the new version within the `cache_ttl` of ResolveModel (5 s).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
