@@ -63,6 +63,8 @@ class Need:
 
 PolicyName = Literal["lru", "gdsf", "ttl"]
 POLICIES: tuple[PolicyName, ...] = ("lru", "gdsf", "ttl")
+_NO_END_SECONDS = 366 * 86400.0
+"""As long as the longest keep-alive: a score is a number, also in what is stored of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +76,13 @@ class Policy:
             highest score ever evicted, taken at each use: without it, what was popular once would stay for ever.
             L. Cherkasova, Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy,
             HPL-98-69R1, 1998.
-    `ttl`   by the end of its keep-alive: what is about to go anyway goes first. Whatever has no keep-alive of its own
-            or of the node gets `ttl_seconds`.
+    `ttl`   by the end of its keep-alive, its own or the node's: what is about to go anyway goes first. What has none
+            goes after all that have one. It is an order only, and unloads nobody before room is needed.
     """
 
     name: PolicyName = "lru"
     aging_seconds_per_point: float = 1.0
     """LOW, MEDIUM and HIGH are ten points apart: after 20 s LOW is as urgent as a HIGH that has just come."""
-    ttl_seconds: float = 300.0
 
     def aged(self, priority: float, waited_seconds: float) -> float:
         return priority + waited_seconds / self.aging_seconds_per_point
@@ -93,7 +94,7 @@ class Policy:
             return candidate.clock + candidate.uses * candidate.load_seconds / size_gib
         if self.name == "ttl":
             end = candidate.keep_until
-            return end if end is not None else candidate.last_used_time + self.ttl_seconds
+            return end if end is not None else candidate.last_used_time + _NO_END_SECONDS
         return candidate.last_used_time
 
     def key(self, candidate: Candidate) -> tuple[bool, float, float, str]:

@@ -1822,8 +1822,6 @@ class Scheduler:
             reason = "idle for longer than its keep-alive"
         elif rules.idle_ttl_seconds > 0:
             stay = rules.idle_ttl_seconds
-        elif rules.policy.name == "ttl":
-            stay = rules.policy.ttl_seconds
         others = len(self._of(replica.version, (ReplicaState.LOADED,))) - 1
         if others >= 1 and self._scales(replica.version) and rules.scaling.idle_seconds < stay:
             stay, trigger = rules.scaling.idle_seconds, Trigger.SCALE_DOWN
@@ -1937,7 +1935,6 @@ class Scheduler:
         """Whether something may happen because a replica is idle."""
         return (
             self.rules.idle_ttl_seconds > 0
-            or self.rules.policy.name == "ttl"
             or bool(self._residencies)
             or len(self._versions) < len(self._replicas)
             or bool(self.ledger.overdraft)

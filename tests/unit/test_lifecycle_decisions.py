@@ -55,7 +55,7 @@ def node() -> Node:
     ("rules", "residency", "trigger"),
     [
         (Rules(idle_ttl_seconds=20.0), Residency(), Trigger.IDLE),
-        (Rules(policy=Policy("ttl", ttl_seconds=20.0)), Residency(), Trigger.IDLE),
+        (Rules(policy=Policy("ttl"), idle_ttl_seconds=20.0), Residency(), Trigger.IDLE),
         (Rules(), Residency(keep_alive_seconds=20.0), Trigger.KEEP_ALIVE),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from random import Random
@@ -245,9 +246,11 @@ def test_gdsf_weighs_use_and_load_time_against_size() -> None:
 
 
 def test_ttl_goes_by_the_end_of_the_keep_alive() -> None:
-    policy = Policy("ttl", ttl_seconds=100.0)
-    assert policy.score(replace(candidate("a", used=50.0), keep_until=60.0)) == 60.0
-    assert policy.score(candidate("a", used=50.0)) == 150.0
+    policy = Policy("ttl")
+    a, b, c = candidate("a", used=50.0), candidate("b", used=60.0), replace(candidate("c", used=70.0), keep_until=9e6)
+    assert policy.score(c) == 9e6
+    assert sorted((b, a, c), key=policy.key) == [c, a, b]  # who has none goes last
+    assert all(math.isfinite(policy.score(each)) for each in (a, b, c))  # as JSON and databases want it
 
 
 @pytest.mark.parametrize(

@@ -1265,7 +1265,7 @@ def test_explaining_what_is_being_loaded_says_so() -> None:
     assert node.scheduler.explain(version("a", 60), 20, node.clock.now).reason == "it is loaded"
 
 
-@pytest.mark.parametrize(("policy", "later"), [("lru", 0.0), ("ttl", 300.0)])
+@pytest.mark.parametrize(("policy", "later"), [("lru", 0.0), ("ttl", 366 * 86400.0)])
 def test_what_is_being_loaded_is_idle_since_its_load_began(policy: PolicyName, later: float) -> None:
     node = Node(FakeClock(), {HOST: 100}, Rules(policy=Policy(policy)))
     begun = node.clock.now
@@ -1346,7 +1346,7 @@ def test_gdsf_after_lru_begins_with_a_clock_of_its_own() -> None:
 
 
 def test_ttl_takes_what_would_go_first_anyway() -> None:
-    node = Node(FakeClock(), {HOST: 100}, Rules(policy=Policy("ttl", ttl_seconds=60)))
+    node = Node(FakeClock(), {HOST: 100}, Rules(policy=Policy("ttl"), idle_ttl_seconds=60))
     node.keep(version("a", 40), keep_alive_seconds=500.0)
     for name in ("a", "b"):
         node.want(name, version(name, 40))
@@ -1355,6 +1355,20 @@ def test_ttl_takes_what_would_go_first_anyway() -> None:
     assert node.states("b") == [S.DRAINING]
     node.run_for(70.0)
     assert node.states("c") == []
+    assert node.states("a") == [S.LOADED]
+
+
+def test_policy_ttl_is_an_order_and_unloads_nobody_before_room_is_needed() -> None:
+    node = Node(FakeClock(), {HOST: 100}, Rules(policy=Policy("ttl")))
+    node.keep(version("b", 40), keep_alive_seconds=50_000.0)
+    for name in ("a", "b"):
+        node.want(name, version(name, 40))
+        node.run_for(5.0)
+        node.scheduler.release(name, node.clock.now)
+    node.run_for(20_000.0)
+    assert [node.states("a"), node.states("b")] == [[S.LOADED], [S.LOADED]]
+    node.want("c", version("c", 40))
+    assert node.states("b") == [S.DRAINING]
     assert node.states("a") == [S.LOADED]
 
 

@@ -95,7 +95,11 @@ def show_node(session: Session) -> None:
     metavar="DEVICE=AMOUNT",
     help="Memory that models may take: host=8GiB, or a share as host=60%. Replaces all budgets set before.",
 )
-@click.option("--policy", type=click.Choice(["lru", "gdsf", "ttl", "default"]), help="Who is evicted first.")
+@click.option(
+    "--policy",
+    type=click.Choice(["lru", "gdsf", "ttl", "default"]),
+    help="Who goes first when room is needed: used least recently, cheapest to have again, next to expire.",
+)
 @click.option(
     "--idle-ttl",
     callback=_span,
