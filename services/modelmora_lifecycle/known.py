@@ -32,6 +32,8 @@ class Known:
     load_seconds: float | None = None
     """The median of its last loads in this setup."""
     failures: int = 0
+    crashed: bool = False
+    """The last failure was a crash, not a load that failed."""
     retry_at: float = 0.0
     error: ModelMoraError | None = None
     """Of the last load, when it failed: wants before `retry_at` get it at once. After a crash they wait instead."""
@@ -57,7 +59,7 @@ class Known:
         """Why it is to be tried again, for people; empty when it is not."""
         if self.error is not None:
             return f"its last load failed: {self.error.message}"
-        if now < self.retry_at:
+        if now < self.retry_at or (self.crashed and self.failures > 1):
             return "its worker keeps crashing" if self.failures > 1 else "its worker crashed"
         return ""
 

@@ -112,7 +112,8 @@ class Settings(Section):
     )
     eviction_policy: PolicyName = Field(
         "lru",
-        description="Who goes first when room is needed: least recently used, cheapest to have again (gdsf), or next to reach the end of its keep-alive (ttl).",
+        description="Who goes first when room is needed: least recently used, cheapest to have again (gdsf), or "
+        "next to reach the end of its keep-alive (ttl).",
     )
     scale_down_idle_seconds: float = Field(
         60.0, gt=0, le=31_536_000, description="A replica beyond the first goes after so long without use."

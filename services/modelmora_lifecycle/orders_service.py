@@ -83,7 +83,12 @@ class OrdersServicer(Servicer):
             for budget in node.budgets
             if budget.device in there and not budget.effective_bytes
         ]
-        return pb.UpdateNodeResponse(node=node, warnings=[*self._orders.warnings, *nothing])
+        over = [
+            f"models have {over_bytes} bytes more on {device} than the budget: loads in progress and work are let "
+            "finish, and go then; what is pinned stays"
+            for device, over_bytes in sorted(self._node.scheduler.overdrawn.items())
+        ]
+        return pb.UpdateNodeResponse(node=node, warnings=[*self._orders.warnings, *nothing, *over])
 
     async def DrainNode(self, request: pb.DrainNodeRequest, context: Context) -> pb.DrainNodeResponse:
         await self._duty.check()

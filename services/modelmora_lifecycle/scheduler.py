@@ -331,6 +331,11 @@ class Scheduler:
             return sum_of_seconds((max(ahead, known.wait_until - now, 0.0), self._stop_pace.seconds or 0.0, load))
         return sum_of_seconds((ahead, load))
 
+    @property
+    def overdrawn(self) -> dict[str, int]:
+        """Bytes by device that models have above the budget, and that are not on their way back."""
+        return positive(minus(self.ledger.overdraft, self._coming()))
+
     def explain(self, facts: VersionFacts, priority: int, now: float) -> Placement:
         """What would happen if `facts` were wanted now with `priority`, changing nothing. It is asked for in a copy of
         this scheduler whose effects only take notes, so that no second set of rules can say something else."""
@@ -343,7 +348,7 @@ class Scheduler:
         reason = placement.reason
         if placement.outcome is PlacementOutcome.FITS and self._of(facts.name, (ReplicaState.LOADING,)):
             reason = "it is being loaded"
-            if positive(placement.need).keys() & positive(minus(self.ledger.overdraft, self._coming())).keys():
+            if positive(placement.need).keys() & self.overdrawn.keys():
                 reason += "; memory is overdrawn, and it may have to go soon after"
         elif placement.outcome is PlacementOutcome.FITS_AFTER_EVICTION:
             begun = any(replica.uid in self._promised for replica in self._of(facts.name, (ReplicaState.UNLOADED,)))
@@ -596,11 +601,33 @@ class Scheduler:
 
     def configure(self, rules: Rules, bounds: Bounds | Vector, now: float) -> None:
         """Other rules, and other bounds of memory (`ledger.bounds`; a bare vector is a ceiling). Who is beyond a
-        smaller one goes as soon as it is idle."""
+        smaller one goes as soon as it is idle; a load that can never fit it ends at once."""
         self.rules = rules
         self.ledger = self.ledger.bounded(bounds if isinstance(bounds, Bounds) else Bounds(ceiling=bounds))
         self._squeeze = Trigger.BUDGET
+        self._give_back(self.ledger.overdraft)
+        for replica in self.replicas():
+            if replica.state is ReplicaState.LOADING:
+                self._end_too_large(replica, now)
         self._step(now)
+
+    def _end_too_large(self, replica: Replica, now: float) -> None:
+        """A load that no eviction can make room for any more would only be thrown away once it is done. That it never
+        fits its callers hear when it is placed again."""
+        charge = self.ledger.charge_of(replica.uid)
+        short = {device: over for device, over in self.overdrawn.items() if device in charge}
+        if not short:
+            return
+        known = self._known[replica.version]
+        fixed = self._fixed(self._server(known)[0])
+        need = Need(
+            self._need(known, {}), {}, minus(self.ledger.ceiling, fixed), minus(self.ledger.budget, fixed), ENDLESS
+        )
+        others = [c for c in self._candidates(set()) if c.uid != replica.uid]
+        if isinstance(plan(need, others, self.rules.policy, now), Impossible):
+            reason = f"cancelled: {_SQUEEZES[Trigger.BUDGET]}, and never has room for it"
+            self._tell_why(Trigger.BUDGET, [replica.uid], reason, now, short)
+            self._fail(replica, reason, now)
 
     def cordon(self, reason: str, now: float) -> None:
         """Empties the node: nothing is loaded, idle replicas go, busy ones yield within the grace of holders and go.
@@ -708,7 +735,7 @@ class Scheduler:
         known = self._known[replica.version]
         known.failures += 1
         known.retry_at = now + min(self.rules.backoff_limit_seconds, 2.0 ** (known.failures - 1))
-        known.error = error
+        known.error, known.crashed = error, False
         known.note = f"its load failed: {error.message}"
         known.scale = 0
         if not _may_pass(error):
@@ -1558,7 +1585,7 @@ class Scheduler:
         known.failures = known.failures + 1 if looping else 1
         delay = 0.0 if known.failures == 1 else 0.25 * 2.0 ** (known.failures - 2)
         known.retry_at = now + min(self.rules.backoff_limit_seconds, delay)
-        known.error = None
+        known.error, known.crashed = None, True
         self._fail(replica, reason, now, crashed=True)
 
     def _remove(self, uid: str) -> None:

@@ -162,9 +162,20 @@ async def test_budgets_and_policy_change_at_once_and_outlive_a_restart(database_
         # Idle ones go until the smaller budget is kept.
         await eventually(node.charged, lambda charged: charged <= 250 * MIB)
         assert {replica.model_version for replica in await node.replicas()} == set(names[2:])
+        for name in names[2:]:
+            pin = pb.UpdateResidencyRequest(residency=pb.Residency(model_version=name, pinned=True))
+            pin.update_mask.paths.append("pinned")
+            await node.lifecycle.UpdateResidency(pin)
+        over = await settings(node, budgets=[pb.DeviceBudget(device="host", memory_bytes=MIB)])
+        assert any("more on host than the budget" in warning for warning in over.warnings), over.warnings
+        await settings(node, budgets=[pb.DeviceBudget(device="host", memory_bytes=250 * MIB)])
+        for name in names[2:]:
+            pin = pb.UpdateResidencyRequest(residency=pb.Residency(model_version=name))
+            pin.update_mask.paths.append("pinned")
+            await node.lifecycle.UpdateResidency(pin)
     async with rig(database_url, data_dir, node="here") as node:
         kept = await now(node)
-        assert (kept.policy, kept.revision) == ("gdsf", 1)
+        assert (kept.policy, kept.revision) == ("gdsf", 3)
         memory = (await node.lifecycle.GetMemory(pb.GetMemoryRequest())).devices[0]
         assert memory.budget_bytes <= 250 * MIB
         assert memory.limited_by in ("machine", "cgroup")

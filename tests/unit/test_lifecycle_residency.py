@@ -1257,7 +1257,8 @@ def test_explaining_what_is_being_loaded_says_so() -> None:
     assert node.states("a") == [S.LOADING]
     loading = node.scheduler.explain(version("a", 60), 20, node.clock.now)
     assert (loading.outcome, loading.reason) == (PlacementOutcome.FITS, "it is being loaded")
-    node.scheduler.configure(node.rules, {HOST: 50}, node.clock.now)
+    node.want("y", version("b", 30))
+    node.scheduler.configure(node.rules, {HOST: 80}, node.clock.now)
     smaller = node.scheduler.explain(version("a", 60), 20, node.clock.now)
     assert smaller.reason == "it is being loaded; memory is overdrawn, and it may have to go soon after"
     node.scheduler.configure(node.rules, {HOST: 100}, node.clock.now)
@@ -1274,6 +1275,17 @@ def test_what_is_being_loaded_is_idle_since_its_load_began(policy: PolicyName, l
     (verdict,) = node.scheduler.explain(version("b", 60), 20, node.clock.now).verdicts
     assert verdict.candidate.version == "a"
     assert (verdict.idle_seconds, verdict.score) == (0.5, begun + later)
+
+
+def test_a_load_that_a_smaller_budget_never_has_room_for_ends_at_once(node: Node) -> None:
+    node.want("x", version("a", 60))
+    node.want("y", version("b", 30))
+    node.scheduler.configure(node.rules, {HOST: 50}, node.clock.now)
+    assert node.states("a") == [S.FAILED]
+    assert isinstance(node.error_of("x"), NeverFits)
+    assert node.states("b") == [S.LOADING]  # it fits once the other is gone
+    node.run_for(5.0)
+    assert (node.states("a"), node.states("b")) == ([], [S.LOADED])
 
 
 def test_explaining_has_no_effects(node: Node) -> None:

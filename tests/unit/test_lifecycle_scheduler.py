@@ -622,6 +622,26 @@ def test_a_crash_revokes_and_the_next_want_loads_again(node: Node) -> None:
     assert node.states("a") == [S.LOADING]
 
 
+def test_explain_tells_of_crashes_also_when_the_model_may_be_tried_again(node: Node) -> None:
+    def explained() -> str:
+        return node.scheduler.explain(version("a"), 20, node.clock.now).reason
+
+    for turn in range(3):
+        node.want(f"x{turn}", version("a"))
+        while node.granted_to(f"x{turn}") is None:
+            node.run_for(0.125)
+        node.crash(node.granted_to(f"x{turn}") or "")
+    node.run_for(60.0)
+    assert explained() == "it fits in the memory that is free; its worker keeps crashing"
+    node.want("y", version("a"))
+    node.run_for(20.0)
+    uid = node.granted_to("y") or ""
+    node.scheduler.health(uid, Health(HealthState.HEALTHY, "", node.clock.now), node.clock.now)
+    node.scheduler.unload("a", force=True, now=node.clock.now)
+    node.run_for(20.0)
+    assert explained() == "it fits in the memory that is free"
+
+
 def test_a_crash_loop_backs_off_and_the_waiter_is_still_served(node: Node) -> None:
     delays = []
     for turn in range(6):
