@@ -372,3 +372,18 @@ def test_a_trace_that_is_no_text_is_one_line(tmp_path: Path) -> None:
 )
 def test_time_spans_are_read(text: str, seconds: float) -> None:
     assert seconds_of(click.Context(cli), click.Option(["--x"]), text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("budgets", "words"),
+    [
+        (("host=50%", "host=1GiB"), "host is named twice"),
+        (("host=0",), "nothing could ever be loaded; to empty the node, drain it"),
+        (("host=0GiB",), "nothing could ever be loaded; to empty the node, drain it"),
+        (("host=0%",), "nothing could ever be loaded; to empty the node, drain it"),
+    ],
+)
+def test_a_budget_that_the_server_would_refuse_is_refused_in_its_words(budgets: tuple[str, ...], words: str) -> None:
+    told = run("node", "set", *(part for budget in budgets for part in ("--budget", budget)))
+    assert told.exit_code == 2
+    assert words in " ".join(told.output.replace("│", " ").split())

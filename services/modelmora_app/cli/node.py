@@ -51,6 +51,11 @@ def _budgets(_: click.Context, parameter: click.Parameter, given: tuple[str, ...
         device, equals, amount = text.partition("=")
         if not equals or not device.strip():
             raise click.BadParameter(f"{text!r} is not DEVICE=SIZE or DEVICE=PERCENT%, as host=8GiB", param=parameter)
+        if device.strip() in budgets:
+            raise click.BadParameter(f"{device.strip()} is named twice", param=parameter)
+        if (number := amount.strip().rstrip("%BKMGTbkmgtiI ")) and not number.strip("0."):
+            nothing = "must be above 0: nothing could ever be loaded; to empty the node, drain it"
+            raise click.BadParameter(f"{text!r} {nothing}", param=parameter)
         if not amount.strip().endswith("%"):
             size = memory_size(_, parameter, amount)
             assert size is not None
