@@ -9,6 +9,7 @@ It reports and decides nothing. Whatever happens, `exited` is reported exactly o
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import os
@@ -182,11 +183,14 @@ class Worker:
         self._out_of_memory = False
         """What it ended for, as far as anybody knows."""
         self._kernel_kills = 0
+        self._asked_in = contextvars.Context()
+        """That of the call which has it loaded: the load is part of its trace, the worker's life is not."""
 
     def begin(self, free_bytes: int = 0) -> asyncio.Task[None]:
         """`free_bytes`: of main memory, beside what it was granted."""
         self._free_bytes = free_bytes
-        return asyncio.create_task(self._live(), name=f"worker of {self.uid}")
+        self._asked_in = contextvars.copy_context()
+        return asyncio.create_task(self._live(), name=f"worker of {self.uid}", context=contextvars.Context())
 
     def stop(self, grace_seconds: float) -> None:
         """Drain within the grace, then end by force. A load is cancelled without grace."""
@@ -285,7 +289,7 @@ class Worker:
 
     async def _load_unless_stopped(self) -> bool:
         """Whether there is a loaded model now."""
-        load = asyncio.create_task(self._load())
+        load = asyncio.create_task(self._load(), context=self._asked_in)
         stop = asyncio.create_task(self._stop_asked.wait())
         try:
             await asyncio.wait((load, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -312,7 +316,7 @@ class Worker:
             error = OutOfMemory(f"{error.message}; {self._arithmetic()}{remedy}")
         # Launcher, engine and registry each raise their own; of which model it was every caller is told.
         error.metadata = {**error.metadata, "model_version": self._facts.name}
-        self._reports.load_failed(self.uid, error)
+        self._asked_in.run(self._reports.load_failed, self.uid, error)
         return False
 
     async def _load(self) -> None:

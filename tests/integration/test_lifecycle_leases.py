@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import logging
 import os
 import signal
 import time
@@ -28,6 +29,7 @@ from modelmora.errors import (
     WorkerUnavailable,
 )
 from modelmora.lifecycle.v1 import lifecycle_pb2 as pb
+from modelmora_runtime.telemetry import current_span
 from modelmora_runtime.worker_channel import WorkerChannel
 
 GRACE = 600.0
@@ -348,3 +350,31 @@ async def test_a_platform_with_idle_leases_stops_at_once(database_url: str, data
         pids = workers_of(data_dir)
         assert len(pids) >= 3
     assert not any(alive(pid) for pid in pids)
+
+
+async def test_what_comes_of_itself_is_no_part_of_the_call_that_came_last(
+    node: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = await two(node)
+    traces: list[tuple[str, int]] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            here = current_span()
+            traces.append((record.getMessage(), here.trace_id if here is not None else 0))
+
+    def of(words: str) -> set[int]:
+        return {trace for message, trace in traces if words in message}
+
+    caplog.set_level(logging.INFO, "modelmora_lifecycle.actor")
+    ear, log = Ear(), logging.getLogger("modelmora_lifecycle.actor")
+    log.addHandler(ear)
+    try:
+        await node.load(one)
+        await node.load(other)
+    finally:
+        log.removeHandler(ear)
+    (call,) = of(f"of {one}: LOADING -> LOADED")
+    assert call, "a load is part of its call"
+    assert of(f"of {one}: UNLOADED -> LOADING") == {call}
+    assert call not in of(f"of {one}: LOADED -> DRAINING") | of(f"of {one}: DRAINING -> UNLOADED") | of(f"of {other}:")
