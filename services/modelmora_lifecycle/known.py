@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from modelmora.errors import ModelMoraError
 
-from modelmora_lifecycle.domain import HOST, VersionFacts
+from modelmora_lifecycle.domain import HOST, StartMode, VersionFacts
 from modelmora_lifecycle.ledger import Ledger, Vector, covers, largest, least, minus, plus
 from modelmora_lifecycle.prediction import Measured, Pace, Prediction, Setup, Source, setup_of
 from modelmora_lifecycle.scaling import NO_PRESSURE, Pressure
@@ -55,6 +55,11 @@ class Known:
         """In the present setup."""
         return self.measurements.get(self.setup)
 
+    def measured_so(self, forked: bool) -> Measured | None:
+        """What holds for a worker from a fork server, or not from one."""
+        measured = self.measured
+        return measured.started(StartMode.FORKED if forked else StartMode.SPAWNED) if measured is not None else None
+
     def trouble(self, now: float) -> str:
         """Why it is to be tried again, for people; empty when it is not."""
         if self.error is not None:
@@ -93,14 +98,15 @@ class Known:
         shared = (memory for owner, memory in self.shared.items() if owner not in ledger.charges)
         own, beside = self.own(prediction, forked), plus(*shared, server or {})
         if room is not None:
-            least_own = largest(prediction.at_least(self.facts, self.measured, forked), self.outgrown)
-            usual = least(prediction.usual(self.facts, self.measured, forked), minus(room, beside))
+            measured = self.measured_so(forked)
+            least_own = largest(prediction.at_least(self.facts, measured, forked), self.outgrown)
+            usual = least(prediction.usual(self.facts, measured, forked), minus(room, beside))
             own = largest(least_own, usual, least(own, minus(available or {}, beside)))
         return plus(own, beside)
 
     def own(self, prediction: Prediction, forked: bool) -> dict[str, int]:
         """The part of `need` that is its own."""
-        return largest(prediction.before_load(self.facts, self.measured, forked), self.outgrown)
+        return largest(prediction.before_load(self.facts, self.measured_so(forked), forked), self.outgrown)
 
     def source(self, prediction: Prediction, own: Vector, forked: bool) -> Source:
         """Where `own` bytes come from. What a load took that failed for it was measured, whatever was declared; what
@@ -108,7 +114,7 @@ class Known:
         if self.facts.declared.get(HOST, 0) > 0 and covers(self.facts.declared, own):
             return "declared"
         guessed = prediction.expected(self.facts, None, forked)
-        return prediction.source(self.facts, self.measured) if covers(guessed, own) else "measured"
+        return prediction.source(self.facts, self.measured_so(forked)) if covers(guessed, own) else "measured"
 
     def failed(self, now: float, delay_seconds: float, error: ModelMoraError | None) -> None:
         self.retry_at, self.error = now + delay_seconds, error

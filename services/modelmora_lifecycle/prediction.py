@@ -72,7 +72,7 @@ class Measured:
 
     def after_load(self, memory: Vector, seconds: float, limits: EngineLimits, mode: StartMode | None) -> Measured:
         """With one more load that took `seconds` and left `memory`."""
-        before = self if limits == self.limits else Measured(self.version, self.setup, limits)
+        before = self.started(mode) if limits == self.limits else Measured(self.version, self.setup, limits)
         earlier = self.load_seconds if mode is self.start_mode else ()
         return replace(
             before,
@@ -92,8 +92,15 @@ class Measured:
         """The most that it takes in use, as far as was seen."""
         return plus(self.base, self.growth)
 
-    def while_loading(self, memory: Vector) -> Measured:
-        return replace(self, loading=largest(self.loading, memory))
+    def while_loading(self, memory: Vector, mode: StartMode | None = None) -> Measured:
+        before = self.started(mode)
+        return replace(before, loading=largest(before.loading, memory), start_mode=mode or before.start_mode)
+
+    def started(self, mode: StartMode | None) -> Measured:
+        """What of it holds for a worker that is started in this way: libraries are its own, or its fork server's."""
+        if mode is None or self.start_mode in (None, mode):
+            return self
+        return Measured(self.version, self.setup, self.limits, growth=self.growth, batch_tokens=self.batch_tokens)
 
     @property
     def typical_load_seconds(self) -> float | None:

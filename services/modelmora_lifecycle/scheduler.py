@@ -779,7 +779,7 @@ class Scheduler:
         known = self._known[replica.version]
         if replica.state is ReplicaState.LOADING:
             if not self._stray(replica):
-                known.measure(known.measuring().while_loading(memory))
+                known.measure(known.measuring().while_loading(memory, replica.start_mode))
             charge = self.ledger.charge_of(uid)
             if not covers(charge, memory):
                 self._replicas[uid] = replica.changed(now, peak=largest(replica.peak, memory))
@@ -1378,9 +1378,9 @@ class Scheduler:
         """Whether a victim came back that was not needed: who is short of replicas has to be asked again then, or one
         of its version is loaded beside it."""
         known = self._known[replica.version]
-        owner, server = self._server(known)
+        (owner, server), forked = self._server(known), self._forked(known)
         # Who was promised its place when there was a fork server has nothing for a new one.
-        least_own = known.need(self.rules.prediction, self.ledger, forked=self._forked(known), room={})
+        least_own = known.need(self.rules.prediction, self.ledger, forked=forked, room={})
         if not covers(need, plus(least_own, server)):
             server = {}
         own = minus(need, server)
@@ -1402,8 +1402,8 @@ class Scheduler:
                 now,
                 start_time=now,
                 cpu_threads=cpu_threads,
-                predicted=self.rules.prediction.expected(known.facts, known.measured, self._forked(known)),
-                need_source=self.rules.prediction.source(known.facts, known.measured),
+                predicted=self.rules.prediction.expected(known.facts, known.measured_so(forked), forked),
+                need_source=self.rules.prediction.source(known.facts, known.measured_so(forked)),
                 granted=own,
             )
         )
@@ -1481,10 +1481,11 @@ class Scheduler:
     def _taken(self, replica: Replica) -> dict[str, int]:
         """What it was declared, or was seen to take: now, or when it was loaded before."""
         known, prediction = self._known[replica.version], self.rules.prediction
-        seen = [replica.peak, known.facts.declared, known.measuring().peak]
+        seen = [replica.peak, known.facts.declared, known.measuring().started(replica.start_mode).peak]
         if replica.state is ReplicaState.LOADING:
             forked = self._forked(known)
-            seen += [prediction.usual(known.facts, known.measured, forked), known.outgrown, replica.predicted]
+            usual = prediction.usual(known.facts, known.measured_so(forked), forked)
+            seen += [usual, known.outgrown, replica.predicted]
             return plus(largest(*seen), *known.shared.values())
         return largest(*seen)
 

@@ -7,7 +7,7 @@ A server is measured like a version whose name is its owner in the ledger: what 
 A server may be there and fork nothing: a library is missing, or an accelerator is open in it. Then workers are spawned
 after all, with all the libraries for their own; the first one of the family shows it, and it is expected of the next.
 Every launch asks the server first and starts it where none runs, so each load counts it. A worker that was spawned
-because its server died shows nothing; two in a row do.
+because its server died shows nothing: what was reserved for both is what it takes.
 
 A server whose memory is needed is leaving: it ends once no worker of its is left, and until it is gone none is started.
 """
@@ -33,8 +33,6 @@ class ForkServers:
         self._open: dict[str, float] = {}
         """Since when they take orders."""
         self._barren: set[str] = set()
-        self._died: set[str] = set()
-        """Without which the last worker was started: they had ended before they forked."""
         self.leaving: dict[str, bool] = {}
         """By owner: whose memory is needed, and whether they were told to end."""
 
@@ -79,11 +77,8 @@ class ForkServers:
         """A worker of its family was started in this way; `refused`: because the server forks nothing."""
         if mode is StartMode.FORKED:
             self._barren.discard(owner)
-            self._died.discard(owner)
-        elif refused or owner in self._died:
+        elif refused:
             self._barren.add(owner)
-        else:
-            self._died.add(owner)
 
     def forks(self, owner: str) -> bool:
         """Whether the next worker is expected to come from it: it did not refuse the last one."""
@@ -111,5 +106,5 @@ class ForkServers:
     def __copy__(self) -> ForkServers:
         other = ForkServers()
         other._measured, other._since, other._open = copy(self._measured), copy(self._since), copy(self._open)
-        other._barren, other._died, other.leaving = copy(self._barren), copy(self._died), copy(self.leaving)
+        other._barren, other.leaving = copy(self._barren), copy(self.leaving)
         return other

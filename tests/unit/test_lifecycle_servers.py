@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from fakes import FakeClock, FakeEffects, FakeWorker
 from modelmora.errors import NeverFits
-from modelmora_lifecycle.domain import HOST, MIB, Residency, StartMode, VersionFacts
+from modelmora_lifecycle.domain import HOST, MIB, ReplicaState, Residency, StartMode, VersionFacts
 from modelmora_lifecycle.eviction import Plan, Trigger
 from modelmora_lifecycle.main import Settings, rules
 from modelmora_lifecycle.placement import PlacementOutcome
@@ -222,8 +222,46 @@ def test_a_spawn_for_want_of_a_fork_server_says_nothing_of_the_next_load(node: N
     node.scheduler.launched(again, 8, node.clock.now, StartMode.SPAWNED)
     node.run_for(2.0)
     assert node.charges().keys() == {again}
-    spawned = node.scheduler.explain(version("c"), 20, node.clock.now).need
-    assert spawned == {HOST: (84 + 350 + 350) * MIB}, "beside a server that is started once more, and always dies"
+    for name in ("a", "c"):  # however often it dies
+        told = node.scheduler.explain(version(name), 20, node.clock.now)
+        assert told.need == {HOST: OWN + 350 * MIB}
+
+
+def test_what_is_known_of_forked_workers_stands_after_some_were_spawned(node: Node) -> None:
+    known = Measured("a", setup_of(version("a")), loading={HOST: 60 * MIB}, base={HOST: 50 * MIB}, load_seconds=(1.0,))
+    node.scheduler.remember(replace(known, start_mode=StartMode.FORKED))
+    node.workers["a"] = FakeWorker(load_seconds=3.0, memory={HOST: 400 * MIB})
+    for _ in range(3):
+        assert node.scheduler.explain(version("a"), 20, node.clock.now).need == {HOST: (60 + 350) * MIB}
+        uid = node.want(version("a"))
+        node.scheduler.launched(uid, 7, node.clock.now, StartMode.SPAWNED)
+        node.scheduler.measured(uid, {HOST: 390 * MIB}, node.clock.now)
+        node.run_for(5.0)
+        assert [replica.state for replica in node.scheduler.replicas()] == [ReplicaState.LOADED]
+        node.scheduler.unload("a", force=True, now=node.clock.now)
+        node.run_for(1.0)
+
+
+@pytest.mark.parametrize(
+    ("families", "mode", "own"),
+    [({"torch": "torch"}, StartMode.SPAWNED, 84 + 64 + 350), ({}, StartMode.FORKED, 84 + 350)],
+)
+def test_what_was_measured_counts_for_workers_that_start_alike(
+    families: dict[str, str], mode: StartMode, own: int
+) -> None:
+    """Of before fork servers were turned off in the settings, or on: else libraries count twice, or not at all."""
+    node = Node(FakeClock(), {HOST: 1000 * MIB}, Rules(families=families))
+    taken = {HOST: 401 * MIB}
+    node.scheduler.remember(Measured("a", setup_of(version("a")), loading=taken, base=taken, start_mode=mode))
+    told = node.scheduler.explain(version("a"), 20, node.clock.now)
+    assert told.need == {HOST: own * MIB}
+    uid = node.want(version("a"))
+    node.scheduler.launched(uid, 7, node.clock.now, StartMode.FORKED if families else StartMode.SPAWNED)
+    node.scheduler.measured(uid, {HOST: 60 * MIB}, node.clock.now)
+    node.run_for(2.0)
+    learned = node.scheduler.measurement("a")
+    assert learned is not None
+    assert learned.loading == {HOST: 60 * MIB}
 
 
 def test_who_is_spawned_for_want_of_a_fork_server_has_what_was_reserved_for_that(node: Node) -> None:
