@@ -161,8 +161,9 @@ async def test_a_call_is_given_less_time_while_timers_are_late(echo: Rig, monkey
 
     monkeypatch.setattr(Dispatchers, "submit", note)
     monkeypatch.setattr(Lateness, "seconds", lambda self, now: 1.0)
-    await echo.right("a text", timeout=20)
-    assert given[0] < 19.9
+    for _ in range(5):  # one of them at least arrives with nearly all of its time
+        await echo.right("a text", timeout=20)
+    assert max(given) < 19.8
 
 
 async def test_the_timeout_of_a_request_counts_when_it_is_earlier(slow: Rig) -> None:

@@ -299,7 +299,7 @@ async def test_a_want_that_is_said_again_is_as_urgent_as_the_last_one(node: Rig)
     one, other = await two(node)
     busy = await (await node.acquire(one, priority=30)).ready()
     await busy.in_use(1)
-    waiting = await node.acquire(other, priority=10)
+    waiting = await node.acquire(other, priority=10, seconds=15.0)  # after 20 s LOW is as urgent as HIGH by itself
     await waiting.hear("loading")
     await waiting.call.write(pb.AcquireRequest(want=pb.Want(model_version=other, priority=common_pb2.PRIORITY_HIGH)))
     await busy.hear("yield")
