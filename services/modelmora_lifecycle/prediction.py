@@ -2,7 +2,8 @@
 
 Bytes, the best source first:
 
-    measured    by this very version in the same setup, right after its last load
+    measured    by this very version in the same setup, right after its last load, if workers start as they did then:
+                forked, or with libraries of their own
     declared    by the owner of the version; also the least that is ever charged
     predicted   the weights by the headers of their files, else the size of all files; plus what the engine takes
 

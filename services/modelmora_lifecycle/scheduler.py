@@ -613,7 +613,8 @@ class Scheduler:
 
     def _end_too_large(self, replica: Replica, now: float) -> None:
         """A load that no eviction can make room for any more would only be thrown away once it is done. That it never
-        fits its callers hear when it is placed again."""
+        fits its callers hear when it is placed again. The fork server that it comes from is not counted: where that
+        alone makes it too large, it goes on."""
         charge = self.ledger.charge_of(replica.uid)
         short = {device: over for device, over in self.overdrawn.items() if device in charge}
         if not short:
